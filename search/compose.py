@@ -1,0 +1,277 @@
+"""From the words of a command line to configurations: study file, Hydra overrides, sweeps."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, OverrideType, Sweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from search.config import StudyConfig
+from search.schema import build_config, section_names
+from strategies import ConfigError, nearest
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One override with one value.
+
+    Args:
+        kind: Set, add or delete.
+        key: Dotted key.
+        value: The new value; for a deletion the value that must be there, or None for any.
+        swept: The override gave several values, this is one of them.
+    """
+
+    kind: OverrideType
+    key: str
+    value: Any
+    swept: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}"
+
+
+Job = tuple[Change, ...]
+
+
+def study_folders() -> tuple[Path, Path]:
+    """Where studies are looked up by name: the working folder's ``studies/``, then the one shipped."""
+    return Path("studies"), Path(__file__).resolve().parent.parent / "studies"
+
+
+def list_studies() -> dict[str, Path]:
+    """Name to file of every study that can be chosen by name, sorted by name."""
+    found: dict[str, Path] = {}
+    for folder in study_folders():
+        for path in sorted(folder.glob("*")):
+            if path.suffix in _SUFFIXES and path.is_file():
+                found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def find_study(name: str) -> Path:
+    """The file of a study given by name, or by path (with a separator, or ending in .yaml or .yml).
+
+    Raises:
+        ConfigError: There is no such study or file.
+    """
+    if "/" in name or "\\" in name or name.endswith(_SUFFIXES):
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        beside = [other.name for suffix in _SUFFIXES for other in path.parent.glob(f"*{suffix}")]
+        raise ConfigError(f"study: {name!r} is not a file" + (f"; {nearest(path.name, beside)}" if beside else ""))
+    known = list_studies()
+    if name not in known:
+        raise ConfigError(f"study: there is none called {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def load_study(path: Path) -> dict[str, Any]:
+    """The content of a study file, interpolations unresolved.
+
+    Raises:
+        ConfigError: The file cannot be read, is broken YAML, repeats a key or holds no mapping.
+    """
+    try:
+        node = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: {error.problem or error.context}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not a readable study file: {_first_line(error)}") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path}: holds a list, a study is a mapping of keys to values")
+    return {str(key): value for key, value in _plain(node, resolve=False).items()}
+
+
+def compose_study(arguments: Sequence[str]) -> StudyConfig:
+    """The configuration of one study.
+
+    Args:
+        arguments: Hydra overrides, ``study=...`` among them.
+
+    Raises:
+        ConfigError: One line a problem.
+    """
+    return compose_jobs(arguments)[0]
+
+
+def compose_jobs(arguments: Sequence[str], multirun: bool = False) -> list[StudyConfig]:
+    """The configurations that the arguments ask for: one, or with ``multirun`` the product of all sweeps.
+
+    Jobs that would share a study's name get the swept values that tell them apart as a suffix, unless
+    ``name`` itself is swept.
+
+    Raises:
+        ConfigError: One line a problem; with several jobs, those of the first job that has any.
+    """
+    jobs = _expand(arguments, multirun)
+    drafts = [_draft(job) for job in jobs]
+    if not any(change.swept and change.key == "name" for job in jobs for change in job):
+        _tell_apart(jobs, [values for values, _ in drafts])
+    configs = []
+    for job, (values, problems) in zip(jobs, drafts, strict=True):
+        try:
+            configs.append(build_config(values, problems))
+        except ConfigError as error:
+            label = " ".join(str(change) for change in job if change.swept)
+            raise ConfigError(f"{label}: {error}" if label else str(error)) from error
+    return configs
+
+
+def _expand(arguments: Sequence[str], multirun: bool) -> list[Job]:
+    alternatives = [_changes(_parse(argument), multirun) for argument in arguments]
+    if not any(change.key == "study" and change.value for changes in alternatives for change in changes):
+        raise ConfigError(f"study: missing; choose one with study=NAME: {', '.join(list_studies())}")
+    return list(itertools.product(*alternatives))
+
+
+def _parse(argument: str) -> Override:
+    if "=" not in argument and not argument.startswith("~"):
+        hint = f"study={argument}" if argument in list_studies() else "key=value"
+        raise ConfigError(f"{argument!r} is not an override; write {hint}")
+    try:
+        return OverridesParser.create().parse_overrides([argument])[0]
+    except HydraException as error:
+        key = argument.split("=", 1)[0]
+        raise ConfigError(
+            f"{argument!r} cannot be read; special characters need quotes of their own: \"{key}='...'\""
+        ) from error
+
+
+def _changes(override: Override, multirun: bool) -> list[Change]:
+    kind, key, value = override.type, override.key_or_group, override.value()
+    if override.package is not None:
+        key = f"{key}@{override.package}"
+    if not isinstance(value, Sweep | Glob):
+        return [Change(kind, key, value)]
+    if override.is_interval_sweep() or (isinstance(value, Glob) and key != "study"):
+        raise ConfigError(f"{override.input_line}: a sweep must list its values: {key}=a,b or {key}=range(1,4)")
+    if not multirun:
+        raise ConfigError(f"{override.input_line}: several values need --multirun; one list is written {key}=[a,b]")
+    if isinstance(value, Glob):
+        values: list[Any] = value.filter(list(list_studies()))
+    else:
+        # The grammar's own quoting makes each element, read again, the value that was meant.
+        values = [_parse(f"{key}={text}").value() for text in override.sweep_string_iterator()]
+    if not values:
+        raise ConfigError(f"{override.input_line}: the sweep holds no value")
+    return [Change(kind, key, one, swept=True) for one in values]
+
+
+def _draft(job: Job) -> tuple[dict[str, Any], list[str]]:
+    """The values of a job before they are checked against the schema, and the problems met so far."""
+    path = find_study(str([change.value for change in job if change.key == "study" and change.value][-1]))
+    values = _merged(load_study(path))
+    if values["name"] is None:
+        values["name"] = path.stem
+    problems = []
+    for change in job:
+        try:
+            if change.key != "study":
+                _apply(values, change)
+        except ConfigError as error:
+            problems.append(str(error))
+    return _resolved(values), problems
+
+
+def _merged(study: Mapping[str, Any]) -> dict[str, Any]:
+    values = StudyConfig().model_dump(mode="json")
+    del values["data"]["source"]  # unless somebody says it, it follows from the other keys
+    for key, value in study.items():
+        if key in values and value is None and isinstance(values[key], dict):
+            continue  # a section whose every line is commented out
+        values[key] = values[key] | value if key in section_names() and isinstance(value, dict) else value
+    return values
+
+
+def _apply(values: dict[str, Any], change: Change) -> None:
+    *above, last = change.key.split(".")
+    holder = values
+    for position, part in enumerate(above):
+        below = holder.get(part)
+        if below is None:
+            below = holder[part] = {}
+        if not isinstance(below, dict):
+            where = ".".join(above[: position + 1])
+            hint = f"; write {where}={{low: ..., high: ...}}" if above[0] == "strategy" else ""
+            raise ConfigError(f"{change.key}: {where} is the plain value {below!r} without keys of its own{hint}")
+        holder = below
+    if change.kind == OverrideType.DEL:
+        _delete(holder, last, change)
+    else:
+        _set(holder, last, change, is_section=not above and last in section_names())
+
+
+def _delete(holder: dict[str, Any], last: str, change: Change) -> None:
+    if last not in holder:
+        hint = f"; {nearest(last, holder)}" if holder else ""
+        raise ConfigError(f"~{change.key}: there is nothing to leave out{hint}")
+    if change.value is not None and holder[last] != change.value:
+        raise ConfigError(f"~{change.key}={change.value}: the value there is {holder[last]!r}")
+    del holder[last]
+
+
+def _set(holder: dict[str, Any], last: str, change: Change, is_section: bool) -> None:
+    old, new = holder.get(last), change.value
+    adds = change.kind == OverrideType.ADD
+    if isinstance(old, dict) and isinstance(new, dict) and (is_section or (adds and last in ("strategy", "presets"))):
+        holder[last] = old | new
+    elif adds and old is not None:
+        raise ConfigError(f"+{change.key}: is there already, with {old!r}; leave out the + to change it")
+    else:
+        holder[last] = new
+
+
+def _resolved(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _plain(OmegaConf.create(values), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'study'}: {_first_line(error)}") from error
+
+
+def _plain(node: DictConfig, resolve: bool) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]  # keys that are no strings are the schema's to refuse
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _tell_apart(jobs: Sequence[Job], drafts: Sequence[dict[str, Any]]) -> None:
+    """Append to names that occur twice the swept values that differ."""
+    for name in {str(values.get("name")) for values in drafts}:
+        group = [place for place, values in enumerate(drafts) if str(values.get("name")) == name]
+        labels = {place: _label([jobs[other] for other in group], jobs[place]) for place in group}
+        if len(group) > 1:
+            for place, label in labels.items():
+                drafts[place]["name"] = _short(f"{name}-{label}")
+    names = [str(values.get("name")) for values in drafts]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"name: the sweep would run {twice!r} twice; give its values once each")
+
+
+def _label(group: Sequence[Job], job: Job) -> str:
+    differing = (now for now, *others in zip(job, *group, strict=True) if any(now != other for other in others))
+    parts = (f"{change.key.split('.', 1)[-1]}_{change.value}" for change in differing)
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).strip("_")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:89]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"

@@ -1,0 +1,292 @@
+"""The typed configuration of a study: every key with its type, bounds, default and help line."""
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from strategies import Choice, ConfigError, Entry, Fixed, FloatRange, IntRange, Strategy, nearest, parse_space
+
+DEFAULT_SPACE: dict[str, Any] = {
+    "depth": {"low": 0.0, "high": 1.0},
+    "lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    "layer_decay": {"low": 0.4, "high": 1.0},
+    "weight_decay": {"low": 1e-4, "high": 0.3, "log": True},
+    "loss": {"choices": ["cross_entropy", "label_smoothing"]},
+    "batch_norm": {"choices": ["train", "frozen_stats"]},
+    "epochs": 5,
+    "batch_size": 64,
+    "warmup_epochs": 0.5,
+    "augment": "none",
+}
+
+DEFAULT_PRESETS: dict[str, dict[str, Any]] = {
+    "linear_probe": {"depth": 0, "lr": 3e-3},
+    "last_block": {"depth": 1, "lr": 1e-3},
+    "full_layer_decay": {"depth": 1.0, "lr": 1e-3, "layer_decay": 0.7},
+}
+
+WEIGHTS_PACKAGES = ("efficientnet-lite0",)
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+# What each source needs of root, dataset and csv, and what it can use.
+_SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "digits": ((), ()),
+    "folder": (("root",), ("root",)),
+    "csv": (("csv",), ("csv", "root")),
+    "torchvision": (("dataset", "root"), ("dataset", "root")),
+}
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _problems(*lines: str) -> PydanticCustomError:
+    """What a validator raises: one line a problem, each beginning with the full key."""
+    return PydanticCustomError("problems", "wrong values", {"lines": list(lines)})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class DataConfig(_Section):
+    """Which images, and how they are split."""
+
+    source: Literal["digits", "folder", "csv", "torchvision"] = Field(
+        "digits", description="where images come from; by default what root, dataset or csv ask for"
+    )
+    root: Text | None = Field(None, description="folder of the images (folder, torchvision; base of csv's paths)")
+    dataset: Text | None = Field(None, description="torchvision data set, such as FashionMNIST")
+    csv: Text | None = Field(None, description="manifest with columns path, label and, if you like, split")
+    image_size: int = Field(64, ge=8, le=2048, description="height and width the model sees, in pixels")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="validation's share where the data has no split")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="the test's share where the data has no split")
+    split_seed: int = Field(0, ge=0, lt=2**32, description="seed of that split")
+    limit_train: int | None = Field(None, ge=1, description="at most this many training images; null for all")
+    limit_val: int | None = Field(None, ge=1, description="at most this many validation images; null for all")
+    limit_test: int | None = Field(None, ge=1, description="at most this many test images; null for all")
+    on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an unreadable image leads to")
+    memory_gib: float = Field(4.0, ge=0, description="data up to this size is held decoded in memory")
+    workers: int = Field(2, ge=0, description="processes that decode data too large for memory")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_follows(cls, values: Any) -> Any:
+        """Whoever names a folder of images wants it searched, and not digits."""
+        if not isinstance(values, Mapping) or "source" in values:
+            return values
+        clues = (("csv", "csv"), ("dataset", "torchvision"), ("root", "folder"))
+        source = next((source for key, source in clues if values.get(key) is not None), "digits")
+        return {"source": source, **values}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataConfig":
+        needed, allowed = _SOURCE_KEYS[self.source]
+        found = [
+            f"data.{key}: missing; data.source: {self.source} needs it" for key in needed if getattr(self, key) is None
+        ]
+        found += [
+            f"data.{key}: {getattr(self, key)!r} would not be used by data.source: {self.source}; change that"
+            for key in ("root", "dataset", "csv")
+            if key not in allowed and getattr(self, key) is not None
+        ]
+        if self.val_fraction + self.test_fraction >= 1:
+            found.append(
+                f"data.val_fraction: {self.val_fraction:g} and data.test_fraction: {self.test_fraction:g} "
+                "leave nothing to train on; their sum must be below 1"
+            )
+        if found:
+            raise _problems(*found)
+        return self
+
+
+class ModelConfig(_Section):
+    """Which model, from which weights."""
+
+    name: Text = Field("resnet18", description="any timm classifier")
+    weights: tuple[str, ...] = Field(
+        ("hub",),
+        description="the first of these that can be had: hub, none, package:efficientnet-lite0, a file, "
+        "models:/name@alias, runs:/id/path",
+    )
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _known_forms(cls, value: Any) -> tuple[str, ...]:
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple) or not listed:
+            raise _problems(f"model.weights: {value!r} is not one form of weights, nor a list of them")
+        found = [f"model.weights: {message}" for form in listed if (message := _weights_problem(form))]
+        if "none" in listed[:-1]:
+            found.append(f"model.weights: {list(listed)!r}: what stands after none is never tried, put none last")
+        if found:
+            raise _problems(*found)
+        return tuple(listed)
+
+
+def _weights_problem(form: Any) -> str | None:
+    packages = tuple(f"package:{name}" for name in WEIGHTS_PACKAGES)
+    if isinstance(form, str):
+        if form in ("hub", "none", *packages) or form.lower().endswith(WEIGHTS_SUFFIXES):
+            return None
+        if form.startswith(("models:/", "runs:/")) and len(form.split(":/", 1)[1]) > 0:
+            return None
+    files = ", ".join(WEIGHTS_SUFFIXES)
+    allowed = f"hub, none, {', '.join(packages)}, a file ({files}), models:/... or runs:/..."
+    return f"{form!r} is not one of {allowed}"
+
+
+class BudgetConfig(_Section):
+    """When the search ends."""
+
+    trials: int | None = Field(20, ge=1, description="trials in all, those of earlier runs included")
+    hours: float | None = Field(None, gt=0, description="hours of this run; with trials, whichever ends first")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "BudgetConfig":
+        if self.trials is None and self.hours is None:
+            raise _problems("budget.trials: null, and budget.hours is null too; give one, or the search never ends")
+        return self
+
+
+class SamplerConfig(_Section):
+    """How the next strategy is chosen."""
+
+    name: Literal["tpe", "gp", "cmaes", "qmc", "random", "nsga2"] = Field("tpe", description="Optuna's sampler")
+    startup_trials: int = Field(8, ge=0, description="trials drawn at random before the sampler learns")
+
+
+class PrunerConfig(_Section):
+    """When a hopeless trial is stopped."""
+
+    name: Literal["median", "halving", "hyperband", "patient", "none"] = Field("median", description="Optuna's pruner")
+    startup_trials: int = Field(5, ge=0, description="trials that run to their end before any is pruned")
+    warmup_epochs: int = Field(1, ge=0, description="epochs of each trial that are never pruned")
+    patience: int = Field(2, ge=0, description="epochs without improvement that pruner patient allows")
+
+
+class CheckpointsConfig(_Section):
+    """Which checkpoints are kept."""
+
+    keep: int = Field(3, ge=1, description="checkpoints of the best trials that are kept")
+
+
+class StoreConfig(_Section):
+    """Where Optuna keeps the study."""
+
+    url: Text = Field("sqlite:///mlruns/optuna.db", description="database of the study, such as postgresql://...")
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if "://" not in value:
+            raise _problems(f"store.url: {value!r} is not a database URL such as sqlite:///mlruns/optuna.db")
+        return value
+
+
+class TrackingConfig(_Section):
+    """Where MLflow keeps runs and artifacts."""
+
+    uri: Text = Field("sqlite:///mlruns/mlflow.db", description="MLflow store or server")
+    artifacts: Text = Field("mlruns/artifacts", description="folder of the artifacts; a server may have its own")
+
+
+class StudyConfig(_Section):
+    """All that a study file and the command line can say."""
+
+    name: str | None = Field(None, description="study and MLflow experiment; by default the study file's name")
+    description: str = Field("", description="one line for listings")
+    task: Literal["classification"] = Field("classification", description="what is learnt")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of sampling and of training")
+    data: DataConfig = Field(default_factory=DataConfig, description="which images, and how they are split")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="which model, from which weights")
+    strategy: dict[str, Any] = Field(
+        default_factory=lambda: deepcopy(DEFAULT_SPACE),
+        description="per field a plain value, {low, high, log, step} or {choices: [...]}",
+    )
+    presets: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: deepcopy(DEFAULT_PRESETS),
+        description="named strategies that are tried first; {} for none",
+    )
+    budget: BudgetConfig = Field(default_factory=BudgetConfig, description="when the search ends")
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
+        "accuracy", description="validation metric that decides"
+    )
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="how the next strategy is chosen")
+    pruner: PrunerConfig = Field(default_factory=PrunerConfig, description="when a hopeless trial is stopped")
+    checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig, description="which are kept")
+    retries: int = Field(2, ge=0, description="times that a killed trial is tried again")
+    store: StoreConfig = Field(default_factory=StoreConfig, description="where Optuna keeps the study")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where MLflow keeps runs")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="number format of the training")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null leaves it to torch")
+
+    def space(self) -> dict[str, Entry]:
+        """The strategy section, parsed."""
+        return parse_space(self.strategy)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", value):
+            expected = "letters, digits, '.', '_' and '-' (at most 100, the first neither '.' nor '-')"
+            raise _problems(f"name: {value!r} is not made of {expected}; give another with name=...")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value, re.ASCII):
+            hint = nearest(value, ("auto", "cpu", "cuda", "cuda:N", "mps"))
+            raise _problems(f"device: {value!r} is not a device; {hint}")
+        return value
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _is_space(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _problems(f"strategy: {value!r} is not a mapping of strategy fields to values or ranges")
+        found: list[str] = []
+        space: dict[str, Entry] = {}
+        for name, spec in value.items():
+            try:
+                space |= parse_space({name: spec})
+            except ConfigError as error:
+                found.append(str(error))
+        if not found and max(_values(space, "warmup_epochs")) > min(_values(space, "epochs")):
+            found.append("strategy.warmup_epochs: can exceed strategy.epochs; warm-up must fit into the training")
+        if found:
+            raise _problems(*found)
+        return value
+
+    @field_validator("presets", mode="before")
+    @classmethod
+    def _are_strategies(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _problems(f"presets: {value!r} is not a mapping of names to strategies; {{}} is none")
+        found = []
+        for name, preset in value.items():
+            if not isinstance(name, str) or not isinstance(preset, Mapping):
+                found.append(f"presets.{name}: {preset!r} is not a name with a mapping of strategy fields to values")
+                continue
+            try:
+                Strategy.from_dict(preset)
+            except ConfigError as error:
+                found.append(f"presets.{name}{str(error).removeprefix('strategy')}")
+        if found:
+            raise _problems(*found)
+        return value
+
+
+def _values(space: Mapping[str, Entry], name: str) -> tuple[float, ...]:
+    match space.get(name, Fixed(getattr(Strategy(), name))):
+        case Fixed(value=value):
+            return (value,)
+        case Choice(choices=choices):
+            return choices
+        case IntRange(low=low, high=high) | FloatRange(low=low, high=high):
+            return (low, high)

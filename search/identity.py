@@ -1,0 +1,92 @@
+"""What makes trials comparable: a study refuses to go on when any of it has changed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
+
+from search.config import StudyConfig
+from strategies import Choice, ConfigError, Entry, Fixed, FloatRange, IntRange, Space
+from trainers import ImageData, ModelSource
+
+IDENTITY = "identity"
+
+
+def identity(config: StudyConfig, data: ImageData, source: ModelSource) -> dict[str, Any]:
+    """The facts that all trials of a study have in common, by the key a user would change."""
+    return {
+        "task": config.task,
+        "metric": config.metric,
+        "data.image_size": config.data.image_size,
+        "data (fingerprint)": data.fingerprint,
+        "model.name": source.name,
+        "model.weights (digest)": source.weights.digest,
+    }
+
+
+def check_identity(study: Study, found: Mapping[str, Any]) -> None:
+    """Record the identity of a new study; refuse to continue one whose identity was another.
+
+    Raises:
+        ConfigError: Names what differs and offers a new study name.
+    """
+    known = study.user_attrs.get(IDENTITY)
+    if known is None:
+        study.set_user_attr(IDENTITY, dict(found))
+        return
+    differs = [f"{key}: {known.get(key)} -> {value}" for key, value in found.items() if known.get(key) != value]
+    if differs:
+        raise ConfigError(
+            f"study {study.study_name!r} has trials that would not be comparable; what changed:\n  "
+            + "\n  ".join(differs)
+            + f"\nKeep it as it was, or begin a new study with name={study.study_name}-2"
+        )
+
+
+def check_space(study: Study, space: Space) -> None:
+    """Refuse a space that Optuna cannot join with the trials that are there.
+
+    Ranges may move; a field may become fixed or searched. The list of a field's choices, and whether it is a range or a
+    list, must stay.
+
+    Raises:
+        ConfigError: Names the field and offers a new study name.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        for name, old in trial.distributions.items():
+            new = space.get(name)
+            if new is None or isinstance(new, Fixed):
+                continue
+            try:
+                check_distribution_compatibility(old, _distribution(new))
+            except ValueError as error:
+                raise ConfigError(
+                    f"strategy.{name}: study {study.study_name!r} has trials that drew it from {_in_words(old)}; keep "
+                    f"that, or begin a new study with name={study.study_name}-2"
+                ) from error
+
+
+def _distribution(entry: Entry) -> BaseDistribution:
+    match entry:
+        case Choice(choices=choices):
+            return CategoricalDistribution(choices)
+        case IntRange(low=low, high=high, step=step, log=log):
+            return IntDistribution(low, high, log, step)
+        case FloatRange(low=low, high=high, step=float_step, log=log):
+            return FloatDistribution(low, high, log, float_step)
+        case Fixed(value=value):
+            return CategoricalDistribution((value,))
+
+
+def _in_words(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return f"choices {list(distribution.choices)}"
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return f"a range from {distribution.low:g} to {distribution.high:g}{' (log)' if distribution.log else ''}"

@@ -1,0 +1,52 @@
+"""How a trial ended, in the words that Optuna, MLflow and our tags use for it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+Outcome = Literal["complete", "pruned", "failed", "killed"]
+
+# Attributes of an Optuna trial.
+OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, STRATEGY, DEPTH = (
+    "outcome",
+    "reason",
+    "mlflow_run_id",
+    "owner",
+    "attempt",
+    "fingerprint",
+    "checkpoint",
+    "preset",
+    "strategy",
+    "depth_blocks",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The state Optuna stores, the status MLflow shows, and what the terminal prints."""
+
+    state: TrialState
+    status: str
+    style: str
+
+
+# A pruned run is KILLED in MLflow, not FINISHED: it was stopped before its end, and on purpose, as its tag says.
+ENDINGS: dict[Outcome, Ending] = {
+    "complete": Ending(TrialState.COMPLETE, "FINISHED", "green"),
+    "pruned": Ending(TrialState.PRUNED, "KILLED", "yellow"),
+    "failed": Ending(TrialState.FAIL, "FAILED", "red"),
+    "killed": Ending(TrialState.FAIL, "KILLED", "magenta"),
+}
+
+
+def outcome_of(trial: FrozenTrial) -> Outcome | None:
+    """How a trial ended; ``None`` while it waits or runs."""
+    if trial.state == TrialState.COMPLETE:
+        return "complete"
+    if trial.state == TrialState.PRUNED:
+        return "pruned"
+    if trial.state == TrialState.FAIL:
+        # One that another host's heartbeat gave up on carries no outcome of its own.
+        return "failed" if trial.user_attrs.get(OUTCOME) == "failed" else "killed"
+    return None

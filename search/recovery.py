@@ -1,0 +1,130 @@
+"""Trials whose process went away: told as killed, and queued again with the same parameters."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, cast
+
+import psutil
+from optuna import Study
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from search.outcome import ATTEMPT, OUTCOME, OWNER, PRESET, REASON
+
+# A heartbeat a minute and three minutes' grace: shorter ones kill live trials whose process is busy (optuna#5470).
+HEARTBEAT_SECONDS = 60
+GRACE_SECONDS = 180
+
+
+def owner() -> str:
+    """The current process, so that another can tell whether it still lives: host, process number and start time."""
+    process = psutil.Process()
+    return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()})
+
+
+def _is_gone(owner_text: str) -> bool:
+    """Whether the owner ran on this host and has ended; of other hosts nothing is known."""
+    found = json.loads(owner_text)
+    if found["host"] != socket.gethostname():
+        return False
+    try:
+        # A recycled process number has another start time.
+        return abs(psutil.Process(found["pid"]).create_time() - found["started"]) > 1.0
+    except psutil.NoSuchProcess:
+        return True
+
+
+def recover(study: Study, retries: int) -> list[FrozenTrial]:
+    """Tell running trials whose process has ended on this host as killed, and queue each again.
+
+    Trials of other hosts are left to Optuna's heartbeat.
+
+    Args:
+        study: The study to look through.
+        retries: How many times one trial may be queued again.
+
+    Returns:
+        The trials that were told.
+    """
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    gone = [t for t in running if OWNER in t.user_attrs and _is_gone(t.user_attrs[OWNER])]
+    return [trial for trial in gone if kill(study, trial, retries, "its process ended")]
+
+
+def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
+    """Tell one running trial as killed and queue it again, unless another process did so first.
+
+    Returns:
+        Whether it was this call that told it.
+    """
+    live = Trial(study, trial._trial_id)
+    try:
+        # Attributes come first: a told trial cannot be changed.
+        last = attempt_of(trial) >= retries
+        live.set_user_attr(OUTCOME, "failed" if last else "killed")
+        live.set_user_attr(REASON, f"{reason}, {attempt_of(trial) + 1} times in all" if last else reason)
+        study.tell(live, state=TrialState.FAIL)
+    except (UpdateFinishedTrialError, ValueError):
+        return False
+    if not last:
+        requeue(study, trial)
+    return True
+
+
+def attempt_of(trial: FrozenTrial) -> int:
+    """How many earlier attempts of this trial were killed."""
+    return int(trial.user_attrs.get(ATTEMPT, 0))
+
+
+def requeue(study: Study, trial: FrozenTrial) -> None:
+    """Queue a trial's parameters once more, as its next attempt."""
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    attrs: dict[str, Any] = {ATTEMPT: attempt_of(trial) + 1, "retry_of": trial.number}
+    if PRESET in trial.user_attrs:
+        attrs[PRESET] = trial.user_attrs[PRESET]
+    study.enqueue_trial(params, user_attrs=attrs)
+
+
+def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:
+    """Optuna's storage at a database URL, with heartbeats; a stale trial of another host is queued again."""
+
+    def on_stale(study: Study, trial: FrozenTrial) -> None:
+        if attempt_of(trial) < retries():
+            requeue(study, trial)
+
+    return RDBStorage(
+        url,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+        heartbeat_stale_trial_callback=on_stale,
+    )
+
+
+class Heartbeat:
+    """Records that a trial is alive, from a thread, while the ``with`` block runs."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{trial.number}-{os.getpid()}", daemon=True)
+
+    def _beat(self) -> None:
+        storage = cast(RDBStorage, self._trial.storage)
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            storage.record_heartbeat(self._trial._trial_id)
+
+    def __enter__(self) -> "Heartbeat":
+        cast(RDBStorage, self._trial.storage).record_heartbeat(self._trial._trial_id)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()

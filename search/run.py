@@ -1,0 +1,183 @@
+"""The command line: ``python -m search.run study=NAME [key=value ...]``."""
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import OmegaConf
+
+from search.compose import compose_jobs, list_studies, load_study
+from search.config import StudyConfig
+from search.schema import schema_keys
+from strategies import ConfigError, UnfreezeError, nearest
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+_USAGE = """\
+usage: python -m search.run study=NAME [key=value ...] [options]
+
+Search for the best way to fine-tune a pretrained model on your images.
+
+  study=NAME       a study of --list, or a file: study=/path/mine.yaml
+  key=value        any key below, in Hydra's override grammar
+  +key=value       only if the key is not set yet; ++key=value in any case
+  ~key             leave the key out: its default holds
+
+options:
+  -h, --help       this text
+  --list           the studies that can be chosen by name
+  -c, --cfg job    print the composed configuration as YAML and stop
+  -m, --multirun   run every combination of key=a,b and key=range(1,4), one after the other
+  -v, --verbose    log more; twice for everything
+
+examples:
+  python -m search.run study=resnet_cls budget.trials=50 data.root=/my/images
+  python -m search.run study=resnet_cls strategy.lr.high=0.01 strategy.loss=focal
+  python -m search.run study=resnet_cls 'strategy.batch_size={choices: [32, 64]}'
+  python -m search.run study=resnet_cls,vit_cls seed=0,1 --multirun
+
+keys, with what they accept and their default:
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="python -m search.run", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-v", "--verbose", action="count", default=0)
+    return parser
+
+
+def help_text() -> str:
+    """Usage, examples, and each key of the schema with what it accepts, its default and its help line."""
+    rows = []
+    for key in schema_keys():
+        rows.append(f"  {key.name} = {_inline(key.default)}\n      {key.help}\n      [{key.expected}]")
+    return _USAGE + "\n".join(rows)
+
+
+def _inline(value: Any) -> str:
+    """A default as it would be written on the command line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_inline(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) or "''"
+
+
+def listing() -> str:
+    """One line a study: its name and what its file says about itself."""
+    studies = list_studies()
+    width = max(map(len, studies), default=0)
+    return "\n".join(f"{name:{width}}  {describe(path)}".rstrip() for name, path in studies.items())
+
+
+def describe(path: Path) -> str:
+    """The comment that a study file begins with, else its ``description``, else what is wrong with it."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        first = next((line.strip() for line in lines if line.strip()), "")
+        return first.lstrip("# ") if first.startswith("#") else str(load_study(path).get("description") or "")
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        return f"(cannot be read: {error})"
+
+
+def as_yaml(config: StudyConfig) -> str:
+    """The configuration as a study file that composes to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None]) -> int:
+    """Run studies one after the other; one that fails does not keep the next from running.
+
+    Args:
+        configs: What to run.
+        run: Runs one study.
+
+    Returns:
+        The worst exit code: 0, 1 after a failure that is no user's, 2 after bad input.
+
+    Raises:
+        KeyboardInterrupt: At once; the remaining studies are not run.
+    """
+    worst = 0
+    for config in configs:
+        try:
+            run(config)
+        except UnfreezeError as error:
+            worst = max(worst, BAD_INPUT)
+            label = f"study {config.name}: " if len(configs) > 1 else ""
+            print(f"error: {label}{error}", file=sys.stderr)
+        except Exception:
+            worst = max(worst, FAILED)
+            traceback.print_exc()
+    return worst
+
+
+def _set_up_logging(verbose: int) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
+    for package in ("search", "trainers", "strategies"):
+        logging.getLogger(package).setLevel(level)
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    options, unknown = _parser().parse_known_intermixed_args(arguments)
+    if unknown:
+        known = ["--help", "--list", "--cfg", "--multirun", "--verbose"]
+        raise ConfigError(f"{unknown[0]}: unknown option; {nearest(unknown[0], known)}")
+    if options.help:
+        print(help_text())
+        return 0
+    if options.list:
+        print(listing())
+        return 0
+    configs = compose_jobs(options.overrides, options.multirun)
+    if options.cfg:
+        print("---\n".join(map(as_yaml, configs)), end="")
+        return 0
+    _set_up_logging(options.verbose)
+    # Only here: torch, optuna and mlflow take many times longer to import than everything above.
+    from search.study import run_study
+
+    return run_jobs(configs, run_study)
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """Do the work; what a user can mend or has asked for (Ctrl-C) ends in a message instead of a traceback.
+
+    Returns:
+        The work's own code, 2 after bad input, 130 after Ctrl-C.
+    """
+    try:
+        return work()
+    except UnfreezeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues the study", file=sys.stderr)
+        return INTERRUPTED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 (failure), 2 (bad input) or 130 (Ctrl-C)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return exit_code(lambda: _dispatch(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

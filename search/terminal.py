@@ -1,0 +1,149 @@
+"""What a search shows: progress while it runs, a line a trial, and the answer at the end."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from search.outcome import DEPTH, ENDINGS, PRESET, REASON, STRATEGY, outcome_of
+from search.winner import Winner
+from strategies import Strategy
+from trainers import EpochResult
+
+# Lines in a log file are not wrapped at 80 columns.
+_LOG_WIDTH = 160
+
+
+class Terminal:
+    """Progress bars on a terminal, plain lines elsewhere.
+
+    Args:
+        metric: Name of the score.
+        console: Where to print.
+    """
+
+    def __init__(self, metric: str, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        if not self._console.is_terminal:
+            self._console.width = _LOG_WIDTH
+        self._metric = metric
+        self._label = ""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._study_bar: TaskID | None = None
+        self._trial_bar: TaskID | None = None
+
+    def __enter__(self) -> "Terminal":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(escape(text))
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Show how far reading the images has come."""
+        if self._study_bar is None:
+            self._study_bar = self._progress.add_task(what, total=total, note="")
+        self._progress.update(self._study_bar, description=what, completed=done, total=total)
+
+    def study_started(self, done: int, total: int | None) -> None:
+        """Begin the bar of trials."""
+        if self._study_bar is not None:
+            self._progress.remove_task(self._study_bar)
+        self._study_bar = self._progress.add_task("trials", total=total, completed=done, note="")
+        self._trial_bar = self._progress.add_task("", total=1, note="", visible=False)
+
+    def trial_started(self, number: int, strategy: Strategy, label: str) -> None:
+        """Begin the bar of epochs."""
+        self._label = label
+        if self._trial_bar is not None:
+            self._progress.reset(
+                self._trial_bar, total=strategy.epochs, description=f"trial {number}", visible=True, note=label
+            )
+
+    def epoch_ended(self, result: EpochResult, score: float) -> None:
+        """Advance the bar of epochs."""
+        if self._trial_bar is not None:
+            note = f"{self._label}  {self._metric} {score:.4f}"
+            self._progress.update(self._trial_bar, completed=result.step, note=note)
+
+    def trial_ended(self, trial: FrozenTrial, best: float | None) -> None:
+        """Print the trial's line and advance the bar of trials."""
+        outcome = outcome_of(trial)
+        assert outcome is not None, "the trial was just told"
+        score = f"{self._metric} {trial.value:.4f}" if trial.value is not None else ""
+        seconds = trial.duration.total_seconds() if trial.duration else 0.0
+        note = trial.user_attrs.get(REASON, "") or (f"preset {p}" if (p := trial.user_attrs.get(PRESET)) else "")
+        self._console.print(
+            f"trial {trial.number:>3}  [{ENDINGS[outcome].style}]{outcome:<8}[/]  {score:<16}  {seconds:6.1f} s  "
+            f"{escape(self._label)}" + (f"  ({escape(note)})" if note else "")
+        )
+        if self._study_bar is not None:
+            self._progress.advance(self._study_bar)
+            if best is not None:
+                self._progress.update(self._study_bar, note=f"best {self._metric} {best:.4f}")
+
+    def table(self, trials: Sequence[FrozenTrial], names: Sequence[str], count: int = 10) -> None:
+        """Print the best strategies: rank, trial, score, the searched fields, epochs trained and seconds."""
+        table = Table(title=f"Best strategies by validation {self._metric}", title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in ("rank", "trial", self._metric, *names, "epochs", "seconds"):
+            # Spaces let a narrow terminal break headings and names in two lines.
+            table.add_column(heading.replace("_", " "), justify="right")
+        for rank, trial in enumerate(trials[:count], start=1):
+            values = trial.user_attrs[STRATEGY] | {"depth": trial.user_attrs[DEPTH]}
+            searched = [_short(values[name]) if name in trial.params else "" for name in names]
+            seconds = trial.duration.total_seconds() if trial.duration else 0.0
+            epochs = str(len(trial.intermediate_values))
+            table.add_row(str(rank), str(trial.number), f"{trial.value:.4f}", *searched, epochs, f"{seconds:.1f}")
+        self._console.print(table)
+
+    def importances(self, shares: Mapping[str, float]) -> None:
+        """Print how much of the score's variation each field explains."""
+        if not shares:
+            self._console.print("Which fields mattered: too few comparable trials to tell.")
+            return
+        self._console.print("Which fields mattered (share of the score's variation, estimated):")
+        for name, share in shares.items():
+            self._console.print(f"  {name:<16} {share:6.1%}  {'█' * round(share * 30)}")
+
+    def counts(self, trials: Sequence[FrozenTrial]) -> None:
+        """Print how many trials ended in which way, and why the failed ones did."""
+        outcomes = [outcome_of(trial) for trial in trials]
+        parts = [f"{outcomes.count(o)} {o}" for o in ENDINGS if outcomes.count(o)]
+        self._console.print("Trials: " + (", ".join(parts) or "none"))
+        for trial in trials:
+            if outcome_of(trial) == "failed":
+                self._console.print(f"  trial {trial.number} failed: {escape(trial.user_attrs.get(REASON, ''))}")
+
+    def winner(self, winner: Winner, ui_command: str) -> None:
+        """Print the winner's test score, where its model is and how to look at everything."""
+        self._console.print(
+            f"Winner: trial {winner.trial}, test {winner.metric} {winner.test_score:.4f} "
+            f"(95% interval {winner.test_low:.4f} to {winner.test_high:.4f}, {winner.test_images} images)"
+        )
+        self._console.print(f"Model:  {winner.model_uri}")
+        self._console.print(f"Look:   {ui_command}", soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")

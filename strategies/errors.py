@@ -1,0 +1,35 @@
+"""The one family of errors whose messages are written for people."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UnfreezeError(Exception):
+    """Base of every error that a user can cause and mend; the command line prints it without a traceback."""
+
+
+class ConfigError(UnfreezeError):
+    """A key, a value or a range of the configuration is wrong."""
+
+
+class DataError(UnfreezeError):
+    """The images, labels or splits cannot be used as they are."""
+
+
+class WeightsError(UnfreezeError):
+    """Pretrained weights cannot be found, read or fitted to the model."""
+
+
+class TrialError(UnfreezeError):
+    """A single trial cannot go on, such as by a non-finite loss; the study itself goes on."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint naming the known word closest to ``word``, or all of them when none is close.
+
+    Returns:
+        ``"did you mean 'lr'?"`` or ``"known: a, b, c"``.
+    """
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,236 @@
+"""The space strategies are sampled from: per field a range, a list of choices or a plain value."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from strategies.errors import ConfigError, nearest
+from strategies.strategy import CHOICES, CHOICES_DEFAULTS, Strategy, has_effect
+
+
+class Suggests(Protocol):
+    """What sampling needs of a trial; ``optuna.trial.Trial`` and ``FixedTrial`` have it."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """A whole number in ``[low, high]``."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number in ``[low, high]``."""
+
+    def suggest_categorical(self, name: str, choices: tuple[Any, ...]) -> Any:
+        """One of ``choices``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A plain value: the field is not searched."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class IntRange:
+    """Whole numbers from ``low`` to ``high``, both included."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FloatRange:
+    """Numbers from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A list of values."""
+
+    choices: tuple[Any, ...]
+
+
+Entry = Fixed | IntRange | FloatRange | Choice
+Space = Mapping[str, Entry]
+
+_RANGE_KEYS = ("low", "high", "step", "log")
+
+
+def parse_space(spec: Mapping[str, Any]) -> dict[str, Entry]:
+    """Read the ``strategy:`` section of a study.
+
+    Args:
+        spec: Field name to a plain value, ``{low, high, log, step}`` or ``{choices: [...]}``.
+
+    Returns:
+        One entry a field named in ``spec``, in the order of :class:`Strategy`'s fields.
+
+    Raises:
+        ConfigError: A field is unknown, or its entry is malformed, empty or out of the field's bounds.
+    """
+    for name in spec:
+        if name not in CHOICES:
+            raise ConfigError(f"strategy.{name}: unknown key; {nearest(str(name), CHOICES)}")
+    return {name: _parse_entry(name, spec[name]) for name in CHOICES if name in spec}
+
+
+def _parse_entry(name: str, spec: Any) -> Entry:
+    if not isinstance(spec, Mapping):
+        _check_value(name, spec)
+        return Fixed(spec)
+    known = (*_RANGE_KEYS, "choices")
+    for key in spec:
+        if key not in known:
+            raise ConfigError(f"strategy.{name}.{key}: unknown key; {nearest(str(key), known)}")
+    if "choices" in spec:
+        if len(spec) > 1:
+            others = ", ".join(key for key in spec if key != "choices")
+            raise ConfigError(f"strategy.{name}: choices cannot stand beside {others}")
+        return _parse_choices(name, spec["choices"])
+    return _parse_range(name, spec)
+
+
+def _parse_choices(name: str, choices: Any) -> Choice:
+    if not isinstance(choices, list | tuple) or not choices:
+        raise ConfigError(f"strategy.{name}.choices: {choices!r} is not a list of at least one value")
+    for value in choices:
+        _check_value(name, value, "choices")
+    for position, value in enumerate(choices):
+        # Optuna looks a choice up by equality, so 1 and 1.0 would be one and the same to it.
+        if value in choices[:position]:
+            raise ConfigError(f"strategy.{name}.choices: {value!r} is there twice (1 and 1.0 count as equal)")
+    return Choice(tuple(choices))
+
+
+def _parse_range(name: str, spec: Mapping[str, Any]) -> IntRange | FloatRange:
+    for key in ("low", "high"):
+        if key not in spec:
+            raise ConfigError(f"strategy.{name}.{key}: missing; a range needs low and high, a list needs choices")
+        _check_value(name, spec[key], key)
+        if isinstance(spec[key], str):
+            raise ConfigError(f"strategy.{name}.{key}: {spec[key]!r} is not a number; names need choices")
+    low, high, step, log = spec["low"], spec["high"], spec.get("step"), spec.get("log", False)
+    if not isinstance(log, bool):
+        raise ConfigError(f"strategy.{name}.log: {log!r} is not true or false")
+    if low > high:
+        raise ConfigError(f"strategy.{name}: low {low} is above high {high}")
+    if log and low <= 0:
+        raise ConfigError(f"strategy.{name}.low: {low} is not above 0, which log: true needs")
+    if step is not None and log:
+        raise ConfigError(f"strategy.{name}: step and log: true exclude each other")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not step > 0):
+        raise ConfigError(f"strategy.{name}.step: {step!r} is not a number above 0")
+    if isinstance(low, int) and isinstance(high, int) and int in CHOICES[name].kinds:
+        if step is not None and not isinstance(step, int):
+            raise ConfigError(f"strategy.{name}.step: {step!r} is not a whole number")
+        return IntRange(low, high, step or 1, log)
+    if name == "depth" and high > 1:
+        raise ConfigError(
+            f"strategy.depth: low {low!r} and high {high!r} mix whole numbers of blocks with fractions of the model"
+        )
+    return FloatRange(float(low), float(high), step, log)
+
+
+def _check_value(name: str, value: Any, key: str | None = None) -> None:
+    where = f"strategy.{name}" + (f".{key}" if key else "")
+    if not CHOICES[name].accepts(value):
+        raise ConfigError(f"{where}: {value!r} is not {CHOICES[name].expected()}")
+    if name == "depth" and isinstance(value, float) and value > 1:
+        raise ConfigError(f"{where}: {value!r} is not a fraction between 0 and 1; write blocks without a decimal point")
+
+
+def check_depths(space: Space, num_blocks: int) -> None:
+    """Refuse whole-number depths larger than the model.
+
+    Raises:
+        ConfigError: The space's ``depth`` can exceed ``num_blocks``.
+    """
+    deepest: dict[str, Any] = {}
+    match space.get("depth"):
+        case IntRange(high=high):
+            deepest = {"strategy.depth.high": high}
+        case Choice(choices=choices):
+            deepest = {"strategy.depth.choices": max((c for c in choices if isinstance(c, int)), default=0)}
+        case Fixed(value=value) if isinstance(value, int):
+            deepest = {"strategy.depth": value}
+    for key, depth in deepest.items():
+        if depth > num_blocks:
+            raise ConfigError(f"{key}: {depth} blocks asked for, the model has {num_blocks}")
+
+
+def sample(space: Space, trial: Suggests) -> Strategy:
+    """Draw one strategy; a field that earlier draws make meaningless is not drawn.
+
+    Args:
+        space: As :func:`parse_space` returns it; fields it lacks take their defaults.
+        trial: Answers the suggestions.
+
+    Raises:
+        ConfigError: The values drawn do not go together (more warm-up epochs than epochs).
+    """
+    values: dict[str, Any] = {}
+    for name, default in CHOICES_DEFAULTS.items():
+        entry = space.get(name, Fixed(default))
+        values[name] = _suggest(name, entry, trial) if has_effect(name, values) else default
+    return Strategy(**values)
+
+
+def _suggest(name: str, entry: Entry, trial: Suggests) -> Any:
+    match entry:
+        case Fixed(value=value):
+            return value
+        case IntRange(low=low, high=high, step=step, log=log):
+            return trial.suggest_int(name, low, high, step=step, log=log)
+        case FloatRange(low=low, high=high, step=float_step, log=log):
+            return trial.suggest_float(name, low, high, step=float_step, log=log)
+        case Choice(choices=choices):
+            return trial.suggest_categorical(name, choices)
+
+
+def project(strategy: Strategy, space: Space, num_blocks: int) -> dict[str, Any]:
+    """The point of ``space`` nearest to ``strategy``, as parameters to enqueue.
+
+    Numbers are moved to the nearest value the space holds (on a log axis where the entry is logarithmic), depth is
+    compared as a share of the model, a name the space does not offer is left to the sampler.
+
+    Returns:
+        Field name to value, for the searched fields only.
+    """
+    params: dict[str, Any] = {}
+    wanted = strategy.canonical(num_blocks).to_dict()
+    for name, entry in space.items():
+        if isinstance(entry, Fixed):
+            continue
+        value = _nearest_value(name, wanted[name], entry, num_blocks)
+        if value is not None:
+            params[name] = value
+    return params
+
+
+def _nearest_value(name: str, wanted: Any, entry: Entry, num_blocks: int) -> Any:
+    def as_share(value: Any) -> float:
+        return float(value) / num_blocks if name == "depth" and isinstance(value, int) else float(value)
+
+    match entry:
+        case Choice(choices=choices):
+            if isinstance(wanted, str):
+                return wanted if wanted in choices else None
+            return min(choices, key=lambda choice: abs(as_share(choice) - as_share(wanted)))
+        case IntRange(low=low, high=high, step=step):
+            steps = round((min(max(wanted, low), high) - low) / step)
+            return min(low + steps * step, low + (high - low) // step * step)
+        case FloatRange(low=low, high=high, step=None):
+            return min(max(as_share(wanted), low), high)
+        case FloatRange(low=low, high=high, step=float_step):
+            assert float_step is not None
+            last = math.floor((high - low) / float_step + 1e-9)
+            return low + min(max(round((as_share(wanted) - low) / float_step), 0), last) * float_step
+    raise AssertionError(entry)

@@ -1,0 +1,209 @@
+"""What a fine-tuning strategy is: one frozen record of every choice, checked, printable as YAML."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from strategies.errors import ConfigError, nearest
+
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a name"}
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a strategy's field may hold.
+
+    Args:
+        kinds: Types accepted; an int is accepted where a float is, a bool never is.
+        low: Least value, itself allowed unless ``above`` is set.
+        high: Greatest value, itself allowed.
+        above: ``low`` itself is excluded.
+        options: The only values accepted; empty for numbers.
+        help: One line for ``--help`` and the docs.
+    """
+
+    kinds: tuple[type, ...]
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    options: tuple[str, ...] = ()
+
+    def expected(self) -> str:
+        """The accepted values in words."""
+        if self.options:
+            return "one of " + ", ".join(self.options)
+        kind = " or ".join(_KINDS[k] for k in self.kinds)
+        bounds = []
+        if self.low > -math.inf:
+            bounds.append(f"{'above' if self.above else 'at least'} {self.low:g}")
+        if self.high < math.inf:
+            bounds.append(f"at most {self.high:g}")
+        return kind + (" " + " and ".join(bounds) if bounds else "")
+
+    def accepts(self, value: object) -> bool:
+        """Whether ``value`` is of the right type, finite and within bounds."""
+        if isinstance(value, bool):
+            return False
+        if isinstance(value, str):
+            return str in self.kinds and (not self.options or value in self.options)
+        if not isinstance(value, self.kinds) and not (isinstance(value, int) and float in self.kinds):
+            return False
+        assert isinstance(value, int | float)
+        inside = self.low < value if self.above else self.low <= value
+        return math.isfinite(value) and inside and value <= self.high
+
+
+def _choice(default: Any, help: str, *kinds: type, **limits: Any) -> Any:
+    return field(default=default, metadata={"choices": Choices(kinds, help, **limits)})
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """Every choice of how to fine-tune one model.
+
+    A field that another choice makes meaningless (``focal_gamma`` without the focal loss) keeps its default and has no
+    effect; see :data:`CONDITIONS`.
+
+    Example:
+        >>> Strategy(depth=0, lr=0.01).replace(optimizer="sgd").optimizer
+        'sgd'
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of bounds.
+    """
+
+    depth: int | float = _choice(
+        1.0, "blocks trained, counted from the head: a whole number, or a fraction (1.0 is all)", int, float, low=0
+    )
+    loss: str = _choice(
+        "cross_entropy", "training loss", str, options=("cross_entropy", "label_smoothing", "focal", "bce", "mse")
+    )
+    label_smoothing: float = _choice(
+        0.1, "mass moved to the other classes, with loss label_smoothing", float, low=0, high=0.9
+    )
+    focal_gamma: float = _choice(2.0, "focusing exponent, with loss focal", float, low=0, high=10)
+    optimizer: str = _choice("adamw", "any name of timm.optim.list_optimizers()", str)
+    lr: float = _choice(1e-3, "peak learning rate of the head", float, low=0, above=True, high=100)
+    layer_decay: float = _choice(
+        1.0, "factor on the learning rate for each block further from the head", float, low=0, above=True, high=1
+    )
+    weight_decay: float = _choice(0.01, "weight decay, never on norms and biases", float, low=0, high=10)
+    schedule: str = _choice(
+        "cosine", "learning-rate schedule over the epochs", str, options=("cosine", "poly", "step", "constant")
+    )
+    warmup_epochs: float = _choice(0.0, "epochs of linear warm-up from zero", float, low=0)
+    clip_grad: float = _choice(0.0, "largest gradient norm, 0 for no clipping", float, low=0)
+    batch_norm: str = _choice(
+        "train",
+        "BatchNorm of trained blocks: train, frozen_stats (running statistics fixed) or frozen (affine fixed too)",
+        str,
+        options=("train", "frozen_stats", "frozen"),
+    )
+    augment: str = _choice("none", "augmentation level", str, options=("none", "light", "medium", "strong"))
+    batch_size: int = _choice(64, "images a step", int, low=1)
+    epochs: int = _choice(5, "passes over the training images", int, low=1)
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if not choices.accepts(value):
+                raise ConfigError(f"strategy.{name}: {value!r} is not {choices.expected()}")
+        if isinstance(self.depth, float) and self.depth > 1:
+            raise ConfigError(
+                f"strategy.depth: {self.depth!r} is not a fraction between 0 and 1; for a number of blocks write it "
+                "without a decimal point"
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(f"strategy.warmup_epochs: {self.warmup_epochs} is longer than epochs: {self.epochs}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Strategy":
+        """Build a strategy from field names and values; fields left out take their defaults.
+
+        Raises:
+            ConfigError: A name is unknown or a value is wrong.
+        """
+        for name in values:
+            if name not in CHOICES:
+                raise ConfigError(f"strategy.{name}: unknown key; {nearest(str(name), CHOICES)}")
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "Strategy":
+        """Build a strategy from what :meth:`to_yaml` printed.
+
+        Raises:
+            ConfigError: The text is no YAML mapping, a name is unknown or a value is wrong.
+        """
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"strategy: not YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"strategy: expected a mapping of names to values, got {values!r}")
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field names and values, in the order of the fields."""
+        return {name: getattr(self, name) for name in CHOICES}
+
+    def to_yaml(self) -> str:
+        """The strategy as YAML that :meth:`from_yaml` reads back to an equal strategy."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return text
+
+    def replace(self, **changes: Any) -> "Strategy":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def blocks_trained(self, num_blocks: int) -> int:
+        """Depth as a number of blocks of a model that has ``num_blocks``.
+
+        A fraction above zero is rounded, half away from zero, to at least one block.
+
+        Raises:
+            ConfigError: ``depth`` is a whole number larger than ``num_blocks``.
+        """
+        if isinstance(self.depth, float):
+            return max(1, math.floor(self.depth * num_blocks + 0.5)) if self.depth > 0 else 0
+        if self.depth > num_blocks:
+            raise ConfigError(f"strategy.depth: {self.depth} blocks asked for, the model has {num_blocks}")
+        return self.depth
+
+    def canonical(self, num_blocks: int) -> "Strategy":
+        """The same strategy with depth as a number of blocks and every field without effect at its default."""
+        resolved = self.replace(depth=self.blocks_trained(num_blocks))
+        values = resolved.to_dict()
+        idle = {name: CHOICES_DEFAULTS[name] for name in values if not has_effect(name, values)}
+        return resolved.replace(**idle)
+
+    def fingerprint(self, num_blocks: int) -> str:
+        """Twelve hexadecimal digits, equal for strategies that train alike on a model of ``num_blocks``."""
+        text = self.canonical(num_blocks).to_yaml()
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+CHOICES: dict[str, Choices] = {f.name: f.metadata["choices"] for f in dataclasses.fields(Strategy)}
+CHOICES_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Strategy)}
+
+# A field absent here always has an effect. The controlling field stands before the controlled one in Strategy.
+CONDITIONS: dict[str, tuple[str, Any]] = {
+    "label_smoothing": ("loss", lambda loss: loss == "label_smoothing"),
+    "focal_gamma": ("loss", lambda loss: loss == "focal"),
+    "layer_decay": ("depth", lambda depth: depth > 0),
+    "batch_norm": ("depth", lambda depth: depth > 0),
+}
+
+
+def has_effect(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether the field ``name`` changes training, given the ``values`` of the fields that control it."""
+    if name not in CONDITIONS:
+        return True
+    controller, condition = CONDITIONS[name]
+    return bool(condition(values[controller]))

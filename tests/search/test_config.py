@@ -1,0 +1,170 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from search.config import DEFAULT_PRESETS, DEFAULT_SPACE, StudyConfig
+from search.schema import build_config, schema_keys
+from strategies import ConfigError, Fixed, FloatRange, Strategy
+
+BAD = [
+    ({"budget": {"trails": 3}}, "budget.trails: unknown key; did you mean 'trials'?"),
+    ({"trials": 3}, "trials: unknown key; did you mean 'budget.trials'?"),
+    ({"lr": 3}, "lr: unknown key; did you mean 'strategy.lr'?"),
+    ({"budgt": {}}, "budgt: unknown key; did you mean 'budget'?"),
+    ({"budget": {"trials": "many"}}, "budget.trials: 'many' is not a whole number at least 1, or null"),
+    ({"budget": {"trials": True}}, "budget.trials: True is not a whole number at least 1, or null"),
+    ({"budget": {"trials": 2.5}}, "budget.trials: 2.5 is not a whole number at least 1, or null"),
+    ({"budget": {"trials": 0}}, "budget.trials: 0 is not a whole number at least 1, or null"),
+    ({"budget": {"trials": "5"}}, "budget.trials: '5' is not a whole number at least 1, or null"),
+    ({"budget": {"trials": None}}, "budget.trials: null, and budget.hours is null too"),
+    ({"budget": {"hours": 0}}, "budget.hours: 0 is not a number above 0, or null"),
+    ({"budget": {"hours": float("nan")}}, "budget.hours: nan is not a number above 0, or null"),
+    ({"budget": {"hours": True}}, "budget.hours: True is not a number above 0, or null"),
+    ({"budget": 5}, "budget: 5 is not a section with the keys trials, hours"),
+    ({"seed": "abc"}, "seed: 'abc' is not a whole number at least 0"),
+    ({"seed": -1}, "seed: -1 is not a whole number at least 0"),
+    ({"task": "clasification"}, "task: 'clasification' is not one of classification; did you mean"),
+    (
+        {"metric": "acuracy"},
+        "metric: 'acuracy' is not one of accuracy, balanced_accuracy, macro_f1, loss; did you mean",
+    ),
+    ({"metric": 3}, "metric: 3 is not one of accuracy"),
+    ({"sampler": {"name": "tpee"}}, "sampler.name: 'tpee' is not one of tpe, gp, cmaes, qmc, random, nsga2; did you"),
+    ({"pruner": {"name": "zzz"}}, "pruner.name: 'zzz' is not one of median, halving, hyperband, patient, none"),
+    ({"data": {"source": "foldr"}}, "data.source: 'foldr' is not one of digits, folder, csv, torchvision; did you"),
+    ({"data": {"source": "folder"}}, "data.root: missing; data.source: folder needs it"),
+    ({"data": {"source": "csv"}}, "data.csv: missing; data.source: csv needs it"),
+    ({"data": {"source": "torchvision", "root": "/x"}}, "data.dataset: missing; data.source: torchvision needs it"),
+    ({"data": {"dataset": "FashionMNIST"}}, "data.root: missing; data.source: torchvision needs it"),
+    ({"data": {"source": "digits", "root": "/x"}}, "data.root: '/x' would not be used by data.source: digits"),
+    ({"data": {"root": ""}}, "data.root: '' is not text, or null"),
+    ({"data": {"root": 3}}, "data.root: 3 is not text, or null; put it in quotes"),
+    ({"data": {"image_size": 4}}, "data.image_size: 4 is not a whole number at least 8 and at most 2048"),
+    ({"data": {"val_fraction": 1.0}}, "data.val_fraction: 1.0 is not a number above 0 and below 1"),
+    ({"data": {"val_fraction": 0.6, "test_fraction": 0.4}}, "data.val_fraction: 0.6 and data.test_fraction: 0.4"),
+    ({"data": {"limit_train": 0}}, "data.limit_train: 0 is not a whole number at least 1, or null"),
+    ({"data": {"on_bad_image": "skp"}}, "data.on_bad_image: 'skp' is not one of refuse, skip; did you mean 'skip'?"),
+    ({"model": {"weights": "hubb"}}, "model.weights: 'hubb' is not one of hub, none, package:efficientnet-lite0"),
+    ({"model": {"weights": "package:resnet18"}}, "model.weights: 'package:resnet18' is not one of hub"),
+    ({"model": {"weights": "models:/"}}, "model.weights: 'models:/' is not one of hub"),
+    ({"model": {"weights": ["hub", 5]}}, "model.weights: 5 is not one of hub"),
+    ({"model": {"weights": []}}, "model.weights: [] is not one form of weights, nor a list of them"),
+    ({"model": {"weights": ["none", "hub"]}}, "model.weights: ['none', 'hub']: what stands after none"),
+    ({"model": {"name": ""}}, "model.name: '' is not text"),
+    ({"strategy": 5}, "strategy: 5 is not a mapping"),
+    ({"strategy": {"lrr": 5}}, "strategy.lrr: unknown key; did you mean 'lr'?"),
+    ({"strategy": {"lr": {"low": 1, "high": 0.1}}}, "strategy.lr: low 1 is above high 0.1"),
+    ({"strategy": {"lr": {"low": 1e-3, "hihg": 1}}}, "strategy.lr.hihg: unknown key; did you mean 'high'?"),
+    ({"strategy": {"loss": "focl"}}, "strategy.loss: 'focl' is not one of"),
+    ({"strategy": {"epochs": 2, "warmup_epochs": 3}}, "strategy.warmup_epochs: can exceed strategy.epochs"),
+    ({"presets": {"a": {"lr": -1}}}, "presets.a.lr: -1 is not a number above 0"),
+    ({"presets": {"a": {"lrr": 1}}}, "presets.a.lrr: unknown key; did you mean 'lr'?"),
+    ({"presets": {"a": 5}}, "presets.a: 5 is not a name with a mapping"),
+    ({"presets": ["a"]}, "presets: ['a'] is not a mapping of names to strategies"),
+    ({"checkpoints": {"keep": 0}}, "checkpoints.keep: 0 is not a whole number at least 1"),
+    ({"retries": -1}, "retries: -1 is not a whole number at least 0"),
+    ({"store": {"url": "optuna.db"}}, "store.url: 'optuna.db' is not a database URL"),
+    ({"device": "cud"}, "device: 'cud' is not a device; did you mean 'cuda'?"),
+    ({"precision": "fp16"}, "precision: 'fp16' is not one of auto, fp32, bf16"),
+    ({"threads": 0}, "threads: 0 is not a whole number at least 1, or null"),
+    ({"name": 2024}, "name: 2024 is not text, or null; put it in quotes"),
+    ({3: 1}, "3: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), BAD, ids=[message.split(" ")[0] for _, message in BAD])
+def test_a_bad_value_is_refused_with_key_value_and_what_was_expected(values, message):
+    with pytest.raises(ConfigError) as caught:
+        build_config(values)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "-x", "../up", "a/b", "a b", "ä", "x" * 101, "a\n"])
+def test_a_name_that_cannot_be_a_folder_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^name: .* is not made of letters"):
+        build_config({"name": name})
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        build_config(
+            {"budget": {"trials": "many"}, "data": {"sorce": 1}, "strategy": {"lr": -1, "depth": "x"}, "seed": 0.5}
+        )
+    first, *lines = str(caught.value).splitlines()
+    assert first == "5 problems in the configuration"
+    keys = {line.strip().split(":")[0] for line in lines}
+    assert keys == {"budget.trials", "data.sorce", "strategy.lr", "strategy.depth", "seed"}
+
+
+def test_an_empty_study_is_the_defaults():
+    config = build_config({})
+    assert config == StudyConfig()
+    assert (config.data.source, config.model.weights, config.budget.trials) == ("digits", ("hub",), 20)
+    assert config.strategy == DEFAULT_SPACE
+    assert config.presets == DEFAULT_PRESETS
+
+
+def test_the_default_space_and_presets_are_valid_strategies():
+    assert build_config({"strategy": DEFAULT_SPACE, "presets": DEFAULT_PRESETS}) == StudyConfig()
+    assert {Strategy.from_dict(preset).depth for preset in DEFAULT_PRESETS.values()} == {0, 1}
+
+
+def test_space_parses_the_strategy_section():
+    config = build_config({"strategy": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "epochs": 3}})
+    assert config.space() == {"lr": FloatRange(1e-4, 1e-2, None, True), "epochs": Fixed(3)}
+
+
+@pytest.mark.parametrize(
+    "weights",
+    ["hub", "none", "package:efficientnet-lite0", "w.safetensors", "/a b/w.PTH", "models:/net@champion", "runs:/1/m"],
+)
+def test_weights_may_be_one_form_or_a_list(weights):
+    assert build_config({"model": {"weights": weights}}).model.weights == (weights,)
+    assert build_config({"model": {"weights": ["hub", weights]}}).model.weights == ("hub", weights)
+
+
+@pytest.mark.parametrize(
+    ("data", "source"),
+    [
+        ({"root": "/x"}, "folder"),
+        ({"root": "/x", "dataset": "FashionMNIST"}, "torchvision"),
+        ({"csv": "/x.csv", "root": "/x"}, "csv"),
+        ({"root": None}, "digits"),
+    ],
+)
+def test_the_source_follows_from_what_is_given(data, source):
+    assert build_config({"data": data}).data.source == source
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3", "mps"])
+def test_devices_are_accepted(device):
+    assert build_config({"device": device}).device == device
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        StudyConfig().seed = 1
+
+
+def test_every_key_has_help_and_says_what_it_accepts():
+    keys = list(schema_keys())
+    assert len({key.name for key in keys}) == len(keys)
+    assert all(key.help and key.expected for key in keys)
+    assert {"budget.trials", "strategy.lr", "data.root", "name"} <= {key.name for key in keys}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+        max_leaves=4,
+    ),
+    st.sampled_from([key.name for key in schema_keys()]),
+)
+def test_any_value_for_any_key_is_accepted_or_refused_by_name(value, name):
+    section, _, key = name.partition(".")
+    try:
+        build_config({section: {key: value} if key else value})
+    except ConfigError as error:
+        assert section in str(error)

@@ -1,0 +1,264 @@
+"""Opening: bad images, the fingerprint, and batches that are the same from memory and from disk."""
+
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from strategies import DataError
+from trainers.data import Split, decode, open_data
+
+CPU = torch.device("cpu")
+OPTIONS = {
+    "source": "folder",
+    "root": None,
+    "dataset": None,
+    "csv": None,
+    "image_size": 8,
+    "val_fraction": 0.25,
+    "test_fraction": 0.25,
+    "split_seed": 0,
+    "limit_train": None,
+    "limit_val": None,
+    "limit_test": None,
+    "on_bad_image": "refuse",
+    "memory_gib": 1.0,
+    "workers": 0,
+}
+
+
+def opened(root, **changes):
+    return open_data(**OPTIONS | {"root": str(root)} | changes)
+
+
+def noise(seed):
+    shape = (9 + seed % 5, 12, 3)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes of 12 images and no split folders."""
+    for c, name in enumerate("ab"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for k in range(12):
+            noise(100 * c + k).save(tmp_path / "set" / name / f"{k}.png")
+    return tmp_path / "set"
+
+
+def text(path):
+    path.write_text("no image")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def truncated(path):
+    noise(1).resize((90, 90)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def dangling(path):
+    path.symlink_to("gone.png")
+
+
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+def folder_loop(path):
+    path.symlink_to("..", target_is_directory=True)
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+BAD = {
+    text: "not an image in a known format",
+    empty: r"empty file \(0 bytes\)",
+    truncated: "truncated",
+    dangling: "No such file",
+    link_to_itself: "symbolic links",
+    folder_loop: "a folder, or a link that leads back to one",
+    pipe: "not a regular file",
+}
+
+
+@pytest.mark.parametrize("make", BAD)
+@pytest.mark.parametrize("memory_gib", [1.0, 0.0])
+def test_a_bad_image_is_refused_by_name_or_left_out_by_choice(root, make, memory_gib, caplog):
+    make(root / "a" / "bad.jpg")
+    with pytest.raises(DataError, match=r"1 of 25 images cannot be read; data.on_bad_image=skip leaves them out"):
+        opened(root, memory_gib=memory_gib)
+    with pytest.raises(DataError, match=rf"\n  {root}/a/bad.jpg: .*{BAD[make]}"):
+        opened(root, memory_gib=memory_gib)
+    with caplog.at_level(logging.WARNING):
+        data = opened(root, on_bad_image="skip", memory_gib=memory_gib)
+    assert len(data.skipped) == 1
+    assert data.skipped[0].startswith(f"{root}/a/bad.jpg: ")
+    assert "1 of 25 images cannot be read and were left out" in caplog.text
+    names = [*data.train.names, *data.val.names, *data.test.names]
+    assert len(names) == 24 == len(data.train) + len(data.val) + len(data.test)
+    assert not any("bad.jpg" in name for name in names)
+    assert "1 bad images left out" in data.summary()
+    check_against_decode(data.train, data.classes)
+
+
+def check_against_decode(split, classes):
+    for (images, targets), name in zip(split.batches(torch.arange(len(split)), 1, CPU), split.names, strict=True):
+        assert np.array_equal(images[0].numpy(), decode(name, 8))
+        assert name.split("/")[-2] == classes[int(targets)]
+
+
+def test_ten_bad_images_are_shown_and_the_rest_counted(root):
+    for k in range(13):
+        (root / "b" / f"bad{k}.png").write_text("x")
+    with pytest.raises(DataError) as caught:
+        opened(root)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("13 of 37 images cannot be read")
+    assert len(lines) == 12
+    assert lines[-1] == "  ... and 3 more"
+
+
+def test_a_class_left_without_readable_images_is_refused(root):
+    for path in (root / "b").iterdir():
+        path.write_text("x")
+    with pytest.raises(DataError, match="12 of 24 images cannot be read, and train has none left of the classes 'b'"):
+        opened(root, on_bad_image="skip")
+
+
+def test_a_file_missing_from_disk_is_a_bad_image_of_a_manifest(root):
+    lines = [f"a/{k}.png,a" for k in range(13)] + [f"b/{k}.png,b" for k in range(12)]
+    (root / "list.csv").write_text("\n".join(["path,label", *lines]))
+    data = open_data(**OPTIONS | {"source": "csv", "csv": str(root / "list.csv"), "on_bad_image": "skip"})
+    assert data.skipped == (f"{root}/a/12.png: No such file or directory",)
+
+
+def test_the_fingerprint_is_the_same_wherever_the_images_lie_and_whatever_their_size(root, tmp_path):
+    shutil.copytree(root, tmp_path / "elsewhere")
+    fingerprint = opened(root).fingerprint
+    assert len(fingerprint) == 16
+    assert int(fingerprint, 16) >= 0
+    assert opened(tmp_path / "elsewhere").fingerprint == fingerprint
+    assert opened(root, image_size=16, memory_gib=0.0, workers=1).fingerprint == fingerprint
+
+
+def test_the_fingerprint_changes_with_an_image_a_label_the_seed_or_a_limit(root):
+    seen = [opened(root).fingerprint, opened(root, split_seed=1).fingerprint, opened(root, limit_train=6).fingerprint]
+    noise(999).save(root / "a" / "3.png")
+    seen.append(opened(root).fingerprint)
+    one, other = root / "a" / "5.png", root / "b" / "5.png"
+    one.rename(root / "swap.png")
+    other.rename(one)
+    (root / "swap.png").rename(other)
+    seen.append(opened(root).fingerprint)
+    (root / "a").rename(root / "c")
+    seen.append(opened(root).fingerprint)
+    assert len(set(seen)) == len(seen)
+
+
+def test_sets_of_one_fingerprint_agree_on_the_order_of_their_images(root, tmp_path):
+    for split in ("train", "val", "test"):
+        shutil.copytree(root, tmp_path / "one" / split)
+        for name in "ab":
+            (tmp_path / "other" / split / name).mkdir(parents=True)
+            for k in range(12):
+                shutil.copy(root / name / f"{k}.png", tmp_path / "other" / split / name / f"renamed{99 - k}.png")
+    one, other = opened(tmp_path / "one"), opened(tmp_path / "other")
+    assert one.fingerprint == other.fingerprint
+    for (images, targets), (same, same_targets) in zip(whole(one), whole(other), strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(targets, same_targets)
+
+
+def whole(data):
+    return [batch for split in (data.train, data.val, data.test) for batch in batches(split, torch.arange(len(split)))]
+
+
+def batches(split, order, size=5):
+    return list(split.batches(order, size, CPU))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_from_memory_and_from_disk_are_bit_identical(root, workers):
+    resident, streamed = opened(root), opened(root, memory_gib=0.0, workers=workers)
+    assert isinstance(resident.train, Split)
+    assert resident.train.resident
+    assert not streamed.train.resident
+    # A second pass uses the same workers; an order may be a part of the split, or repeat itself.
+    for order in (torch.randperm(12), torch.randperm(12), torch.tensor([3, 3, 0]), torch.arange(0)):
+        one, other = batches(resident.train, order), batches(streamed.train, order)
+        assert [len(targets) for _, targets in one] == [len(part) for part in order.split(5) if len(part)]
+        for (images, targets), (same, same_targets) in zip(one, other, strict=True):
+            assert images.dtype == same.dtype == torch.uint8
+            assert images.shape[1:] == (3, 8, 8)
+            assert torch.equal(images, same)
+            assert torch.equal(targets, same_targets)
+        if len(order):
+            assert torch.equal(torch.cat([targets for _, targets in one]), resident.train.targets[order])
+    check_against_decode(streamed.train, streamed.classes)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_given_up_half_way_does_not_disturb_the_next(root, workers):
+    split = opened(root, memory_gib=0.0, workers=workers).train
+    given_up = split.batches(torch.arange(12), 2, CPU)
+    next(given_up)
+    order = torch.arange(11, -1, -1)
+    assert torch.equal(torch.cat([targets for _, targets in batches(split, order)]), split.targets[order])
+    with pytest.raises(RuntimeError, match="a new pass over a streamed split began"):
+        next(given_up)
+
+
+def test_streaming_leaves_the_global_random_state_alone(root):
+    split = opened(root, memory_gib=0.0, workers=1).train
+    before = torch.get_rng_state()
+    batches(split, torch.arange(12))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_file_that_vanished_after_opening_is_named(root):
+    split = opened(root, memory_gib=0.0, workers=1).train
+    shutil.rmtree(root)
+    with pytest.raises(DataError, match=r"\.png: No such file or directory; it was readable when the data was opened"):
+        batches(split, torch.arange(12))
+
+
+def test_progress_counts_every_image_and_ends_at_the_total(root):
+    seen = []
+    opened(root, progress=lambda *call: seen.append(call))
+    assert seen[-1] == ("decoding images", 24, 24)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+
+def test_the_summary_is_one_line_with_counts_and_fingerprint(root):
+    data = opened(root)
+    assert data.summary() == (
+        f"folder {root}: 12 train, 6 val, 6 test images of 2 classes at 8 px, resident (0.0 MiB decoded), "
+        f"fingerprint {data.fingerprint}"
+    )
+
+
+ARGUMENTS = {
+    "source": ("foldr", r"data.source=foldr is unknown .did you mean 'folder'\?"),
+    "on_bad_image": ("skp", r"data.on_bad_image=skp is unknown .did you mean 'skip'\?"),
+    "image_size": (0, "data.image_size=0 must be at least 1"),
+    "memory_gib": (-1.0, "data.memory_gib=-1.0 must be at least 0"),
+    "workers": (-1, "data.workers=-1 must be at least 0"),
+    "limit_val": (0, "data.limit_val=0 must be at least 1"),
+    "val_fraction": (1.5, "data.val_fraction=1.5 must be above 0 and below 1"),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_out_of_range_is_refused_by_its_key(root, name):
+    value, message = ARGUMENTS[name]
+    with pytest.raises(DataError, match=message):
+        opened(root, **{name: value})

@@ -1,0 +1,50 @@
+"""Which device and number format a trial computes in."""
+
+from dataclasses import dataclass
+
+import torch
+
+from strategies import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where and how to compute: the torch device, and whether bf16 autocast is on."""
+
+    torch: torch.device
+    bf16: bool
+
+    @property
+    def description(self) -> str:
+        """Such as ``"NVIDIA H200, bf16"`` or ``"cpu (2 threads), fp32"``."""
+        if self.torch.type == "cuda":
+            name = torch.cuda.get_device_name(self.torch)
+        else:
+            name = f"{self.torch.type} ({torch.get_num_threads()} threads)"
+        return f"{name}, {'bf16' if self.bf16 else 'fp32'}"
+
+    def autocast(self) -> torch.autocast:
+        """The context in which forward passes run."""
+        return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def choose_device(name: str = "auto", precision: str = "auto") -> Device:
+    """Pick the device and precision.
+
+    Args:
+        name: ``auto`` (CUDA, else Apple's MPS, else the CPU) or a torch device.
+        precision: ``auto`` (bf16 on CUDA devices that compute it natively, else fp32), ``fp32`` or ``bf16``.
+
+    Raises:
+        ConfigError: The device is unknown or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    # On CPUs bf16 is emulated unless they have AMX or AVX512-BF16, and is slower where it is.
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return Device(device, bf16=precision == "bf16" or (precision == "auto" and native))

