@@ -34,7 +34,7 @@ def _is_gone(owner_text: str) -> bool:
         return False
     try:
         # A recycled process number has another start time.
-        return abs(psutil.Process(found["pid"]).create_time() - found["started"]) > 1.0
+        return bool(abs(psutil.Process(found["pid"]).create_time() - found["started"]) > 1.0)
     except psutil.NoSuchProcess:
         return True
 
@@ -56,6 +56,18 @@ def recover(study: Study, retries: int) -> list[FrozenTrial]:
     return [trial for trial in gone if kill(study, trial, retries, "its process ended")]
 
 
+def interrupt(study: Study, trial: FrozenTrial) -> None:
+    """Tell one running trial as killed because its user or scheduler said so, and queue it again.
+
+    That is no fault of the trial, so it is not counted among its attempts.
+    """
+    live = Trial(study, trial._trial_id)
+    live.set_user_attr(OUTCOME, "killed")
+    live.set_user_attr(REASON, "interrupted")
+    study.tell(live, state=TrialState.FAIL)
+    requeue(study, trial, attempt_of(trial))
+
+
 def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
     """Tell one running trial as killed and queue it again, unless another process did so first.
 
@@ -72,7 +84,7 @@ def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
     except (UpdateFinishedTrialError, ValueError):
         return False
     if not last:
-        requeue(study, trial)
+        requeue(study, trial, attempt_of(trial) + 1)
     return True
 
 
@@ -81,10 +93,10 @@ def attempt_of(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get(ATTEMPT, 0))
 
 
-def requeue(study: Study, trial: FrozenTrial) -> None:
-    """Queue a trial's parameters once more, as its next attempt."""
+def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
+    """Queue a trial's parameters once more."""
     params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    attrs: dict[str, Any] = {ATTEMPT: attempt_of(trial) + 1, "retry_of": trial.number}
+    attrs: dict[str, Any] = {ATTEMPT: attempt, "retry_of": trial.number}
     if PRESET in trial.user_attrs:
         attrs[PRESET] = trial.user_attrs[PRESET]
     study.enqueue_trial(params, user_attrs=attrs)
@@ -95,7 +107,7 @@ def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:
 
     def on_stale(study: Study, trial: FrozenTrial) -> None:
         if attempt_of(trial) < retries():
-            requeue(study, trial)
+            requeue(study, trial, attempt_of(trial) + 1)
 
     return RDBStorage(
         url,

@@ -14,7 +14,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from safetensors.torch import load_file
 
 from strategies import DataError

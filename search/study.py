@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import torch
@@ -67,13 +67,20 @@ def run_study(config: StudyConfig) -> None:
     warnings.filterwarnings("ignore", message="Some regimes for parameter")
     with _terminate_by_exit(), Terminal(config.metric) as terminal:
         bench = _prepare(config, terminal)
-        # Recovered trials are told before runs are compared with them.
-        for trial in recover(bench.study, config.retries):
-            terminal.say(f"trial {trial.number} had been killed; it is tried again")
-        _settle(bench)
-        _queue_presets(bench)
-        _run_trials(bench, terminal)
-        _finish(bench, terminal)
+        try:
+            # Recovered trials are told before runs are compared with them.
+            for trial in recover(bench.study, config.retries):
+                terminal.say(f"trial {trial.number} had been killed; it is tried again")
+            _settle(bench)
+            _queue_presets(bench)
+            _run_trials(bench, terminal)
+            _finish(bench, terminal)
+        except Exception:
+            bench.tracker.finish(bench.parent_run, "failed")
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            bench.tracker.finish(bench.parent_run, "killed")
+            raise
 
 
 def _prepare(config: StudyConfig, terminal: Terminal) -> Bench:
@@ -117,7 +124,7 @@ def _prepare(config: StudyConfig, terminal: Terminal) -> Bench:
 
 
 def _open_study(config: StudyConfig) -> Study:
-    direction = "minimize" if config.metric in LOWER_IS_BETTER else "maximize"
+    direction: Literal["minimize", "maximize"] = "minimize" if config.metric in LOWER_IS_BETTER else "maximize"
     try:
         storage = open_storage(absolute_sqlite(config.store.url), retries=lambda: config.retries)
         study = optuna.create_study(
@@ -174,11 +181,7 @@ def _run_trials(bench: Bench, terminal: Terminal) -> None:
     while (budget.trials is None or done < budget.trials) and (deadline is None or time.monotonic() < deadline):
         asked = len(bench.study.get_trials(deepcopy=False))
         bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, asked)
-        try:
-            run_trial(bench)
-        except (KeyboardInterrupt, SystemExit):
-            bench.tracker.finish(bench.parent_run, "killed")
-            raise
+        run_trial(bench)
         done = _counted(bench.study)
 
 
@@ -191,7 +194,6 @@ def _finish(bench: Bench, terminal: Terminal) -> None:
     trials = bench.study.get_trials(deepcopy=False)
     best = ranked(bench.study, bench.lower_is_better)
     if not best:
-        bench.tracker.finish(bench.parent_run, "failed")
         terminal.counts(trials)
         raise NoTrialFinishedError("no trial completed, so there is no winner")
     winner = crown(bench, best[0])

@@ -143,7 +143,7 @@ class Tracker:
         """Remove a run's checkpoint; one already gone is no error."""
         repository = get_artifact_repository(self._client.get_run(run_id).info.artifact_uri)
         if any(entry.path == CHECKPOINT_FILE for entry in repository.list_artifacts()):
-            repository.delete_artifacts(CHECKPOINT_FILE)
+            repository.delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
 
     def fetch_checkpoint(self, run_id: str, folder: Path) -> Path:
         """Copy a run's checkpoint into ``folder``.

@@ -26,7 +26,7 @@ from search.outcome import (
     Outcome,
     outcome_of,
 )
-from search.recovery import Heartbeat, kill, owner
+from search.recovery import Heartbeat, interrupt, owner
 from search.tracking import Tracker
 from strategies import Space, Strategy, UnfreezeError, sample
 from trainers import LOWER_IS_BETTER, ClassificationTrainer, Device, EpochResult, ImageData, ModelSource
@@ -92,7 +92,8 @@ def run_trial(bench: Bench) -> FrozenTrial:
         bench.parent_run, f"trial {trial.number}", {"unfreeze.trial": trial.number, **bench.run_tags}
     )
     trial.set_user_attr(RUN_ID, run_id)
-    score = None
+    score: float | None = None
+    outcome: Outcome
     with Heartbeat(trial):
         try:
             best = _train(bench, trial, run_id)
@@ -102,7 +103,7 @@ def run_trial(bench: Bench) -> FrozenTrial:
             outcome, reason = "pruned", ""
         except (KeyboardInterrupt, SystemExit):
             frozen = next(t for t in bench.study.get_trials(deepcopy=False) if t.number == trial.number)
-            kill(bench.study, frozen, bench.config.retries, "interrupted")
+            interrupt(bench.study, frozen)
             bench.tracker.finish(run_id, "killed")
             raise
         except Exception as error:

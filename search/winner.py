@@ -88,8 +88,9 @@ def _log_model(bench: Bench, run_id: str, checkpoint: Path, folder: Path, strate
     }
     card_file = folder / "card.json"
     card_file.write_text(json.dumps(card, indent=1))
-    outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
-    outputs += [ColSpec("double", f"probability_{name}") for name in bench.data.classes]
+    columns = ("probability", *(f"probability_{name}" for name in bench.data.classes))
+    outputs = Schema([ColSpec("string", "label"), *(ColSpec("double", column) for column in columns)])
+    inputs = Schema([ColSpec(AnyType())])  # type: ignore[no-untyped-call]
     # Paths, bytes and arrays share no type that MLflow knows, so the hint is Any, of which it warns each time, past any
     # filter; what else it warns of is for the log.
     with warnings.catch_warnings(record=True) as caught, mlflow.start_run(run_id=run_id):
@@ -104,7 +105,7 @@ def _log_model(bench: Bench, run_id: str, checkpoint: Path, folder: Path, strate
     for warning in caught:
         logger.info("%s", warning.message)
     # log_model itself derives the signature from the type hints of predict, which cannot say what the columns are.
-    set_signature(info.model_uri, ModelSignature(inputs=Schema([ColSpec(AnyType())]), outputs=Schema(outputs)))
+    set_signature(info.model_uri, ModelSignature(inputs=inputs, outputs=outputs))
     return str(info.model_uri)
 
 
@@ -122,7 +123,8 @@ def _example_image(bench: Bench) -> str:
 
 def _requirements() -> list[str]:
     """What the logged model needs, at the versions it was made with."""
-    names = ("lazy_loader", "mlflow", "numpy", "pandas", "pillow", "pyyaml", "safetensors", "scikit-learn", "scipy")
-    names += ("timm", "torch", "torchvision")
+    names = (
+        "lazy_loader mlflow numpy pandas pillow pyyaml safetensors scikit-learn scipy timm torch torchvision".split()
+    )
     # A local part, such as +cu132, is not known to package indexes.
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]

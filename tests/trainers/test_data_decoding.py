@@ -134,6 +134,7 @@ def test_a_truncated_file_is_refused_even_where_another_library_allows_it(monkey
         decode(encoded(noise, "JPEG")[:2000], 8)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_damaged_exif_block_does_not_cost_the_image():
     picture = encoded(plain("RGB", RED), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode(picture, 8).shape == (3, 8, 8)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import logging
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def opened(**changes):
 def fill(folder, count=4, first=0, suffix=".png"):
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(count):
-        image = np.random.default_rng(abs(hash(folder.name)) % 1000 + first + k).integers(0, 256, (9, 7, 3))
+        image = np.random.default_rng(zlib.crc32(folder.name.encode()) + first + k).integers(0, 256, (9, 7, 3))
         Image.fromarray(image.astype(np.uint8)).save(folder / f"{first + k}{suffix}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from strategies import DataError
 from trainers.data.found import ImageRef, pixels_and_digest
@@ -104,7 +104,7 @@ class StreamedSplit(Split):
         self._dataset = _Decoding(images, names, image_size)
         self._workers = workers
         self._plan: list[list[int]] = []
-        self._loader: DataLoader[torch.Tensor] | None = None
+        self._loader: DataLoader[torch.Tensor | str] | None = None
         self._pass = 0
 
     def _images(self, places: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
@@ -115,14 +115,17 @@ class StreamedSplit(Split):
         # The loader keeps this very list as its batch sampler, and its workers from pass to pass.
         self._plan[:] = [part.tolist() for part in chunks(places, batch_size)]
         for batch in self._loader:
+            if isinstance(batch, str):
+                raise DataError(batch)
             yield batch.to(device, non_blocking=True)
             if current != self._pass:
                 raise RuntimeError("a new pass over a streamed split began before the last one ended")
 
-    def _new_loader(self, pin_memory: bool) -> "DataLoader[torch.Tensor]":
+    def _new_loader(self, pin_memory: bool) -> "DataLoader[torch.Tensor | str]":
         return DataLoader(
             self._dataset,
             batch_sampler=self._plan,
+            collate_fn=_collated,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
             pin_memory=pin_memory,
@@ -137,15 +140,22 @@ def chunks(tensor: torch.Tensor, size: int) -> list[torch.Tensor]:
     return [tensor[start : start + size] for start in range(0, len(tensor), size)]
 
 
-class _Decoding(Dataset[torch.Tensor]):
+class _Decoding(Dataset[torch.Tensor | str]):
+    """Decoded images, or why one is bad: raised in a worker, the reason would reach people with a traceback."""
+
     def __init__(self, images: Sequence[ImageRef], names: Sequence[str], image_size: int) -> None:
         self._images = images
         self._names = names
         self._image_size = image_size
 
-    def __getitem__(self, index: Any) -> torch.Tensor:
+    def __getitem__(self, index: Any) -> torch.Tensor | str:
         try:
             pixels, _ = pixels_and_digest(self._images[index], self._image_size)
         except DataError as error:
-            raise DataError(f"{self._names[index]}: {error}; it was readable when the data was opened") from error
+            return f"{self._names[index]}: {error}; it was readable when the data was opened"
         return torch.from_numpy(pixels)
+
+
+def _collated(items: Sequence[torch.Tensor | str]) -> torch.Tensor | str:
+    bad = next((item for item in items if isinstance(item, str)), None)
+    return bad if bad is not None else default_collate(list(items))
