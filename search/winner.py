@@ -124,7 +124,8 @@ def _example_image(bench: Bench) -> str:
 def _requirements() -> list[str]:
     """What the logged model needs, at the versions it was made with."""
     names = (
-        "lazy_loader mlflow numpy pandas pillow pyyaml safetensors scikit-learn scipy timm torch torchvision".split()
+        *("lazy_loader", "mlflow", "numpy", "pandas", "pillow", "pyyaml"),
+        *("safetensors", "scikit-learn", "scipy", "timm", "torch", "torchvision"),
     )
     # A local part, such as +cu132, is not known to package indexes.
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
