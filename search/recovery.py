@@ -5,13 +5,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from types import TracebackType
 from typing import Any, cast
 
 import psutil
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.outcome import ATTEMPT, OUTCOME, OWNER, PRESET, REASON
@@ -33,16 +34,26 @@ def _is_gone(owner_text: str) -> bool:
     if found["host"] != socket.gethostname():
         return False
     try:
-        # A recycled process number has another start time.
-        return bool(abs(psutil.Process(found["pid"]).create_time() - found["started"]) > 1.0)
+        process = psutil.Process(found["pid"])
+        # A recycled process number has another start time; a zombie has ended, its parent only did not ask yet.
+        recycled = abs(process.create_time() - found["started"]) > 1.0
+        return bool(recycled or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def _is_orphan(trial: FrozenTrial) -> bool:
+    """Whether the trial's process is gone, or went before it could say which it was."""
+    if OWNER in trial.user_attrs:
+        return _is_gone(trial.user_attrs[OWNER])
+    started = trial.datetime_start
+    return started is not None and (datetime.now() - started).total_seconds() > GRACE_SECONDS
 
 
 def recover(study: Study, retries: int) -> list[FrozenTrial]:
     """Tell running trials whose process has ended on this host as killed, and queue each again.
 
-    Trials of other hosts are left to Optuna's heartbeat.
+    Of the trials of other hosts, those are taken whose heartbeat has stopped.
 
     Args:
         study: The study to look through.
@@ -52,8 +63,12 @@ def recover(study: Study, retries: int) -> list[FrozenTrial]:
         The trials that were told.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    gone = [t for t in running if OWNER in t.user_attrs and _is_gone(t.user_attrs[OWNER])]
-    return [trial for trial in gone if kill(study, trial, retries, "its process ended")]
+    for trial in filter(_is_orphan, running):
+        kill(study, trial, retries, "its process ended")
+    # Optuna does this within Study.optimize, and not for those who ask and tell.
+    fail_stale_trials(study)
+    told = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial for trial in told if trial.number in {t.number for t in running}]
 
 
 def interrupt(study: Study, trial: FrozenTrial) -> None:
@@ -79,7 +94,7 @@ def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
         # Attributes come first: a told trial cannot be changed.
         last = attempt_of(trial) >= retries
         live.set_user_attr(OUTCOME, "failed" if last else "killed")
-        live.set_user_attr(REASON, f"{reason}, {attempt_of(trial) + 1} times in all" if last else reason)
+        live.set_user_attr(REASON, f"{reason}, at attempt {attempt_of(trial) + 1} of {retries + 1}" if last else reason)
         study.tell(live, state=TrialState.FAIL)
     except (UpdateFinishedTrialError, ValueError):
         return False

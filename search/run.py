@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from search.compose import compose_jobs, list_studies, load_study
 from search.config import StudyConfig
 from search.schema import schema_keys
-from strategies import ConfigError, UnfreezeError, nearest
+from strategies import ConfigError, TrialError, UnfreezeError, nearest
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -119,7 +119,7 @@ def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None])
         try:
             run(config)
         except UnfreezeError as error:
-            worst = max(worst, BAD_INPUT)
+            worst = max(worst, FAILED if isinstance(error, TrialError) else BAD_INPUT)
             label = f"study {config.name}: " if len(configs) > 1 else ""
             print(f"error: {label}{error}", file=sys.stderr)
         except Exception:
@@ -129,7 +129,15 @@ def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None])
 
 
 def _set_up_logging(verbose: int) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    if sys.stderr.isatty():
+        # On a terminal there are progress bars to print above, which only rich knows how to do.
+        handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     for package in ("search", "trainers", "strategies"):
         logging.getLogger(package).setLevel(level)

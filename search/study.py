@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from search.config import StudyConfig
 from search.identity import check_identity, check_space, identity
-from search.outcome import CHECKPOINT, PRESET, RUN_ID, outcome_of
+from search.outcome import CHECKPOINT, PRESET, REASON, RUN_ID, outcome_of
 from search.recovery import open_storage, recover
 from search.samplers import make_pruner, make_sampler
 from search.terminal import Terminal
@@ -28,7 +28,7 @@ from strategies import (
     ConfigError,
     Fixed,
     Strategy,
-    UnfreezeError,
+    TrialError,
     check_depths,
     check_optimizer_names,
     project,
@@ -48,7 +48,7 @@ PARENT_RUN, PRESETS_QUEUED = "mlflow_parent_run", "presets_queued"
 logger = logging.getLogger(__name__)
 
 
-class NoTrialFinishedError(UnfreezeError):
+class NoTrialFinishedError(TrialError):
     """The budget ended and no trial had completed."""
 
 
@@ -70,7 +70,8 @@ def run_study(config: StudyConfig) -> None:
         try:
             # Recovered trials are told before runs are compared with them.
             for trial in recover(bench.study, config.retries):
-                terminal.say(f"trial {trial.number} had been killed; it is tried again")
+                again = "is tried again" if outcome_of(trial) == "killed" else "has failed for good"
+                terminal.say(f"trial {trial.number} had been killed; it {again}")
             _settle(bench)
             _queue_presets(bench)
             _run_trials(bench, terminal)
@@ -100,11 +101,11 @@ def _prepare(config: StudyConfig, terminal: Terminal) -> Bench:
     num_blocks = len(split_blocks(source.build(0)))
     check_depths(space, num_blocks)
 
-    # A study that is refused above leaves nothing behind in the stores.
+    # A study that is refused above or here leaves nothing behind in the stores.
+    tracker = Tracker(config.tracking.uri, config.tracking.artifacts, config.name)
     study = _open_study(config)
     check_identity(study, identity(config, data, source))
     check_space(study, space)
-    tracker = Tracker(config.tracking.uri, config.tracking.artifacts, config.name)
     run_tags = {
         "unfreeze.study": config.name,
         "unfreeze.model": source.name,
@@ -156,7 +157,8 @@ def _settle(bench: Bench) -> None:
         outcome = outcome_of(trial) if trial is not None and is_its_run else None
         if outcome != "complete":
             bench.tracker.delete_checkpoint(run_id)
-        bench.tracker.finish(run_id, outcome or "killed")
+        reason = trial.user_attrs.get(REASON, "") if trial is not None and outcome == "failed" else ""
+        bench.tracker.finish(run_id, outcome or "killed", reason)
     for beaten in ranked(bench.study, bench.lower_is_better)[bench.config.checkpoints.keep :]:
         if beaten.user_attrs.get(CHECKPOINT):
             bench.tracker.delete_checkpoint(beaten.user_attrs[RUN_ID])
@@ -179,7 +181,8 @@ def _run_trials(bench: Bench, terminal: Terminal) -> None:
     done = _counted(bench.study)
     terminal.study_started(done, budget.trials)
     while (budget.trials is None or done < budget.trials) and (deadline is None or time.monotonic() < deadline):
-        asked = len(bench.study.get_trials(deepcopy=False))
+        # A killed trial and its next attempt are one, lest a study that was interrupted draws other strategies.
+        asked = sum(outcome_of(t) != "killed" for t in bench.study.get_trials(deepcopy=False))
         bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, asked)
         run_trial(bench)
         done = _counted(bench.study)
@@ -201,8 +204,14 @@ def _finish(bench: Bench, terminal: Terminal) -> None:
     terminal.table(best, searched)
     terminal.counts(trials)
     terminal.importances(_importances(bench.study))
-    terminal.winner(winner, f"mlflow ui --backend-store-uri {shlex.quote(bench.tracker.uri)}")
+    terminal.winner(winner, _how_to_look(bench.tracker.uri))
     bench.tracker.finish(bench.parent_run, "complete")
+
+
+def _how_to_look(tracking_uri: str) -> str:
+    if tracking_uri.startswith(("http://", "https://")):
+        return f"open {tracking_uri}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
 
 
 def _importances(study: Study) -> dict[str, float]:

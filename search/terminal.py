@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
 from optuna.trial import FrozenTrial
 from rich import box
@@ -58,7 +57,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(escape(text))
+        self._console.print(escape(text), soft_wrap=True)
 
     def reading(self, what: str, done: int, total: int) -> None:
         """Show how far reading the images has come."""
@@ -96,7 +95,8 @@ class Terminal:
         note = trial.user_attrs.get(REASON, "") or (f"preset {p}" if (p := trial.user_attrs.get(PRESET)) else "")
         self._console.print(
             f"trial {trial.number:>3}  [{ENDINGS[outcome].style}]{outcome:<8}[/]  {score:<16}  {seconds:6.1f} s  "
-            f"{escape(self._label)}" + (f"  ({escape(note)})" if note else "")
+            f"{escape(self._label)}" + (f"  ({escape(note)})" if note else ""),
+            soft_wrap=True,
         )
         if self._study_bar is not None:
             self._progress.advance(self._study_bar)
@@ -104,17 +104,29 @@ class Terminal:
                 self._progress.update(self._study_bar, note=f"best {self._metric} {best:.4f}")
 
     def table(self, trials: Sequence[FrozenTrial], names: Sequence[str], count: int = 10) -> None:
-        """Print the best strategies: rank, trial, score, the searched fields, epochs trained and seconds."""
-        table = Table(title=f"Best strategies by validation {self._metric}", title_justify="left", box=box.SIMPLE_HEAD)
-        for heading in ("rank", "trial", self._metric, *names, "epochs", "seconds"):
-            # Spaces let a narrow terminal break headings and names in two lines.
-            table.add_column(heading.replace("_", " "), justify="right")
-        for rank, trial in enumerate(trials[:count], start=1):
-            values = trial.user_attrs[STRATEGY] | {"depth": trial.user_attrs[DEPTH]}
-            searched = [_short(values[name]) if name in trial.params else "" for name in names]
-            seconds = trial.duration.total_seconds() if trial.duration else 0.0
-            epochs = str(len(trial.intermediate_values))
-            table.add_row(str(rank), str(trial.number), f"{trial.value:.4f}", *searched, epochs, f"{seconds:.1f}")
+        """Print the best strategies: rank, trial, score, the searched fields in which they differ, and seconds."""
+        shown = trials[:count]
+        searched = {name: [_searched_value(trial, name) for trial in shown] for name in names}
+        columns = {
+            "rank": [str(rank + 1) for rank in range(len(shown))],
+            "trial": [str(trial.number) for trial in shown],
+            self._metric: [f"{trial.value:.4f}" for trial in shown],
+            **{name: values for name, values in searched.items() if len(set(values)) > 1},
+            "seconds": [f"{trial.duration.total_seconds():.1f}" if trial.duration else "" for trial in shown],
+        }
+        table = Table(
+            title=f"Best strategies by validation {self._metric}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1),
+            pad_edge=False,
+        )
+        for heading, cells in columns.items():
+            # Spaces let a narrow terminal break headings and names in two lines; words and numbers are never cut.
+            words = " ".join((heading.replace("_", " "), *cells)).split()
+            table.add_column(heading.replace("_", " "), justify="right", min_width=max(map(len, words)))
+        for row in zip(*columns.values(), strict=True):
+            table.add_row(*row)
         self._console.print(table)
 
     def importances(self, shares: Mapping[str, float]) -> None:
@@ -135,15 +147,19 @@ class Terminal:
             if outcome_of(trial) == "failed":
                 self._console.print(f"  trial {trial.number} failed: {escape(trial.user_attrs.get(REASON, ''))}")
 
-    def winner(self, winner: Winner, ui_command: str) -> None:
+    def winner(self, winner: Winner, how_to_look: str) -> None:
         """Print the winner's test score, where its model is and how to look at everything."""
         self._console.print(
             f"Winner: trial {winner.trial}, test {winner.metric} {winner.test_score:.4f} "
             f"(95% interval {winner.test_low:.4f} to {winner.test_high:.4f}, {winner.test_images} images)"
         )
         self._console.print(f"Model:  {winner.model_uri}")
-        self._console.print(f"Look:   {ui_command}", soft_wrap=True)
+        self._console.print(f"Look:   {how_to_look}", soft_wrap=True)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")
+def _searched_value(trial: FrozenTrial, name: str) -> str:
+    """A field's value in a table; empty where the trial did not draw it."""
+    if name not in trial.params:
+        return ""
+    value = trial.user_attrs[DEPTH] if name == "depth" else trial.user_attrs[STRATEGY][name]
+    return f"{value:.2g}" if isinstance(value, float) else str(value).replace("_", " ")

@@ -6,22 +6,27 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import sqlalchemy
 import torch
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from safetensors.torch import save_file
 
 from search.outcome import ENDINGS, Outcome
-from strategies import ConfigError, UnfreezeError
+from strategies import ConfigError, UnfreezeError, WeightsError
 
 # One bar a file, amid our own; MLflow reads the variable at each transfer.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# The terminal says at its end where to look.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 PARENT_TAG = "mlflow.parentRunId"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -43,25 +48,30 @@ class Tracker:
         # The first write to a new database logs some fifty lines of migrations.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.uri = absolute_sqlite(uri)
-        self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+        self._study, self._artifacts = study, artifacts
         try:
-            self.experiment_id = self._open_experiment(study, artifacts)
-        except (MlflowException, OSError) as error:
+            self.uri = absolute_sqlite(uri)
+            _check_database(self.uri)
+            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+            with _few_retries():
+                experiment = self._client.get_experiment_by_name(study)
+        except Exception as error:  # each database driver has errors of its own
             raise ConfigError(f"tracking.uri: {uri!r} cannot be used: {_first_line(error)}") from error
-        mlflow.set_tracking_uri(self.uri)
-
-    def _open_experiment(self, study: str, artifacts: str) -> str:
-        experiment = self._client.get_experiment_by_name(study)
-        if experiment is None:
-            local = not self.uri.startswith(("http://", "https://", "databricks"))
-            location = (Path(artifacts).absolute() / study).as_uri() if local else None
-            return str(self._client.create_experiment(study, artifact_location=location))
-        if experiment.lifecycle_stage == "deleted":
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
             raise ConfigError(
                 f"name: the MLflow experiment {study!r} was deleted; restore it there or choose another name"
             )
-        return str(experiment.experiment_id)
+        self._experiment_id = str(experiment.experiment_id) if experiment is not None else None
+        mlflow.set_tracking_uri(self.uri)
+
+    @property
+    def experiment_id(self) -> str:
+        """The study's experiment, made when it is first needed."""
+        if self._experiment_id is None:
+            local = not self.uri.startswith(("http://", "https://", "databricks"))
+            location = (Path(self._artifacts).absolute() / self._study).as_uri() if local else None
+            self._experiment_id = str(self._client.create_experiment(self._study, artifact_location=location))
+        return self._experiment_id
 
     def open_parent(self, run_id: str | None, name: str, tags: Mapping[str, Any]) -> str:
         """Take up the study's parent run, or begin one when ``run_id`` is not there (any more).
@@ -112,9 +122,9 @@ class Tracker:
         """Write ``text`` as an artifact."""
         self._client.log_text(run_id, text, name)
 
-    def finish(self, run_id: str, outcome: Outcome) -> None:
-        """End a run with the status and tag of its outcome."""
-        self._client.set_tag(run_id, "unfreeze.outcome", outcome)
+    def finish(self, run_id: str, outcome: Outcome, reason: str = "") -> None:
+        """End a run with the status and tag of its outcome, and the reason if there is one."""
+        self.log(run_id, tags={"unfreeze.outcome": outcome} | ({"unfreeze.reason": reason[:500]} if reason else {}))
         self._client.set_terminated(run_id, ENDINGS[outcome].status)
 
     def running(self) -> dict[str, str]:
@@ -161,12 +171,36 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
     """Download what a ``models:/`` or ``runs:/`` URI names in an MLflow store, and return where it lies.
 
     Raises:
-        ConfigError: MLflow does not have it.
+        WeightsError: MLflow does not have it.
     """
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=absolute_sqlite(tracking_uri)))
     except (MlflowException, OSError) as error:
-        raise ConfigError(f"model.weights: {uri!r} cannot be fetched: {_first_line(error)}") from error
+        raise WeightsError(_first_line(error)) from error
+
+
+def _check_database(uri: str) -> None:
+    """Fail at once on a database that cannot be opened, where MLflow would try for two minutes."""
+    if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            sqlalchemy.inspect(engine).get_table_names()
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Ask a server that may not be there for seconds, not for MLflow's four minutes, unless the user set a number."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "2"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def absolute_sqlite(uri: str) -> str:

@@ -170,11 +170,10 @@ def _tell(bench: Bench, trial: Trial, run_id: str, outcome: Outcome, score: floa
     if reason:
         trial.set_user_attr(OUTCOME, outcome)
         trial.set_user_attr(REASON, reason)
-        bench.tracker.log(run_id, tags={"unfreeze.reason": reason[:500]})
     # The commit point: from here on the trial counts, whatever happens to this process.
     values = score if outcome == "complete" else None
     told = bench.study.tell(trial, values, state=ENDINGS[outcome].state)
-    bench.tracker.finish(run_id, outcome)
+    bench.tracker.finish(run_id, outcome, reason)
     keep = bench.config.checkpoints.keep
     kept = {t.number for t in ranked(bench.study, bench.lower_is_better)[:keep]}
     for beaten in ranked_before[:keep]:

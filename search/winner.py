@@ -28,6 +28,22 @@ from trainers import ClassificationTrainer, interval, scores
 
 WINNER = "winner"
 
+# Packages that the logged model imports, by way of trainers and strategies too.
+_NEEDED = (
+    "lazy_loader",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pyyaml",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torch",
+    "torchvision",
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -123,9 +139,5 @@ def _example_image(bench: Bench) -> str:
 
 def _requirements() -> list[str]:
     """What the logged model needs, at the versions it was made with."""
-    names = (
-        *("lazy_loader", "mlflow", "numpy", "pandas", "pillow", "pyyaml"),
-        *("safetensors", "scikit-learn", "scipy", "timm", "torch", "torchvision"),
-    )
     # A local part, such as +cu132, is not known to package indexes.
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _NEEDED]

@@ -1,0 +1,29 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from lab import Lab
+from mlflow import MlflowClient
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory) -> Path:
+    """An MLflow database that has been through its migrations and holds nothing."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="module")
+def new_lab(tmp_path_factory, empty_mlflow) -> Iterator[Callable[..., Lab]]:
+    """Make labs; arguments replace sections of the study file."""
+    before = mlflow.get_tracking_uri()
+    yield lambda **changes: Lab(tmp_path_factory.mktemp("lab"), empty_mlflow, **changes)
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def lab(new_lab) -> Lab:
+    """A lab of the test's own."""
+    return new_lab()

@@ -1,0 +1,173 @@
+"""A small study in a folder of its own, and what its stores hold afterwards."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run, RunStatus
+from optuna.trial import FrozenTrial, TrialState
+
+from search import compose_study
+from search.config import StudyConfig
+from search.outcome import OWNER, outcome_of
+from search.run import main
+from search.tracking import CHECKPOINT_FILE
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# A timm model made for tests, on 64 digits: a trial takes a fraction of a second.
+SMALL: dict[str, Any] = {
+    "model": {"name": "test_resnet", "weights": "none"},
+    "data": {"image_size": 32, "limit_train": 64, "limit_val": 64, "limit_test": 64},
+    "strategy": {"depth": {"low": 0.0, "high": 1.0}, "lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+    | {"epochs": 1, "batch_size": 32},
+    "presets": {},
+    "budget": {"trials": 2},
+    "pruner": {"name": "none"},
+    "device": "cpu",
+    "threads": 1,
+}
+
+
+class Lab:
+    """A folder with a study file, an Optuna store and an MLflow store.
+
+    Args:
+        folder: Where everything lies.
+        template: A migrated, empty MLflow database to copy, since making one takes seconds.
+        changes: Sections of the study file that replace those of SMALL.
+    """
+
+    def __init__(self, folder: Path, template: Path, **changes: Any) -> None:
+        self.folder = folder
+        self.file = folder / "lab.yaml"
+        self.optuna_url = f"sqlite:///{folder}/mlruns/optuna.db"
+        self.mlflow_uri = f"sqlite:///{folder}/mlruns/mlflow.db"
+        stores = {
+            "store": {"url": self.optuna_url},
+            "tracking": {"uri": self.mlflow_uri, "artifacts": str(folder / "mlruns" / "artifacts")},
+        }
+        self.file.write_text(yaml.safe_dump({**SMALL, **stores, **changes}, sort_keys=False))
+        (folder / "mlruns").mkdir()
+        shutil.copy(template, folder / "mlruns" / "mlflow.db")
+
+    def run(self, *overrides: str) -> int:
+        """Run or resume the study in this process and return the exit code."""
+        return main([f"study={self.file}", *overrides])
+
+    def config(self, *overrides: str) -> StudyConfig:
+        return compose_study([f"study={self.file}", *overrides])
+
+    def start(self, *overrides: str) -> "subprocess.Popen[str]":
+        """Run or resume the study in a process of its own."""
+        # Made here, since two processes that make the tables at once get in each other's way.
+        optuna.storages.RDBStorage(self.optuna_url)
+        return subprocess.Popen(
+            [sys.executable, "-m", "search.run", f"study={self.file}", *overrides],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell may have started the tests with Ctrl-C switched off.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def wait_until(self, condition: Callable[[list[FrozenTrial]], bool], process: "subprocess.Popen[str]") -> None:
+        """Poll the trials until the condition holds."""
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            assert process.poll() is None, process.communicate()
+            if "lab" in optuna.get_all_study_names(self.optuna_url) and condition(self.trials()):
+                return
+            time.sleep(0.02)
+        raise AssertionError("it did not happen in time")
+
+    @property
+    def study(self) -> optuna.Study:
+        return optuna.load_study(study_name="lab", storage=self.optuna_url)
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.trials
+
+    def outcomes(self) -> list[str | None]:
+        return [outcome_of(trial) for trial in self.trials()]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.mlflow_uri)
+
+    def all_runs(self) -> list[Run]:
+        ids = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        return list(self.client.search_runs(ids))
+
+    def runs(self) -> dict[int, Run]:
+        """The run of each trial by the trial's number."""
+        tagged = [run for run in self.all_runs() if "unfreeze.trial" in run.data.tags]
+        found = {int(run.data.tags["unfreeze.trial"]): run for run in tagged}
+        assert len(found) == len(tagged), "two runs say that they are the same trial"
+        return found
+
+    def parent(self) -> Run:
+        (found,) = [run for run in self.all_runs() if run.data.tags.get("unfreeze.kind") == "study"]
+        return found
+
+    def statuses(self) -> list[str]:
+        """Status of each trial's run in the order of trials."""
+        return [run.info.status for _, run in sorted(self.runs().items())]
+
+    def artifact(self, run: Run, name: str) -> Path:
+        return Path(run.info.artifact_uri.removeprefix("file://")) / name
+
+    def checkpoints(self) -> set[int]:
+        """Numbers of the trials whose checkpoint is on disk."""
+        return {number for number, run in self.runs().items() if self.artifact(run, CHECKPOINT_FILE).exists()}
+
+    def pretend_running(self, trial_number: int) -> Run:
+        """Put a trial's run back to how it was before it was ended."""
+        run = self.runs()[trial_number]
+        self.client.delete_tag(run.info.run_id, "unfreeze.outcome")
+        self.client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        return run
+
+
+def is_counted(trial: FrozenTrial) -> bool:
+    return outcome_of(trial) not in (None, "killed")
+
+
+def scored(trials: list[FrozenTrial]) -> list[tuple[dict[str, Any], float | None]]:
+    """Parameters and score of each trial that counts."""
+    return [(trial.params, trial.value) for trial in trials if is_counted(trial)]
+
+
+def dead_owner() -> str:
+    """What a process on this host wrote that has ended since."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from search.recovery import owner; print(owner())"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    written = process.communicate()[0].strip()
+    assert json.loads(written)["pid"] == process.pid
+    return written
+
+
+def abandoned_trial(study: optuna.Study, owner: str, params: dict[str, Any], **attrs: Any) -> FrozenTrial:
+    """A trial that its process left running after it drew these parameters."""
+    study.enqueue_trial(params, user_attrs=attrs)
+    trial = study.ask()
+    trial.suggest_float("depth", 0.0, 1.0)
+    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+    trial.set_user_attr(OWNER, owner)
+    return next(t for t in study.get_trials() if t.number == trial.number and t.state == TrialState.RUNNING)

@@ -1,0 +1,48 @@
+"""The promise of the quickstart: good enough on digits, and the model that is printed is the one that was scored."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers import open_data
+
+PREDICT = """
+import json, sys
+import mlflow, numpy as np
+mlflow.set_tracking_uri(sys.argv[1])
+images = np.load("images.npy")
+print(json.dumps(mlflow.pyfunc.load_model(sys.argv[2]).predict(list(images))["label"].tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_the_winner_of_quickstart_reaches_95_percent_and_predicts_the_same_elsewhere(tmp_path: Path):
+    import numpy as np
+    import torch
+
+    # The presets alone: with the whole budget the search takes minutes, and its winner is no worse.
+    command = [sys.executable, "-m", "search.run", "study=quickstart", "budget.trials=3"]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    score = float(re.search(r"test accuracy (\d\.\d+)", out)[1])
+    uri = re.search(r"Model:\s+(\S+)", out)[1]
+    assert score >= 0.95
+
+    settings = {"root": None, "dataset": None, "csv": None, "limit_train": None, "limit_val": None, "limit_test": None}
+    data = open_data(
+        source="digits", image_size=64, val_fraction=0.2, test_fraction=0.2, split_seed=0, on_bad_image="refuse",
+        memory_gib=4.0, workers=0, **settings,
+    )  # fmt: skip
+    images, targets = next(data.test.batches(torch.arange(len(data.test)), len(data.test), torch.device("cpu")))
+    np.save(tmp_path / "images.npy", images.permute(0, 2, 3, 1).numpy())
+    (tmp_path / "predict.py").write_text(PREDICT)
+    store = f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}"
+    found = subprocess.run(
+        [sys.executable, "predict.py", store, uri], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    labels = json.loads(found.strip().splitlines()[-1])
+    right = sum(label == data.classes[target] for label, target in zip(labels, targets.tolist(), strict=True))
+    assert round(right / len(labels), 4) == score
