@@ -5,7 +5,6 @@ pickled. It needs the packages ``trainers`` and ``strategies``, which are stored
 """
 
 import base64
-import binascii
 import json
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from strategies import DataError
 from trainers import create_classifier, decode
 
 _BATCH = 64
-# Longer texts are no paths, and asking the file system for them is an error of its own.
-_LONGEST_PATH = 4096
 
 
 class ImageClassifier(PythonModel):  # type: ignore[misc, no-any-unimported, unused-ignore]
@@ -73,12 +70,20 @@ def _as_image(value: Any) -> Any:
         return np.asarray(value, dtype=np.uint8)
     if not isinstance(value, str):
         return value
-    if len(value) < _LONGEST_PATH and Path(value).exists():
+    if _exists(value):
         return Path(value)
     try:
         return base64.b64decode(value.rpartition("base64,")[2], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also of text that is not ASCII
         raise DataError(f"{value[:200]!r} is neither an image file nor base64") from error
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        # Too long for a file name, or with a null byte: base64 and no path.
+        return False
 
 
 mlflow.models.set_model(ImageClassifier())

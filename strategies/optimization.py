@@ -3,8 +3,8 @@
 from typing import Any, cast
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
+from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
+from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
@@ -20,7 +20,7 @@ def check_optimizer_names(space: Space) -> None:
     Raises:
         ConfigError: Names the unknown optimizer and the nearest known one.
     """
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     match space.get("optimizer", Fixed(CHOICES_DEFAULTS["optimizer"])):
         case Choice(choices=names):
             asked = names
@@ -48,7 +48,7 @@ def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.op
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"strategy.optimizer: {strategy.optimizer!r} cannot be made: {error}") from error
-    return cast(torch.optim.Optimizer, optimizer)
+    return optimizer
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, strategy: Strategy, updates_per_epoch: int) -> Scheduler:

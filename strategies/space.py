@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 from strategies.errors import ConfigError, nearest
@@ -131,12 +132,18 @@ def _parse_range(name: str, spec: Mapping[str, Any]) -> IntRange | FloatRange:
     if isinstance(low, int) and isinstance(high, int) and int in CHOICES[name].kinds:
         if step is not None and not isinstance(step, int):
             raise ConfigError(f"strategy.{name}.step: {step!r} is not a whole number")
-        return IntRange(low, high, step or 1, log)
+        return IntRange(low, _last_step(low, high, step or 1), step or 1, log)
     if name == "depth" and high > 1:
         raise ConfigError(
             f"strategy.depth: low {low!r} and high {high!r} mix whole numbers of blocks with fractions of the model"
         )
-    return FloatRange(float(low), float(high), step, log)
+    return FloatRange(float(low), float(high if step is None else _last_step(low, high, step)), step, log)
+
+
+def _last_step(low: Any, high: Any, step: Any) -> Any:
+    """The highest value that whole steps from ``low`` reach, in decimal arithmetic as Optuna does it."""
+    start, pace = Decimal(str(low)), Decimal(str(step))
+    return type(high)(start + (Decimal(str(high)) - start) // pace * pace)
 
 
 def _check_value(name: str, value: Any, key: str | None = None) -> None:
@@ -198,8 +205,8 @@ def _suggest(name: str, entry: Entry, trial: Suggests) -> Any:
 def project(strategy: Strategy, space: Space, num_blocks: int) -> dict[str, Any]:
     """The point of ``space`` nearest to ``strategy``, as parameters to enqueue.
 
-    Numbers are moved to the nearest value the space holds (on a log axis where the entry is logarithmic), depth is
-    compared as a share of the model, a name the space does not offer is left to the sampler.
+    Numbers are moved to the nearest value that the space holds, depth is compared as a share of the model, and a name
+    that the space does not offer is left to the sampler.
 
     Returns:
         Field name to value, for the searched fields only.

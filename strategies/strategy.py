@@ -56,7 +56,8 @@ class Choices:
             return False
         assert isinstance(value, int | float)
         inside = self.low < value if self.above else self.low <= value
-        return math.isfinite(value) and inside and value <= self.high
+        # Not math.isfinite: it cannot take whole numbers beyond the floats. NaN fails either comparison.
+        return inside and value <= self.high and abs(value) != math.inf
 
 
 def _choice(default: Any, help: str, *kinds: type, **limits: Any) -> Any:
@@ -79,7 +80,12 @@ class Strategy:
     """
 
     depth: int | float = _choice(
-        1.0, "blocks trained, counted from the head: a whole number, or a fraction (1.0 is all)", int, float, low=0
+        1.0,
+        "blocks trained, counted from the head: a whole number, or a fraction (1.0 is all)",
+        int,
+        float,
+        low=0,
+        high=100_000,
     )
     loss: str = _choice(
         "cross_entropy", "training loss", str, options=("cross_entropy", "label_smoothing", "focal", "bce", "mse")
@@ -97,8 +103,8 @@ class Strategy:
     schedule: str = _choice(
         "cosine", "learning-rate schedule over the epochs", str, options=("cosine", "poly", "step", "constant")
     )
-    warmup_epochs: float = _choice(0.0, "epochs of linear warm-up from zero", float, low=0)
-    clip_grad: float = _choice(0.0, "largest gradient norm, 0 for no clipping", float, low=0)
+    warmup_epochs: float = _choice(0.0, "epochs of linear warm-up from zero", float, low=0, high=100_000)
+    clip_grad: float = _choice(0.0, "largest gradient norm, 0 for no clipping", float, low=0, high=1e9)
     batch_norm: str = _choice(
         "train",
         "BatchNorm of trained blocks: train, frozen_stats (running statistics fixed) or frozen (affine fixed too)",
@@ -106,8 +112,8 @@ class Strategy:
         options=("train", "frozen_stats", "frozen"),
     )
     augment: str = _choice("none", "augmentation level", str, options=("none", "light", "medium", "strong"))
-    batch_size: int = _choice(64, "images a step", int, low=1)
-    epochs: int = _choice(5, "passes over the training images", int, low=1)
+    batch_size: int = _choice(64, "images a step", int, low=1, high=65536)
+    epochs: int = _choice(5, "passes over the training images", int, low=1, high=100_000)
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -68,7 +68,8 @@ class ClassificationTrainer:
         self._order_rng = torch.Generator().manual_seed(seed)
         self._augment_rng = torch.Generator().manual_seed(seed + 1)
         torch.manual_seed(seed)
-        self.model = source.build(seed).to(device.torch, memory_format=torch.channels_last)
+        self.model = source.build(seed).to(device.torch)
+        self.model.to(memory_format=torch.channels_last)
         self._mean = torch.tensor(source.mean, device=device.torch).view(1, 3, 1, 1)
         self._std = torch.tensor(source.std, device=device.torch).view(1, 3, 1, 1)
         self.plan = make_plan(self.model, strategy)
@@ -110,7 +111,7 @@ class ClassificationTrainer:
                 logits = self.model(self._normalise(pixels))
             loss = LOSSES[self.strategy.loss](logits.float(), targets, self.strategy)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             if self.strategy.clip_grad > 0:
                 nn.utils.clip_grad_norm_(trained, self.strategy.clip_grad)
             self.optimizer.step()

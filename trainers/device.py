@@ -1,6 +1,8 @@
 """Which device and number format a trial computes in."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,9 +25,9 @@ class Device:
             name = f"{self.torch.type} ({torch.get_num_threads()} threads)"
         return f"{name}, {'bf16' if self.bf16 else 'fp32'}"
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The context in which forward passes run."""
-        return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=self.bf16)
+        return torch.amp.autocast_mode.autocast(self.torch.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
 def choose_device(name: str = "auto", precision: str = "auto") -> Device:

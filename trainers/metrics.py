@@ -16,7 +16,7 @@ def _accuracy(logits: Tensor, targets: Tensor) -> float:
 
 def _balanced_accuracy(logits: Tensor, targets: Tensor) -> float:
     # Recall averaged over the classes that occur; scikit-learn's own function warns of predictions that do not.
-    present = targets.unique().numpy()
+    present = np.unique(targets.numpy())
     found = recall_score(targets.numpy(), logits.argmax(1).numpy(), labels=present, average="macro", zero_division=0)
     return float(found)
 

@@ -1,0 +1,158 @@
+import warnings
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import FixedTrial
+
+from strategies import Choice, ConfigError, Fixed, FloatRange, IntRange, Strategy, check_depths, parse_space
+from strategies.space import project, sample
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def test_each_form_of_an_entry_is_read():
+    space = parse_space(
+        {
+            "lr": {"low": 1e-4, "high": 1e-2, "log": True},
+            "depth": {"low": 0, "high": 4, "step": 2},
+            "loss": {"choices": ["focal", "mse"]},
+            "epochs": 3,
+        }
+    )
+    assert space == {
+        "depth": IntRange(0, 4, 2),
+        "loss": Choice(("focal", "mse")),
+        "lr": FloatRange(1e-4, 1e-2, None, True),
+        "epochs": Fixed(3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"layer_decy": 1}, "strategy.layer_decy: unknown key; did you mean 'layer_decay'?"),
+        ({"lr": {"low": 1e-3, "hgih": 1}}, "strategy.lr.hgih: unknown key; did you mean 'high'?"),
+        ({"lr": {"low": 1e-3}}, "strategy.lr.high: missing"),
+        ({"lr": {"low": 1e-2, "high": 1e-3}}, "low 0.01 is above high 0.001"),
+        ({"lr": {"low": "a", "high": 1}}, "strategy.lr.low: 'a' is not a number"),
+        ({"lr": {"low": 0, "high": 1}}, "strategy.lr.low: 0 is not a number above 0"),
+        ({"weight_decay": {"low": 0, "high": 1, "log": True}}, "0 is not above 0, which log: true needs"),
+        ({"lr": {"low": 1e-3, "high": 1, "step": 0.1, "log": True}}, "step and log: true exclude each other"),
+        ({"lr": {"low": 1e-3, "high": 1, "step": 0}}, "strategy.lr.step: 0 is not a number above 0"),
+        ({"epochs": {"low": 1, "high": 5, "step": 0.5}}, "strategy.epochs.step: 0.5 is not a whole number"),
+        ({"epochs": {"low": 1.5, "high": 5}}, "strategy.epochs.low: 1.5 is not a whole number"),
+        ({"lr": {"low": 1e-3, "high": 1, "log": "yes"}}, "strategy.lr.log: 'yes' is not true or false"),
+        ({"loss": {"low": "bce", "high": "mse"}}, "names need choices"),
+        ({"loss": {"choices": []}}, "[] is not a list of at least one value"),
+        ({"loss": {"choices": "bce"}}, "'bce' is not a list of at least one value"),
+        ({"loss": {"choices": ["bce", "hinge"]}}, "strategy.loss.choices: 'hinge' is not one of"),
+        ({"depth": {"choices": [0, 1, 1.0]}}, "1.0 is there twice"),
+        ({"depth": {"low": 0.0, "high": 3}}, "mix whole numbers of blocks with fractions"),
+        ({"depth": 2.0}, "strategy.depth: 2.0 is not a fraction between 0 and 1"),
+        ({"lr": {"choices": [0.1], "low": 1}}, "choices cannot stand beside low"),
+    ],
+)
+def test_a_malformed_entry_is_named(spec, said):
+    with pytest.raises(ConfigError) as caught:
+        parse_space(spec)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("depth", "key"),
+    [
+        ({"low": 0, "high": 10}, "strategy.depth.high"),
+        ({"choices": [0, 10]}, "strategy.depth.choices"),
+        (10, "strategy.depth"),
+    ],
+)
+def test_a_depth_beyond_the_model_is_refused_before_sampling(depth, key):
+    with pytest.raises(ConfigError, match=f"{key}: 10 blocks asked for, the model has 9"):
+        check_depths(parse_space({"depth": depth}), 9)
+    check_depths(parse_space({"depth": depth}), 10)
+
+
+def test_fields_that_an_earlier_choice_makes_meaningless_are_not_drawn():
+    space = parse_space(
+        {
+            "depth": {"low": 0, "high": 4},
+            "loss": {"choices": ["cross_entropy", "focal"]},
+            "focal_gamma": {"low": 0.5, "high": 4.0},
+            "layer_decay": {"low": 0.5, "high": 1.0},
+        }
+    )
+    probe = FixedTrial({"depth": 0, "loss": "cross_entropy"})
+    assert sample(space, probe) == Strategy(depth=0)
+    deep = FixedTrial({"depth": 2, "loss": "focal", "focal_gamma": 1.5, "layer_decay": 0.6})
+    assert sample(space, deep) == Strategy(depth=2, loss="focal", focal_gamma=1.5, layer_decay=0.6)
+
+
+def test_fields_that_the_space_lacks_keep_their_defaults():
+    assert sample({}, FixedTrial({})) == Strategy()
+
+
+def ranges(name: str, low: float, high: float) -> st.SearchStrategy[dict]:
+    ends = st.tuples(st.floats(low, high), st.floats(low, high)).map(sorted)
+    return ends.flatmap(
+        lambda e: st.one_of(
+            st.just({"low": e[0], "high": e[1], "log": e[0] > 0}),
+            st.sampled_from([0.01, 0.05, 0.1, 0.25]).map(lambda step: {"low": round(e[0], 3), "high": round(e[1], 3), "step": step}),
+        )
+    )
+
+
+INT_ENDS = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(1, 4)).map(
+    lambda t: {"low": min(t[:2]), "high": max(t[:2]), "step": t[2]}
+)
+SPACES = st.fixed_dictionaries(
+    {
+        "depth": st.one_of(
+            INT_ENDS,
+            ranges("depth", 0, 1),
+            st.lists(st.one_of(st.integers(0, 9), st.floats(0, 1)), min_size=1, max_size=4, unique=True).map(
+                lambda values: {"choices": values}
+            ),
+        ),
+        "lr": ranges("lr", 1e-2, 1),
+        "weight_decay": st.one_of(ranges("weight_decay", 0, 1), st.just({"choices": [0, 0.1]})),
+        "loss": st.lists(st.sampled_from(["cross_entropy", "focal", "mse"]), min_size=1, unique=True).map(
+            lambda names: {"choices": names}
+        ),
+        "epochs": st.tuples(st.integers(1, 9), st.integers(0, 9)).map(lambda t: {"low": t[0], "high": t[0] + t[1]}),
+    }
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    SPACES,
+    st.builds(
+        Strategy, depth=st.one_of(st.integers(0, 9), st.floats(0, 1)), lr=st.floats(1e-6, 10),
+        weight_decay=st.floats(0, 5), loss=st.sampled_from(["bce", "focal"]), epochs=st.integers(1, 50),
+    ),
+)  # fmt: skip
+def test_a_projected_strategy_lies_in_the_space_and_is_what_optuna_then_draws(spec, preset):
+    space = parse_space(spec)
+    params = project(preset, space, 9)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    study.enqueue_trial(params)
+    with warnings.catch_warnings():
+        # Optuna warns of an enqueued value that lies outside its range.
+        warnings.simplefilter("error", UserWarning)
+        drawn = sample(space, study.ask()).to_dict()
+    assert {name: drawn[name] for name in params} == params
+
+
+def test_a_preset_keeps_its_values_where_the_space_allows_them():
+    space = parse_space(
+        {
+            "depth": {"low": 0.0, "high": 1.0},
+            "lr": {"low": 1e-4, "high": 1e-3, "log": True},
+            "loss": {"choices": ["cross_entropy", "mse"]},
+            "batch_size": 32,
+        }
+    )
+    params = project(Strategy(depth=1, lr=3e-3, loss="bce"), space, 10)
+    assert params == {"depth": 0.1, "lr": 1e-3}
