@@ -12,9 +12,8 @@ from pathlib import Path
 
 import mlflow
 import torch
-from mlflow.models import ModelSignature, set_signature
+from mlflow.models import set_signature
 from mlflow.types import ColSpec, Schema
-from mlflow.types.schema import AnyType
 from optuna.trial import FrozenTrial
 from PIL import Image
 from safetensors.torch import load_file
@@ -106,7 +105,6 @@ def _log_model(bench: Bench, run_id: str, checkpoint: Path, folder: Path, strate
     card_file.write_text(json.dumps(card, indent=1))
     columns = ("probability", *(f"probability_{name}" for name in bench.data.classes))
     outputs = Schema([ColSpec("string", "label"), *(ColSpec("double", column) for column in columns)])
-    inputs = Schema([ColSpec(AnyType())])  # type: ignore[no-untyped-call]
     # Paths, bytes and arrays share no type that MLflow knows, so the hint is Any, of which it warns each time, past any
     # filter; what else it warns of is for the log.
     with warnings.catch_warnings(record=True) as caught, mlflow.start_run(run_id=run_id):
@@ -120,8 +118,12 @@ def _log_model(bench: Bench, run_id: str, checkpoint: Path, folder: Path, strate
         )
     for warning in caught:
         logger.info("%s", warning.message)
-    # log_model itself derives the signature from the type hints of predict, which cannot say what the columns are.
-    set_signature(info.model_uri, ModelSignature(inputs=inputs, outputs=outputs))
+    # The signature comes from the type hints of predict, which cannot say what the columns are. It must stay that very
+    # one: MLflow would press lists of arrays into tables for any signature that is not marked as coming from hints.
+    signature = info.signature
+    assert signature is not None, "predict has type hints"
+    signature.outputs = outputs
+    set_signature(info.model_uri, signature)
     return str(info.model_uri)
 
 

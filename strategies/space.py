@@ -1,6 +1,5 @@
 """The space strategies are sampled from: per field a range, a list of choices or a plain value."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -233,11 +232,12 @@ def _nearest_value(name: str, wanted: Any, entry: Entry, num_blocks: int) -> Any
             return min(choices, key=lambda choice: abs(as_share(choice) - as_share(wanted)))
         case IntRange(low=low, high=high, step=step):
             steps = round((min(max(wanted, low), high) - low) / step)
-            return min(low + steps * step, low + (high - low) // step * step)
+            return low + steps * step
         case FloatRange(low=low, high=high, step=None):
             return min(max(as_share(wanted), low), high)
         case FloatRange(low=low, high=high, step=float_step):
             assert float_step is not None
-            last = math.floor((high - low) / float_step + 1e-9)
-            return low + min(max(round((as_share(wanted) - low) / float_step), 0), last) * float_step
+            steps = max(0, round((min(as_share(wanted), high) - low) / float_step))
+            # In decimals: 0.25 + 17 * 0.01 would be just above 0.42.
+            return float(Decimal(str(low)) + steps * Decimal(str(float_step)))
     raise AssertionError(entry)

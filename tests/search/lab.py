@@ -68,19 +68,19 @@ class Lab:
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
 
-    def start(self, *overrides: str) -> "subprocess.Popen[str]":
+    def start(self, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
         """Run or resume the study in a process of its own."""
         # Made here, since two processes that make the tables at once get in each other's way.
         optuna.storages.RDBStorage(self.optuna_url)
         return subprocess.Popen(
             [sys.executable, "-m", "search.run", f"study={self.file}", *overrides],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             # A shell may have started the tests with Ctrl-C switched off.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )
 
     def wait_until(self, condition: Callable[[list[FrozenTrial]], bool], process: "subprocess.Popen[str]") -> None:

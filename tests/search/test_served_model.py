@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from lab import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
@@ -25,15 +26,18 @@ from trainers import ClassificationTrainer, ModelSource, choose_device, find_wei
 CLASSES = ("null", "one", "two two")
 SIZE = 32
 
-# Loads the model knowing nothing but its URI, and predicts from each kind of input.
+# Loads the model knowing nothing but its URI, with an installed Unfreeze out of sight, and predicts from each input.
 ELSEWHERE = """
 import base64, importlib.util, json, sys
-assert all(importlib.util.find_spec(name) is None for name in ("search", "strategies", "trainers"))
+uri, store, repository, paths = json.loads(sys.stdin.read())
+sys.path[:] = [path for path in sys.path if path != repository]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
 import mlflow, numpy as np
 from PIL import Image
-uri, store, paths = json.loads(sys.stdin.read())
 mlflow.set_tracking_uri(store)
 model = mlflow.pyfunc.load_model(uri)
+assert not [n for n, m in sys.modules.items() if (getattr(m, "__file__", "") or "").startswith(repository + "/")]
+assert "search" not in sys.modules
 contents = [open(path, "rb").read() for path in paths]
 inputs = {
     "paths": paths,
@@ -93,9 +97,8 @@ def test_loaded_elsewhere_without_the_repository_it_predicts_what_was_scored(don
     winner = done.study.user_attrs[WINNER]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     process = subprocess.run(
-        # -P keeps the working folder, and an installed Unfreeze is kept out by leaving it only its dependencies.
         [sys.executable, "-P", "-c", ELSEWHERE],
-        input=json.dumps([winner["model_uri"], done.mlflow_uri, list(data.test.names)]),
+        input=json.dumps([winner["model_uri"], done.mlflow_uri, str(REPOSITORY), list(data.test.names)]),
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -140,8 +143,8 @@ def test_kinds_of_images_may_be_mixed_and_none_is_an_empty_table(served, evaluat
     content = Path(path).read_bytes()
     data_url = "data:image/png;base64," + base64.b64encode(content).decode()
     nested = np.asarray(Image.open(path).convert("RGB")).tolist()
-    labels = served.predict([path, content, data_url, nested])["label"]
-    assert list(labels) == [CLASSES[int(logits[0].argmax())]] * 4
+    labels = served.predict([path, content, data_url, nested, np.asarray(nested, np.uint8)])["label"]
+    assert list(labels) == [CLASSES[int(logits[0].argmax())]] * 5
     assert len(served.predict([])) == 0
 
 
@@ -152,13 +155,11 @@ def test_more_images_than_a_batch_come_back_in_order(served, evaluated):
 
 
 def test_base64_without_a_slash_is_not_looked_up_as_a_file_name(served):
-    # One long word is no valid file name, which the operating system says by an error.
-    text = ""
-    rng = np.random.default_rng(0)
-    while "/" in text or len(text) < 300:
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 255, (6, 12, 3), dtype=np.uint8)).save(buffer, format="PNG")
-        text = base64.b64encode(buffer.getvalue()).decode()
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 12)).save(buffer, format="BMP")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    # A word of more than 255 letters is no valid file name, which the operating system says by an error.
+    assert "/" not in text[:256]
     assert served.predict([text])["label"][0] in CLASSES
 
 

@@ -98,7 +98,9 @@ def ranges(name: str, low: float, high: float) -> st.SearchStrategy[dict]:
     return ends.flatmap(
         lambda e: st.one_of(
             st.just({"low": e[0], "high": e[1], "log": e[0] > 0}),
-            st.sampled_from([0.01, 0.05, 0.1, 0.25]).map(lambda step: {"low": round(e[0], 3), "high": round(e[1], 3), "step": step}),
+            st.sampled_from([0.01, 0.05, 0.1, 0.25]).map(
+                lambda step: {"low": round(e[0], 3), "high": round(e[1], 3), "step": step}
+            ),
         )
     )
 

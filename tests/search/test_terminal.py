@@ -1,0 +1,145 @@
+import io
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from search.outcome import DEPTH, OUTCOME, PRESET, REASON, STRATEGY
+from search.terminal import Terminal
+from search.winner import Winner
+from strategies import Strategy, parse_space, sample
+from trainers import EpochResult
+
+LABEL = "depth 2 · adamw 1e-03"
+
+
+class Screen:
+    """A terminal of 80 columns, or a log file, and what was printed to it."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        self.file = io.StringIO()
+        console = Console(file=self.file, force_terminal=is_terminal, width=80 if is_terminal else None, highlight=False)
+        self.terminal = Terminal("accuracy", console)
+
+    @property
+    def text(self) -> str:
+        return self.file.getvalue()
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def log() -> Screen:
+    return Screen(is_terminal=False)
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(direction="maximize")
+
+
+SPACE = parse_space(
+    {
+        "depth": 2,
+        "lr": {"low": 1e-4, "high": 0.1, "log": True},
+        "loss": {"choices": ["label_smoothing", "focal"]},
+        "epochs": {"choices": [5]},
+    }
+)
+
+
+def add(study, state=TrialState.COMPLETE, value=None, params=None, **attrs):
+    """A trial as run_trial leaves it."""
+    study.enqueue_trial(params or {}, user_attrs=attrs)
+    trial = study.ask()
+    trial.set_user_attr(STRATEGY, sample(SPACE, trial).to_dict())
+    trial.set_user_attr(DEPTH, 2)
+    return study.tell(trial, value, state=state)
+
+
+def test_a_log_gets_one_plain_line_a_trial_with_outcome_score_and_label(log, study):
+    with log.terminal as terminal:
+        terminal.study_started(0, 2)
+        terminal.trial_started(0, Strategy(epochs=2), LABEL)
+        terminal.epoch_ended(EpochResult(1, {}, 0.1), 0.5)
+        terminal.trial_ended(add(study, value=0.9125, **{PRESET: "last_block"}), 0.9125)
+    (line,) = log.lines
+    assert line.startswith("trial   0  complete  accuracy 0.9125")
+    assert line.endswith(f" s  {LABEL}  (preset last_block)")
+    assert "\x1b" not in log.text
+
+
+def test_a_failed_trial_shows_its_reason_whatever_characters_it_has(log, study):
+    reason = "RuntimeError: shape [3, 4] is no [bold]match[/bold] " + "x" * 300
+    failed = add(study, TrialState.FAIL, **{OUTCOME: "failed", REASON: reason})
+    log.terminal.trial_ended(failed, None)
+    log.terminal.counts([failed])
+    assert len(log.lines[0]) > 300
+    assert f"({reason})" in log.lines[0]
+    assert "Trials: 1 failed" in log.lines
+    assert "shape [3, 4] is no [bold]match[/bold]" in log.text.split("Trials:")[1]
+
+
+def test_a_pruned_trial_has_no_score(log, study):
+    trial = add(study, TrialState.PRUNED)
+    log.terminal.trial_ended(trial, None)
+    assert "pruned" in log.text
+    assert "accuracy" not in log.text
+
+
+def test_a_terminal_gets_bars_that_are_gone_at_the_end(study):
+    screen = Screen(is_terminal=True)
+    with screen.terminal as terminal:
+        terminal.reading("decoding images", 1, 2)
+        terminal.study_started(0, 2)
+        terminal.trial_started(0, Strategy(epochs=2), LABEL)
+        terminal.epoch_ended(EpochResult(1, {}, 0.1), 0.5)
+        terminal.trial_ended(add(study, value=0.9), 0.9)
+    assert "\x1b" in screen.text
+    assert "complete" in screen.text
+
+
+def test_the_table_ranks_trials_by_the_fields_in_which_they_differ(log, study):
+    best = add(study, value=0.9, params={"lr": 0.00123, "loss": "label_smoothing"})
+    second = add(study, value=0.8, params={"lr": 0.02, "loss": "focal"})
+    log.terminal.table([best, second], ["lr", "loss", "epochs"])
+    rows = [line.split() for line in log.lines]
+    assert log.lines[0] == "Best strategies by validation accuracy"
+    assert ["rank", "trial", "accuracy", "lr", "loss", "seconds"] in rows
+    assert next(row for row in rows if row[:1] == ["1"])[:6] == ["1", "0", "0.9000", "0.0012", "label", "smoothing"]
+    assert next(row for row in rows if row[:1] == ["2"])[:5] == ["2", "1", "0.8000", "0.02", "focal"]
+
+
+def test_the_table_shows_ten_trials_at_most(log, study):
+    trials = [add(study, value=1 - k / 100) for k in range(12)]
+    log.terminal.table(trials, [])
+    ranks = [line.split()[0] for line in log.lines if line.strip()[:1].isdigit()]
+    assert ranks == [str(rank) for rank in range(1, 11)]
+
+
+def test_counts_name_each_outcome_once(log, study):
+    trials = [add(study, value=1.0), add(study, value=0.5), add(study, TrialState.PRUNED)]
+    trials += [add(study, TrialState.FAIL, **{OUTCOME: "killed", REASON: "interrupted"})]
+    log.terminal.counts(trials)
+    assert log.lines == ["Trials: 2 complete, 1 pruned, 1 killed"]
+
+
+def test_importances_are_shares_or_a_word_on_why_there_are_none(log):
+    log.terminal.importances({})
+    log.terminal.importances({"lr": 0.75, "depth": 0.25})
+    assert "too few comparable trials" in log.lines[0]
+    assert log.lines[2].split()[:2] == ["lr", "75.0%"]
+    assert log.lines[3].split()[:2] == ["depth", "25.0%"]
+
+
+def test_the_end_tells_score_interval_model_and_where_to_look_on_lines_that_can_be_copied():
+    screen = Screen(is_terminal=True)
+    command = "mlflow ui --backend-store-uri sqlite:////" + "deep/" * 30 + "mlflow.db"
+    winner = Winner(4, "accuracy", 0.95, 0.91, 0.98, 360, "models:/m-0123456789abcdef")
+    screen.terminal.winner(winner, command)
+    assert "Winner: trial 4, test accuracy 0.9500 (95% interval 0.9100 to 0.9800, 360" in screen.text
+    assert "Model:  models:/m-0123456789abcdef" in screen.lines
+    assert f"Look:   {command}" in screen.lines
