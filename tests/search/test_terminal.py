@@ -19,7 +19,8 @@ class Screen:
 
     def __init__(self, is_terminal: bool) -> None:
         self.file = io.StringIO()
-        console = Console(file=self.file, force_terminal=is_terminal, width=80 if is_terminal else None, highlight=False)
+        width = 80 if is_terminal else None
+        console = Console(file=self.file, force_terminal=is_terminal, width=width, highlight=False)
         self.terminal = Terminal("accuracy", console)
 
     @property
