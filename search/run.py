@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -169,13 +170,17 @@ def exit_code(work: Callable[[], int]) -> int:
     """Do the work; what a user can mend or has asked for (Ctrl-C) ends in a message instead of a traceback.
 
     Returns:
-        The work's own code, 2 after bad input, 130 after Ctrl-C.
+        The work's own code, 2 after bad input, 130 after Ctrl-C, 1 when nobody reads the output any more.
     """
     try:
         return work()
     except UnfreezeError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough; Python's own flush at exit must not complain of it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command continues the study", file=sys.stderr)
         return INTERRUPTED

@@ -37,7 +37,7 @@ def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.op
     """Timm's optimizer of that name over the planned parameter groups.
 
     Raises:
-        ConfigError: timm refuses the name or its settings.
+        ConfigError: timm refuses the name or its settings, or the optimizer needs second derivatives.
     """
     try:
         optimizer = create_optimizer_v2(
@@ -48,6 +48,8 @@ def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.op
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"strategy.optimizer: {strategy.optimizer!r} cannot be made: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ConfigError(f"strategy.optimizer: {strategy.optimizer!r} needs second derivatives")
     return optimizer
 
 

@@ -126,8 +126,10 @@ def _parse_range(name: str, spec: Mapping[str, Any]) -> IntRange | FloatRange:
         raise ConfigError(f"strategy.{name}.low: {low} is not above 0, which log: true needs")
     if step is not None and log:
         raise ConfigError(f"strategy.{name}: step and log: true exclude each other")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not step > 0):
-        raise ConfigError(f"strategy.{name}.step: {step!r} is not a number above 0")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step <= 1e9):
+        raise ConfigError(f"strategy.{name}.step: {step!r} is not a number above 0 and at most 1e9")
+    if step is not None and high - low > 1e9 * step:
+        raise ConfigError(f"strategy.{name}.step: {step!r} makes more than 1e9 steps from {low} to {high}")
     if isinstance(low, int) and isinstance(high, int) and int in CHOICES[name].kinds:
         if step is not None and not isinstance(step, int):
             raise ConfigError(f"strategy.{name}.step: {step!r} is not a whole number")
@@ -136,7 +138,8 @@ def _parse_range(name: str, spec: Mapping[str, Any]) -> IntRange | FloatRange:
         raise ConfigError(
             f"strategy.depth: low {low!r} and high {high!r} mix whole numbers of blocks with fractions of the model"
         )
-    return FloatRange(float(low), float(high if step is None else _last_step(low, high, step)), step, log)
+    low, high = float(low), float(high)
+    return FloatRange(low, high if step is None else _last_step(low, high, step), step, log)
 
 
 def _last_step(low: Any, high: Any, step: Any) -> Any:

@@ -120,13 +120,16 @@ class Strategy:
             value = getattr(self, name)
             if not choices.accepts(value):
                 raise ConfigError(f"strategy.{name}: {value!r} is not {choices.expected()}")
+            if choices.kinds == (float,):
+                # 1 and 1.0 train alike, so they must print and hash alike.
+                object.__setattr__(self, name, float(value))
         if isinstance(self.depth, float) and self.depth > 1:
             raise ConfigError(
                 f"strategy.depth: {self.depth!r} is not a fraction between 0 and 1; for a number of blocks write it "
                 "without a decimal point"
             )
         if self.warmup_epochs > self.epochs:
-            raise ConfigError(f"strategy.warmup_epochs: {self.warmup_epochs} is longer than epochs: {self.epochs}")
+            raise ConfigError(f"strategy.warmup_epochs: {self.warmup_epochs:g} is longer than epochs: {self.epochs}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Strategy":

@@ -88,7 +88,7 @@ class ClassificationTrainer:
         start = time.perf_counter()
         train_loss = self._train_epoch()
         self.epoch += 1
-        lr = max(group["lr"] / group["lr_scale"] for group in self.optimizer.param_groups)
+        lr = next(group["lr"] for group in self.optimizer.param_groups if group["lr_scale"] == 1.0)
         metrics = {"train_loss": train_loss, "lr": lr}
         metrics |= {f"val_{name}": value for name, value in scores(*self.predict(self._data.val)).items()}
         if not math.isfinite(metrics["val_loss"]):

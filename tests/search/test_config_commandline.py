@@ -58,6 +58,15 @@ def test_python_m_runs_the_same_command_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, "error: budget.trails: unknown key; did you mean 'trials'?\n")
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    command = f"'{sys.executable}' -m search.run --help | head -n 1"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    how = {"shell": True, "cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(command, **how, check=True)
+    assert done.stdout.startswith("usage:")
+    assert done.stderr == ""
+
+
 def test_help_names_every_key_with_its_help(capsys):
     assert main(["-h"]) == 0
     text = capsys.readouterr().out

@@ -36,7 +36,8 @@ import mlflow, numpy as np
 from PIL import Image
 mlflow.set_tracking_uri(store)
 model = mlflow.pyfunc.load_model(uri)
-assert not [n for n, m in sys.modules.items() if (getattr(m, "__file__", "") or "").startswith(repository + "/")]
+ours = tuple(f"{repository}/{package}/" for package in ("search", "strategies", "trainers"))
+assert not [n for n, m in sys.modules.items() if (getattr(m, "__file__", "") or "").startswith(ours)]
 assert "search" not in sys.modules
 contents = [open(path, "rb").read() for path in paths]
 inputs = {

@@ -84,7 +84,7 @@ def test_a_failed_trial_shows_its_reason_whatever_characters_it_has(log, study):
     assert "shape [3, 4] is no [bold]match[/bold]" in log.text.split("Trials:")[1]
 
 
-def test_a_pruned_trial_has_no_score(log, study):
+def test_a_trial_without_a_score_shows_none(log, study):
     trial = add(study, TrialState.PRUNED)
     log.terminal.trial_ended(trial, None)
     assert "pruned" in log.text

@@ -66,6 +66,13 @@ def test_the_optimizer_is_timms_with_rate_and_decay_as_asked(name):
     assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.02, 0.3), (0.02, 0.0)}
 
 
+def test_an_optimizer_that_needs_second_derivatives_is_refused():
+    strategy = Strategy(optimizer="adahessian")
+    model = timm.create_model("test_resnet", num_classes=3)
+    with pytest.raises(ConfigError, match=r"strategy\.optimizer: 'adahessian' needs second derivatives"):
+        make_optimizer(model, make_plan(model, strategy), strategy)
+
+
 def test_an_unknown_optimizer_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match=r"strategy\.optimizer: 'adamv' is no optimizer of timm; did you mean '\w+'"):
         check_optimizer_names(parse_space({"optimizer": {"choices": ["sgd", "adamv"]}}))

@@ -5,7 +5,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from strategies import Strategy, TrialError, check_applied, freeze, make_optimizer, make_plan, set_train_mode
 
-FAMILIES = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "tf_efficientnet_lite0"]
+FAMILIES = [
+    "test_resnet",
+    "test_efficientnet",
+    "test_convnext",
+    "test_vit",
+    "test_nfnet",
+    "tf_efficientnet_lite0",
+    "densenet121",
+]
 
 
 def make(name: str, strategy: Strategy):
@@ -54,6 +62,13 @@ def test_depth_zero_trains_the_head_alone_and_depth_all_everything():
     assert plan.trainable == {"fc.weight", "fc.bias"}
     _, plan, _ = make("test_resnet", Strategy(depth=1.0))
     assert plan.trainable == set(dict(model.named_parameters()))
+
+
+def test_depth_one_trains_the_head_and_the_block_next_to_it():
+    model, plan, _ = make("test_resnet", Strategy(depth=1))
+    assert plan.trainable == {n for n, _ in model.named_parameters() if n.startswith(("fc.", "layer4."))}
+    model, plan, _ = make("test_vit", Strategy(depth=1))
+    assert plan.trainable == {n for n, _ in model.named_parameters() if n.startswith(("head.", "norm.", "blocks.5."))}
 
 
 def test_rates_are_counted_from_the_head_whatever_is_frozen_below():

@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import optuna
@@ -41,6 +42,9 @@ def test_each_form_of_an_entry_is_read():
         ({"weight_decay": {"low": 0, "high": 1, "log": True}}, "0 is not above 0, which log: true needs"),
         ({"lr": {"low": 1e-3, "high": 1, "step": 0.1, "log": True}}, "step and log: true exclude each other"),
         ({"lr": {"low": 1e-3, "high": 1, "step": 0}}, "strategy.lr.step: 0 is not a number above 0"),
+        ({"lr": {"low": 1e-3, "high": 1, "step": math.inf}}, "strategy.lr.step: inf is not a number above 0"),
+        ({"lr": {"low": 1e-3, "high": 1, "step": 10**400}}, "is not a number above 0 and at most 1e9"),
+        ({"lr": {"low": 1e-3, "high": 1, "step": 1e-300}}, "1e-300 makes more than 1e9 steps from 0.001 to 1"),
         ({"epochs": {"low": 1, "high": 5, "step": 0.5}}, "strategy.epochs.step: 0.5 is not a whole number"),
         ({"epochs": {"low": 1.5, "high": 5}}, "strategy.epochs.low: 1.5 is not a whole number"),
         ({"lr": {"low": 1e-3, "high": 1, "log": "yes"}}, "strategy.lr.log: 'yes' is not true or false"),
@@ -58,6 +62,13 @@ def test_a_malformed_entry_is_named(spec, said):
     with pytest.raises(ConfigError) as caught:
         parse_space(spec)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("high", "last"), [(1, 0.9), (1.0, 0.9), (0.95, 0.9), (0.6, 0.6), (0.2, 0.0)])
+def test_a_range_ends_at_the_last_whole_step(high, last):
+    space = parse_space({"weight_decay": {"low": 0, "high": high, "step": 0.3}})
+    assert space == {"weight_decay": FloatRange(0.0, last, 0.3)}
+    assert parse_space({"epochs": {"low": 1, "high": 9, "step": 3}}) == {"epochs": IntRange(1, 7, 3)}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +100,32 @@ def test_fields_that_an_earlier_choice_makes_meaningless_are_not_drawn():
     assert sample(space, deep) == Strategy(depth=2, loss="focal", focal_gamma=1.5, layer_decay=0.6)
 
 
+def test_a_study_draws_strategies_inside_the_space_and_only_parameters_with_an_effect():
+    space = parse_space(
+        {
+            "depth": {"low": 0, "high": 2},
+            "loss": {"choices": ["cross_entropy", "focal"]},
+            "focal_gamma": {"low": 0.5, "high": 4.0},
+            "lr": {"low": 1e-4, "high": 1e-1, "log": True},
+            "layer_decay": {"choices": [0.5, 1]},
+            "epochs": 3,
+        }
+    )
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(multivariate=True, group=True, seed=0))
+    seen = set()
+    for _ in range(40):
+        trial = study.ask()
+        strategy = sample(space, trial)
+        study.tell(trial, strategy.lr)
+        effective = {"focal_gamma": strategy.loss == "focal", "layer_decay": strategy.depth > 0}
+        assert set(trial.params) == {"depth", "loss", "lr"} | {name for name, drawn in effective.items() if drawn}
+        assert strategy == Strategy.from_dict(trial.params | {"epochs": 3})
+        assert 0 <= strategy.depth <= 2
+        assert 1e-4 <= strategy.lr <= 1e-1
+        seen.add((strategy.depth, strategy.loss))
+    assert len(seen) == 6
+
+
 def test_fields_that_the_space_lacks_keep_their_defaults():
     assert sample({}, FixedTrial({})) == Strategy()
 
@@ -118,7 +155,11 @@ SPACES = st.fixed_dictionaries(
             ),
         ),
         "lr": ranges("lr", 1e-2, 1),
-        "weight_decay": st.one_of(ranges("weight_decay", 0, 1), st.just({"choices": [0, 0.1]})),
+        "weight_decay": st.one_of(
+            ranges("weight_decay", 0, 1),
+            st.sampled_from([0.3, 0.25, 1, 4]).map(lambda step: {"low": 0, "high": 2, "step": step}),
+            st.just({"choices": [0, 0.1]}),
+        ),
         "loss": st.lists(st.sampled_from(["cross_entropy", "focal", "mse"]), min_size=1, unique=True).map(
             lambda names: {"choices": names}
         ),

@@ -45,6 +45,7 @@ def test_a_canonical_strategy_is_its_own_canonical_form_and_trains_alike(strateg
         (Strategy(depth=0), Strategy(depth=0.0)),
         (Strategy(focal_gamma=1.0), Strategy(focal_gamma=5.0)),
         (Strategy(label_smoothing=0.2), Strategy()),
+        (Strategy(lr=1, weight_decay=0), Strategy(lr=1.0, weight_decay=0.0)),
         (Strategy(depth=0, layer_decay=0.5, batch_norm="frozen"), Strategy(depth=0)),
     ],
 )
@@ -84,6 +85,7 @@ def test_more_blocks_than_the_model_has_are_refused():
         ({"lr": math.nan}, "strategy.lr: nan is not"),
         ({"weight_decay": math.inf}, "strategy.weight_decay: inf is not"),
         ({"lr": "fast"}, "strategy.lr: 'fast' is not a number"),
+        ({"lr": 10**400}, "strategy.lr: 1000"),
         ({"lr": True}, "strategy.lr: True is not a number"),
         ({"epochs": 2.5}, "strategy.epochs: 2.5 is not a whole number"),
         ({"epochs": 10**400}, "strategy.epochs: 1000"),

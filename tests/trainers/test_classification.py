@@ -90,8 +90,14 @@ def test_clipping_bounds_the_step(source):
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_with_its_reason(source):
-    with pytest.raises(TrialError, match=r"(training|validation) loss (became|is) (nan|inf)"):
+    with pytest.raises(TrialError, match=r"(training|validation) loss (became|is) (nan|inf) (in|after) epoch \d+"):
         list(trainer(source, optimizer="sgd", lr=100.0, loss="mse", epochs=20))
+
+
+def test_a_layer_decay_that_leaves_nothing_for_the_lowest_blocks_still_trains_the_head(source):
+    (result,) = metrics(trainer(source, layer_decay=1e-200, epochs=1))
+    (plain,) = metrics(trainer(source, epochs=1))
+    assert result["lr"] == plain["lr"] > 0
 
 
 def test_the_optimizer_is_checked_against_the_plan_in_each_epoch(source):
