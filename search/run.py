@@ -18,6 +18,8 @@ from strategies import ConfigError, TrialError, UnfreezeError, nearest
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
+_GO_ON = "the same command continues the study"
+
 _USAGE = """\
 usage: python -m search.run study=NAME [key=value ...] [options]
 
@@ -170,7 +172,8 @@ def exit_code(work: Callable[[], int]) -> int:
     """Do the work; what a user can mend or has asked for (Ctrl-C) ends in a message instead of a traceback.
 
     Returns:
-        The work's own code, 2 after bad input, 130 after Ctrl-C, 1 when nobody reads the output any more.
+        The work's own code, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 when nobody reads the output
+        any more.
     """
     try:
         return work()
@@ -182,12 +185,16 @@ def exit_code(work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted; the same command continues the study", file=sys.stderr)
+        print(f"interrupted; {_GO_ON}", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as stop:
+        # run_study turns SIGTERM into this, to unwind as after Ctrl-C.
+        print(f"stopped by a signal; {_GO_ON}", file=sys.stderr)
+        return int(stop.code or 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 (failure), 2 (bad input) or 130 (Ctrl-C)."""
+    """Run the command line and return its exit code: 0, 1 (failure), 2 (bad input), 130 (Ctrl-C) or 143 (SIGTERM)."""
     words = sys.argv[1:] if arguments is None else arguments
     return exit_code(lambda: _dispatch(words))
 
