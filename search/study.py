@@ -21,7 +21,7 @@ from search.outcome import CHECKPOINT, PRESET, REASON, RUN_ID, outcome_of
 from search.recovery import open_storage, recover
 from search.samplers import make_pruner, make_sampler
 from search.terminal import Terminal
-from search.tracking import Tracker, absolute_sqlite, fetch_uri, git_commit
+from search.tracking import Tracker, absolute_sqlite, fetch_uri, git_commit, without_password
 from search.trial import Bench, ranked, run_trial
 from search.winner import crown
 from strategies import (
@@ -117,11 +117,19 @@ def _prepare(config: StudyConfig, terminal: Terminal) -> Bench:
     }
     parent = tracker.open_parent(study.user_attrs.get(PARENT_RUN), config.name, {"unfreeze.kind": "study", **run_tags})
     study.set_user_attr(PARENT_RUN, parent)
-    tracker.log_json(parent, "study.json", config.model_dump(mode="json"))
+    tracker.log_json(parent, "study.json", _to_show(config))
     terminal.say(f"Study   {config.name}: {len(study.get_trials(deepcopy=False))} trials so far, {device.description}")
     terminal.say(f"Data    {data.summary()}")
     terminal.say(f"Model   {source.name}, {num_blocks} blocks, weights {weights.source} ({weights.digest})")
     return Bench(config, space, source, data, device, num_blocks, study, tracker, parent, run_tags, terminal)
+
+
+def _to_show(config: StudyConfig) -> dict[str, Any]:
+    """The configuration without passwords."""
+    content = config.model_dump(mode="json")
+    content["store"]["url"] = without_password(config.store.url)
+    content["tracking"]["uri"] = without_password(config.tracking.uri)
+    return content
 
 
 def _open_study(config: StudyConfig) -> Study:
@@ -137,7 +145,7 @@ def _open_study(config: StudyConfig) -> Study:
         )
     except Exception as error:  # each database driver has errors of its own
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"store.url: {config.store.url!r} cannot be opened: {first}") from error
+        raise ConfigError(f"store.url: {without_password(config.store.url)!r} cannot be opened: {first}") from error
     if study.direction.name.lower() != direction:
         raise ConfigError(
             f"study {study.study_name!r} has trials that would not be comparable: it was searched to "
@@ -210,8 +218,8 @@ def _finish(bench: Bench, terminal: Terminal) -> None:
 
 def _how_to_look(tracking_uri: str) -> str:
     if tracking_uri.startswith(("http://", "https://")):
-        return f"open {tracking_uri}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+        return f"open {without_password(tracking_uri)}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_password(tracking_uri))}"
 
 
 def _importances(study: Study) -> dict[str, float]:

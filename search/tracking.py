@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -56,7 +57,9 @@ class Tracker:
             with _few_retries():
                 experiment = self._client.get_experiment_by_name(study)
         except Exception as error:  # each database driver has errors of its own
-            raise ConfigError(f"tracking.uri: {uri!r} cannot be used: {_first_line(error)}") from error
+            raise ConfigError(
+                f"tracking.uri: {without_password(uri)!r} cannot be used: {_first_line(error)}"
+            ) from error
         if experiment is not None and experiment.lifecycle_stage == "deleted":
             raise ConfigError(
                 f"name: the MLflow experiment {study!r} was deleted; restore it there or choose another name"
@@ -211,6 +214,11 @@ def absolute_sqlite(uri: str) -> str:
     path = Path(uri.removeprefix(prefix)).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return f"{prefix}{path}"
+
+
+def without_password(url: str) -> str:
+    """A URL that may be shown and stored: its password is replaced by stars."""
+    return re.sub(r"(://[^:/@]*:)[^@/]*@", r"\1***@", url)
 
 
 def git_commit() -> str:

@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from search.outcome import DEPTH, FINGERPRINT, RUN_ID, STRATEGY
-from search.tracking import CHECKPOINT_FILE, PARENT_TAG, Tracker, absolute_sqlite, fetch_uri, git_commit
+from search.tracking import (
+    CHECKPOINT_FILE,
+    PARENT_TAG,
+    Tracker,
+    absolute_sqlite,
+    fetch_uri,
+    git_commit,
+    without_password,
+)
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
 
 EPOCH_METRICS = {
@@ -203,3 +211,19 @@ def test_the_commit_is_marked_when_files_differ_from_it(tmp_path, monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
     (tmp_path / "file").write_text("two")
     assert git_commit() == f"{commit}+"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (
+            "postgresql+psycopg://ann:s3cret@db.example:5432/studies",
+            "postgresql+psycopg://ann:***@db.example:5432/studies",
+        ),
+        ("https://ann:s3cret@mlflow.example", "https://ann:***@mlflow.example"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:///mlruns/optuna.db", "sqlite:///mlruns/optuna.db"),
+    ],
+)
+def test_a_password_in_a_url_is_not_shown(url, shown):
+    assert without_password(url) == shown
