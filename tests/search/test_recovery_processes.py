@@ -9,7 +9,8 @@ from optuna.trial import TrialState
 
 from search.outcome import ATTEMPT, OUTCOME, REASON, RUN_ID
 
-LONG = 15
+# Seconds of training, so that a signal sent on sight of its second epoch always finds it running.
+LONG = 80
 SPACE = SMALL["strategy"] | {"epochs": {"choices": [1, LONG]}}
 PRESETS = {"short": {"epochs": 1, "lr": 1e-3}, "long": {"epochs": LONG, "lr": 1e-3}}
 
