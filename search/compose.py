@@ -3,8 +3,8 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,33 @@ def study_folders() -> tuple[Path, Path]:
 
 def list_studies() -> dict[str, Path]:
     """Name to file of every study that can be chosen by name, sorted by name."""
+    return _files_by_name(study_folders())
+
+
+def list_spaces() -> dict[str, Path]:
+    """Name to file of every space that ``strategy=NAME`` can choose, sorted by name."""
+    return _files_by_name([folder / "strategy" for folder in study_folders()])
+
+
+def _files_by_name(folders: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for folder in study_folders():
+    for folder in folders:
         for path in sorted(folder.glob("*")):
             if path.suffix in _SUFFIXES and path.is_file():
                 found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
+
+
+def load_space(name: str) -> dict[str, Any]:
+    """The content of a space that is chosen by name.
+
+    Raises:
+        ConfigError: There is no such space, or its file cannot be read.
+    """
+    known = list_spaces()
+    if name not in known:
+        raise ConfigError(f"strategy: there is no space called {name!r}; {nearest(name, known)}")
+    return load_study(known[name])
 
 
 def find_study(name: str) -> Path:
@@ -190,8 +211,10 @@ def _draft(job: Job) -> tuple[dict[str, Any], list[str]]:
 
 def _merged(study: Mapping[str, Any]) -> dict[str, Any]:
     values = StudyConfig().model_dump(mode="json")
-    del values["data"]["source"]  # unless somebody says it, it follows from the other keys
-    for key, value in study.items():
+    # Unless somebody says them, they follow from other keys.
+    del values["data"]["source"], values["metric"]
+    for key, given in study.items():
+        value = load_space(given) if key == "strategy" and isinstance(given, str) else given
         if key in values and value is None and isinstance(values[key], dict):
             continue  # a section whose every line is commented out
         values[key] = values[key] | value if key in section_names() and isinstance(value, dict) else value
@@ -199,6 +222,8 @@ def _merged(study: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], change: Change) -> None:
+    if change.key == "strategy" and isinstance(change.value, str):
+        change = replace(change, value=load_space(change.value))
     *above, last = change.key.split(".")
     holder = values
     for position, part in enumerate(above):

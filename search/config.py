@@ -1,21 +1,31 @@
 """The typed configuration of a study: every key with its type, bounds, default and help line."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from strategies import Choice, ConfigError, Entry, Fixed, FloatRange, IntRange, Strategy, nearest, parse_space
+from strategies import (
+    TASK_LOSSES,
+    Choice,
+    ConfigError,
+    Entry,
+    Fixed,
+    FloatRange,
+    IntRange,
+    Strategy,
+    nearest,
+    parse_space,
+)
 
 DEFAULT_SPACE: dict[str, Any] = {
     "depth": {"low": 0.0, "high": 1.0},
     "lr": {"low": 1e-4, "high": 1e-2, "log": True},
     "layer_decay": {"low": 0.4, "high": 1.0},
     "weight_decay": {"low": 1e-4, "high": 0.3, "log": True},
-    "loss": {"choices": ["cross_entropy", "label_smoothing"]},
     "batch_norm": {"choices": ["train", "frozen_stats"]},
     "epochs": 5,
     "batch_size": 64,
@@ -29,18 +39,32 @@ DEFAULT_PRESETS: dict[str, dict[str, Any]] = {
     "full_layer_decay": {"depth": 1.0, "lr": 2e-3, "layer_decay": 0.8},
 }
 
-WEIGHTS_PACKAGES = ("efficientnet-lite0",)
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-
-# What each source needs of root, dataset and csv, and what it can use.
-_SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "digits": ((), ()),
-    "folder": (("root",), ("root",)),
-    "csv": (("csv",), ("csv", "root")),
-    "torchvision": (("dataset", "root"), ("dataset", "root")),
+# The metrics of each task, the first its default; known here without importing torch.
+TASK_METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "balanced_accuracy", "macro_f1", "loss"),
+    "multilabel": ("mean_average_precision", "macro_f1", "micro_f1", "exact_match", "loss"),
+    "regression": ("rmse", "mae", "r2", "spearman", "loss"),
 }
 
+WEIGHTS_PACKAGES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+_PLACE_KEYS = ("root", "dataset", "manifest", "annotations", "shards", "columns")
+# What each source needs of those keys, and what it can use besides.
+_SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "digits": ((), ()),
+    "folder": (("root",), ()),
+    "manifest": (("manifest",), ("root", "columns")),
+    "coco": (("annotations",), ("root",)),
+    "huggingface": (("dataset",), ("columns",)),
+    "torchvision": (("dataset", "root"), ()),
+    "webdataset": (("shards",), ("root", "columns")),
+}
+_COLUMNS = ("image", "label", "split", "group")
+_SPLITS = ("train", "val", "test")
+
 Text = Annotated[str, Field(min_length=1)]
+Files = Text | dict[str, Text] | None
 
 
 def _problems(*lines: str) -> PydanticCustomError:
@@ -55,22 +79,38 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which images, and how they are split."""
 
-    source: Literal["digits", "folder", "csv", "torchvision"] = Field(
-        "digits", description="where images come from; by default what root, dataset or csv ask for"
+    source: Literal["coco", "digits", "folder", "huggingface", "manifest", "torchvision", "webdataset"] = Field(
+        "digits", description="where images come from; by default what the keys below ask for"
     )
-    root: Text | None = Field(None, description="folder of the images (folder, torchvision; base of csv's paths)")
-    dataset: Text | None = Field(None, description="torchvision data set, such as FashionMNIST")
-    csv: Text | None = Field(None, description="manifest with columns path, label and, if you like, split")
+    root: Text | None = Field(None, description="folder of the images (folder, torchvision), or base of relative paths")
+    dataset: Text | None = Field(
+        None, description="torchvision set such as FashionMNIST (with root), or Hugging Face set: a folder, owner/name"
+    )
+    manifest: Files = Field(None, description="CSV or Parquet with path, label, maybe split; or one a split")
+    annotations: Files = Field(None, description="COCO json; or one a split: {train: a.json, val: b.json}")
+    shards: Files = Field(None, description="WebDataset tars, such as train-{000..012}.tar; or some a split")
+    columns: dict[str, Any] = Field(
+        default_factory=dict, description="names of the columns image, label (or a list), split and group"
+    )
     image_size: int = Field(64, ge=8, le=2048, description="height and width the model sees, in pixels")
+    max_value: float | None = Field(
+        None, gt=0, description="what is white in images of more than 8 bits; null for their type's range"
+    )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="validation's share where the data has no split")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="the test's share where the data has no split")
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of that split")
+    folds: int | None = Field(None, ge=2, description="cross-validation: divide train in so many parts; null for none")
+    fold: int = Field(0, ge=0, description="which of the folds is validation, from 0")
     limit_train: int | None = Field(None, ge=1, description="at most this many training images; null for all")
     limit_val: int | None = Field(None, ge=1, description="at most this many validation images; null for all")
     limit_test: int | None = Field(None, ge=1, description="at most this many test images; null for all")
     on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an unreadable image leads to")
-    memory_gib: float = Field(4.0, ge=0, description="data up to this size is held decoded in memory")
-    workers: int = Field(2, ge=0, description="processes that decode data too large for memory")
+    on_duplicates: Literal["report", "move"] = Field(
+        "report", description="images of val or test that train holds too: report them, or move them to train"
+    )
+    cache: Text = Field("mlruns/cache", description="folder of the decoded images, shared by studies and processes")
+    cache_gib: float = Field(20.0, ge=0, description="bound of that folder; a larger set is decoded in every epoch")
+    workers: int = Field(2, ge=0, description="processes that decode a set too large for the cache")
 
     @model_validator(mode="before")
     @classmethod
@@ -78,21 +118,50 @@ class DataConfig(_Section):
         """Whoever names a folder of images wants it searched, and not digits."""
         if not isinstance(values, Mapping) or "source" in values:
             return values
-        clues = (("csv", "csv"), ("dataset", "torchvision"), ("root", "folder"))
-        source = next((source for key, source in clues if values.get(key) is not None), "digits")
+        dataset = "huggingface" if values.get("root") is None else "torchvision"
+        clues = {"manifest": "manifest", "annotations": "coco", "shards": "webdataset"}
+        clues |= {"dataset": dataset, "root": "folder"}
+        source = next((source for key, source in clues.items() if values.get(key) is not None), "digits")
         return {"source": source, **values}
+
+    @field_validator("manifest", "annotations", "shards")
+    @classmethod
+    def _by_split(cls, value: Files, info: ValidationInfo) -> Files:
+        if isinstance(value, dict):
+            found = [f"data.{info.field_name}.{key}: {_unknown(key, _SPLITS)}" for key in value if key not in _SPLITS]
+            if "train" not in value:
+                found.append(f"data.{info.field_name}.train: missing; it is what models are trained on")
+            if found:
+                raise _problems(*found)
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _are_columns(cls, value: dict[str, Any]) -> dict[str, Any]:
+        found = [f"data.columns.{key}: {_unknown(key, _COLUMNS)}" for key in value if key not in _COLUMNS]
+        for key, name in value.items():
+            names = name if key == "label" and isinstance(name, list) else [name]
+            if key in _COLUMNS and not (names and all(isinstance(one, str) and one for one in names)):
+                expected = "the name of a column" + (", or a list of such" if key == "label" else "")
+                found.append(f"data.columns.{key}: {name!r} is not {expected}")
+        if found:
+            raise _problems(*found)
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataConfig":
-        needed, allowed = _SOURCE_KEYS[self.source]
+        needed, usable = _SOURCE_KEYS[self.source]
         found = [
             f"data.{key}: missing; data.source: {self.source} needs it" for key in needed if getattr(self, key) is None
         ]
         found += [
             f"data.{key}: {getattr(self, key)!r} would not be used by data.source: {self.source}; change that"
-            for key in ("root", "dataset", "csv")
-            if key not in allowed and getattr(self, key) is not None
+            for key in _PLACE_KEYS
+            if key not in needed + usable and getattr(self, key)
         ]
+        if self.fold >= (self.folds or 1):
+            of = f"data.folds: {self.folds}" if self.folds else "data.folds is not given"
+            found.append(f"data.fold: {self.fold} is not a fold, {of}; they are counted from 0")
         if self.val_fraction + self.test_fraction >= 1:
             found.append(
                 f"data.val_fraction: {self.val_fraction:g} and data.test_fraction: {self.test_fraction:g} "
@@ -103,13 +172,18 @@ class DataConfig(_Section):
         return self
 
 
+def _unknown(key: str, known: tuple[str, ...]) -> str:
+    return f"unknown key; {nearest(str(key), known)}"
+
+
 class ModelConfig(_Section):
     """Which model, from which weights."""
 
     name: Text = Field("resnet18", description="any timm classifier")
+    in_chans: int = Field(3, ge=1, le=1024, description="channels of the images: 1 for grey, 3 for RGB, or any other")
     weights: tuple[str, ...] = Field(
         ("hub",),
-        description="the first of these that can be had: hub, none, package:efficientnet-lite0, a file, "
+        description="the first of these that can be had: hub, embedded, none, package:efficientnet-lite0, a file, "
         "models:/name@alias, runs:/id/path",
     )
 
@@ -130,12 +204,12 @@ class ModelConfig(_Section):
 def _weights_problem(form: Any) -> str | None:
     packages = tuple(f"package:{name}" for name in WEIGHTS_PACKAGES)
     if isinstance(form, str):
-        if form in ("hub", "none", *packages) or form.lower().endswith(WEIGHTS_SUFFIXES):
+        if form in ("hub", "embedded", "none", *packages) or form.lower().endswith(WEIGHTS_SUFFIXES):
             return None
         if form.startswith(("models:/", "runs:/")) and len(form.split(":/", 1)[1]) > 0:
             return None
     files = ", ".join(WEIGHTS_SUFFIXES)
-    allowed = f"hub, none, {', '.join(packages)}, a file ({files}), models:/... or runs:/..."
+    allowed = f"hub, embedded, none, {', '.join(packages)}, a file ({files}), models:/... or runs:/..."
     return f"{form!r} is not one of {allowed}"
 
 
@@ -199,7 +273,9 @@ class StudyConfig(_Section):
 
     name: str | None = Field(None, description="study and MLflow experiment; by default the study file's name")
     description: str = Field("", description="one line for listings")
-    task: Literal["classification"] = Field("classification", description="what is learnt")
+    task: Literal["classification", "multilabel", "regression"] = Field(
+        "classification", description="what is learnt: one class an image, any number of classes, or numbers"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of sampling and of training")
     data: DataConfig = Field(default_factory=DataConfig, description="which images, and how they are split")
     model: ModelConfig = Field(default_factory=ModelConfig, description="which model, from which weights")
@@ -212,8 +288,10 @@ class StudyConfig(_Section):
         description="named strategies that are tried first; {} for none",
     )
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="when the search ends")
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
-        "accuracy", description="validation metric that decides"
+    metric: str = Field(
+        "accuracy",
+        description="validation metric that decides, by default the first of the task's: "
+        + "; ".join(f"{task}: {', '.join(names)}" for task, names in TASK_METRICS.items()),
     )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="how the next strategy is chosen")
     pruner: PrunerConfig = Field(default_factory=PrunerConfig, description="when a hopeless trial is stopped")
@@ -228,6 +306,29 @@ class StudyConfig(_Section):
     def space(self) -> dict[str, Entry]:
         """The strategy section, parsed."""
         return parse_space(self.strategy)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follows_task(cls, values: Any) -> Any:
+        """Metric and loss that nobody chose are those of the task."""
+        task = values.get("task") if isinstance(values, Mapping) else None
+        if not isinstance(task, str) or task not in TASK_METRICS:
+            return values
+        filled = {"metric": TASK_METRICS[task][0], **values}
+        space = filled.get("strategy", DEFAULT_SPACE)
+        if task != "classification" and isinstance(space, Mapping) and "loss" not in space:
+            filled["strategy"] = {**space, "loss": TASK_LOSSES[task][0]}
+        return filled
+
+    @field_validator("metric")
+    @classmethod
+    def _scores_task(cls, value: str, info: ValidationInfo) -> str:
+        known = TASK_METRICS[info.data.get("task", "classification")]
+        if value not in known:
+            hint = nearest(value, known)
+            hint = f"; {hint}" if hint.startswith("did you mean") else ""
+            raise _problems(f"metric: {value!r} is not one of {', '.join(known)}{hint}")
+        return value
 
     @field_validator("name")
     @classmethod
@@ -247,7 +348,7 @@ class StudyConfig(_Section):
 
     @field_validator("strategy", mode="before")
     @classmethod
-    def _is_space(cls, value: Any) -> Any:
+    def _is_space(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, Mapping):
             raise _problems(f"strategy: {value!r} is not a mapping of strategy fields to values or ranges")
         found: list[str] = []
@@ -257,15 +358,18 @@ class StudyConfig(_Section):
                 space |= parse_space({name: spec})
             except ConfigError as error:
                 found.append(str(error))
-        if not found and max(_values(space, "warmup_epochs")) > min(_values(space, "epochs")):
-            found.append("strategy.warmup_epochs: can exceed strategy.epochs; warm-up must fit into the training")
+        for name, what in (("warmup_epochs", "warm-up"), ("unfreeze_epochs", "unfreezing")):
+            if not found and max(_values(space, name)) > min(_values(space, "epochs")):
+                found.append(f"strategy.{name}: can exceed strategy.epochs; {what} must fit into the training")
+        if not found:
+            found += _unfit_losses("strategy.loss", _values(space, "loss"), info)
         if found:
             raise _problems(*found)
         return value
 
     @field_validator("presets", mode="before")
     @classmethod
-    def _are_strategies(cls, value: Any) -> Any:
+    def _are_strategies(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, Mapping):
             raise _problems(f"presets: {value!r} is not a mapping of names to strategies; {{}} is none")
         found = []
@@ -277,12 +381,23 @@ class StudyConfig(_Section):
                 Strategy.from_dict(preset)
             except ConfigError as error:
                 found.append(f"presets.{name}{str(error).removeprefix('strategy')}")
+                continue
+            # A preset that names no loss takes one of the space.
+            if "loss" in preset:
+                found += _unfit_losses(f"presets.{name}.loss", [preset["loss"]], info)
         if found:
             raise _problems(*found)
         return value
 
 
-def _values(space: Mapping[str, Entry], name: str) -> tuple[float, ...]:
+def _unfit_losses(key: str, losses: Sequence[str], info: ValidationInfo) -> list[str]:
+    """A line for the first loss that cannot train the study's task."""
+    task = info.data.get("task", "classification")
+    wrong = [loss for loss in losses if loss not in TASK_LOSSES[task]]
+    return [f"{key}: {wrong[0]!r} cannot train task {task}; expected {' or '.join(TASK_LOSSES[task])}"] if wrong else []
+
+
+def _values(space: Mapping[str, Entry], name: str) -> tuple[Any, ...]:
     match space.get(name, Fixed(getattr(Strategy(), name))):
         case Fixed(value=value):
             return (value,)

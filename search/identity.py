@@ -25,8 +25,10 @@ def identity(config: StudyConfig, data: ImageData, source: ModelSource) -> dict[
         "task": config.task,
         "metric": config.metric,
         "data.image_size": config.data.image_size,
+        "data.max_value": config.data.max_value,
         "data (fingerprint)": data.fingerprint,
         "model.name": source.name,
+        "model.in_chans": config.model.in_chans,
         "model.weights (digest)": source.weights.digest,
     }
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
-from search.compose import compose_jobs, list_studies, load_study
+from search.compose import compose_jobs, list_spaces, list_studies, load_study
 from search.config import StudyConfig
 from search.schema import schema_keys
 from strategies import ConfigError, TrialError, UnfreezeError, nearest
@@ -83,10 +83,14 @@ def _inline(value: Any) -> str:
 
 
 def listing() -> str:
-    """One line a study: its name and what its file says about itself."""
-    studies = list_studies()
-    width = max(map(len, studies), default=0)
-    return "\n".join(f"{name:{width}}  {describe(path)}".rstrip() for name, path in studies.items())
+    """One line a study and a space: its name and what its file says about itself."""
+    studies, spaces = list_studies(), list_spaces()
+    width = max(map(len, (*studies, *spaces)), default=0)
+    lines = {
+        title: [f"  {name:{width}}  {describe(path)}".rstrip() for name, path in files.items()]
+        for title, files in (("Studies (study=NAME)", studies), ("Spaces (strategy=NAME)", spaces))
+    }
+    return "\n".join(line for title, rows in lines.items() for line in (title, *rows))
 
 
 def describe(path: Path) -> str:

@@ -123,7 +123,8 @@ def build_config(values: Mapping[str, Any], known_problems: Sequence[str] = ()) 
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
-        lines += [line for detail in error.errors() for line in _lines(detail)]
+        # A value that may be of several types is refused once for each of them.
+        lines += dict.fromkeys(line for detail in error.errors() for line in _lines(detail))
     if not lines:
         return config
     raise ConfigError(
@@ -132,7 +133,7 @@ def build_config(values: Mapping[str, Any], known_problems: Sequence[str] = ()) 
 
 
 def _lines(detail: ErrorDetails) -> list[str]:
-    path, value = tuple(str(part) for part in detail["loc"]), detail["input"]
+    path, value = _known_part(tuple(str(part) for part in detail["loc"])), detail["input"]
     key = ".".join(path)
     if detail["type"] == "problems":
         return list(detail["ctx"]["lines"])
@@ -142,6 +143,13 @@ def _lines(detail: ErrorDetails) -> list[str]:
     if field is None:
         return [f"{key}: {value!r}: {detail['msg']}"]
     return [f"{key}: {value!r} is not {expected(field)}{_hint(field, value)}"]
+
+
+def _known_part(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The path without what pydantic adds to it inside a field: the name of a type, a key of a mapping."""
+    return next(
+        (path[:k] for k in range(1, len(path)) if (f := _field(path[:k])) is not None and not _section(f)), path
+    )
 
 
 def _field(path: tuple[str, ...]) -> FieldInfo | None:

@@ -1,4 +1,4 @@
-"""The winner as MLflow serves it: images in, labels and probabilities out.
+"""The winner as MLflow serves it: images in, labels and probabilities (or numbers) out.
 
 MLflow stores this file beside the weights and runs it where the model is loaded ("models from code"), so nothing is
 pickled. It needs the packages ``trainers`` and ``strategies``, which are stored along with it.
@@ -16,52 +16,48 @@ import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from safetensors.torch import load_file
 
-from strategies import DataError
-from trainers import create_classifier, decode
+from strategies import DataError, tta_views
+from trainers import TASKS, Preprocessing, create_classifier, decode
+from trainers.tasks import Scale
 
 _BATCH = 64
 
 
-class ImageClassifier(PythonModel):  # type: ignore[misc, no-any-unimported, unused-ignore]
-    """Classifies images given as paths, encoded bytes, base64 text, or uint8 arrays (H, W, 3)."""
+class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-ignore]
+    """Answers for images given as paths, encoded bytes, base64 text, or uint8 arrays (H, W, C)."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the card and the weights."""
         card = json.loads(Path(context.artifacts["card"]).read_text())
+        self.task = TASKS[card["task"]]
         self.classes: list[str] = card["classes"]
-        self.image_size: int = card["image_size"]
+        self.scale = card["scale"] and Scale(**{name: torch.tensor(values) for name, values in card["scale"].items()})
+        self.preprocessing = how = Preprocessing(**card["preprocessing"])
+        self.tta: str = card["tta"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.mean, self.std = (torch.tensor(card[k], device=self.device).view(1, 3, 1, 1) for k in ("mean", "std"))
-        model = create_classifier(card["model"], len(self.classes), self.image_size)
+        self.mean, self.std = (torch.tensor(card[k], device=self.device).view(1, -1, 1, 1) for k in ("mean", "std"))
+        model = create_classifier(card["model"], len(self.classes), how.image_size, how.in_chans)
         model.load_state_dict(load_file(context.artifacts["weights"]))
         self.model = model.eval().to(self.device)
 
     def predict(self, context: PythonModelContext, model_input: list[Any], params: Any = None) -> Any:
-        """Label, its probability, and the probability of every class, one row an image.
+        """One row an image: label and probabilities, the labels of a multilabel model, or numbers.
 
         Raises:
             DataError: An image cannot be read; the message names it.
         """
-        rows = [
-            self._probabilities(model_input[start : start + _BATCH]) for start in range(0, len(model_input), _BATCH)
-        ]
-        probabilities = np.concatenate(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
-        frame = pd.DataFrame(
-            {
-                "label": [self.classes[i] for i in probabilities.argmax(1)],
-                "probability": probabilities.max(1, initial=0.0).astype(float),
-            }
-        )
-        for i, name in enumerate(self.classes):
-            frame[f"probability_{name}"] = probabilities[:, i].astype(float)
-        return frame
+        parts = [self._outputs(model_input[start : start + _BATCH]) for start in range(0, len(model_input), _BATCH)]
+        outputs = torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
+        return pd.DataFrame(self.task.answers(outputs, self.classes))
 
     @torch.inference_mode()
-    def _probabilities(self, images: list[Any]) -> np.ndarray:
-        pixels = torch.from_numpy(np.stack([decode(_as_image(image), self.image_size) for image in images]))
+    def _outputs(self, images: list[Any]) -> torch.Tensor:
+        pixels = torch.from_numpy(np.stack([decode(_as_image(image), self.preprocessing) for image in images]))
         batch = (pixels.to(self.device).float().div_(255) - self.mean) / self.std
-        found: np.ndarray = self.model(batch).float().softmax(1).cpu().numpy()
-        return found
+        views = tta_views(batch, self.tta)
+        outputs = torch.stack([self.model(view).float() for view in views]).mean(0).cpu()
+        restored: torch.Tensor = outputs if self.scale is None else self.scale.restore(outputs)
+        return restored
 
 
 def _as_image(value: Any) -> Any:
@@ -86,4 +82,4 @@ def _exists(text: str) -> bool:
         return False
 
 
-mlflow.models.set_model(ImageClassifier())
+mlflow.models.set_model(ImageModel())

@@ -35,7 +35,7 @@ from strategies import (
     split_blocks,
 )
 from trainers import (
-    LOWER_IS_BETTER,
+    TASKS,
     ModelSource,
     check_model_name,
     choose_device,
@@ -93,11 +93,16 @@ def _prepare(config: StudyConfig, terminal: Terminal) -> Bench:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     assert config.name is not None, "composition names every study"
-    data = open_data(**config.data.model_dump(), progress=terminal.reading)
-    weights = find_weights(
-        config.model.name, config.model.weights, resolve_uri=lambda uri: fetch_uri(uri, config.tracking.uri)
+    data = open_data(
+        task=config.task, in_chans=config.model.in_chans, **config.data.model_dump(), progress=terminal.reading
     )
-    source = ModelSource(config.model.name, weights, len(data.classes), config.data.image_size)
+    weights = find_weights(
+        config.model.name,
+        config.model.weights,
+        resolve_uri=lambda uri: fetch_uri(uri, config.tracking.uri),
+        progress=terminal.downloading,
+    )
+    source = ModelSource(config.model.name, weights, len(data.classes), config.data.image_size, config.model.in_chans)
     num_blocks = len(split_blocks(source.build(0)))
     check_depths(space, num_blocks)
 
@@ -133,7 +138,9 @@ def _to_show(config: StudyConfig) -> dict[str, Any]:
 
 
 def _open_study(config: StudyConfig) -> Study:
-    direction: Literal["minimize", "maximize"] = "minimize" if config.metric in LOWER_IS_BETTER else "maximize"
+    direction: Literal["minimize", "maximize"] = (
+        "minimize" if config.metric in TASKS[config.task].lower_is_better else "maximize"
+    )
     try:
         storage = open_storage(absolute_sqlite(config.store.url), retries=lambda: config.retries)
         study = optuna.create_study(

@@ -43,6 +43,7 @@ class Terminal:
             disable=not self._console.is_terminal,
             transient=True,
         )
+        self._downloads: set[str] = set()
         self._study_bar: TaskID | None = None
         self._trial_bar: TaskID | None = None
 
@@ -64,6 +65,13 @@ class Terminal:
         if self._study_bar is None:
             self._study_bar = self._progress.add_task(what, total=total, note="")
         self._progress.update(self._study_bar, description=what, completed=done, total=total)
+
+    def downloading(self, what: str, done: int, total: int) -> None:
+        """Say how large a download is, once, and show how far it has come; in bytes."""
+        if what not in self._downloads:
+            self._downloads.add(what)
+            self.say(f"{what}, {total / 1e6:,.1f} MB")
+        self.reading(f"{what} (MB)", done // 10**6, max(1, total // 10**6))
 
     def study_started(self, done: int, total: int | None) -> None:
         """Begin the bar of trials."""

@@ -1,5 +1,6 @@
 """One trial from ask to tell: sample a strategy, train it epoch by epoch, report, prune, keep the checkpoint."""
 
+import math
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from search.outcome import (
 )
 from search.recovery import Heartbeat, interrupt, owner
 from search.tracking import Tracker
-from strategies import Space, Strategy, UnfreezeError, sample
-from trainers import LOWER_IS_BETTER, ClassificationTrainer, Device, EpochResult, ImageData, ModelSource
+from strategies import Space, Strategy, TrialError, UnfreezeError, sample
+from trainers import TASKS, Device, EpochResult, ImageData, ModelSource, Trainer
 
 
 class Watcher(Protocol):
@@ -64,7 +65,7 @@ class Bench:
     @property
     def lower_is_better(self) -> bool:
         """Whether the study minimises its metric."""
-        return self.config.metric in LOWER_IS_BETTER
+        return self.config.metric in TASKS[self.config.task].lower_is_better
 
 
 @dataclass(slots=True)
@@ -123,7 +124,7 @@ def _train(bench: Bench, trial: Trial, run_id: str) -> _Best:
     trial.set_user_attr(DEPTH, canonical.depth)
     label = describe(canonical)
     bench.watcher.trial_started(trial.number, strategy, label)
-    trainer = ClassificationTrainer(bench.source, bench.data, strategy, seed, bench.device)
+    trainer = Trainer(bench.source, bench.data, strategy, seed, bench.device)
     attrs = trial.user_attrs
     bench.tracker.log(
         run_id,
@@ -140,12 +141,14 @@ def _train(bench: Bench, trial: Trial, run_id: str) -> _Best:
     return _run_epochs(bench, trial, run_id, trainer)
 
 
-def _run_epochs(bench: Bench, trial: Trial, run_id: str, trainer: ClassificationTrainer) -> _Best:
+def _run_epochs(bench: Bench, trial: Trial, run_id: str, trainer: Trainer) -> _Best:
     best: _Best | None = None
     seconds = 0.0
     for result in trainer:
         score = result.metrics[f"val_{bench.config.metric}"]
         seconds += result.seconds
+        if math.isnan(score):
+            raise TrialError(f"validation {bench.config.metric} is not a number after epoch {result.step}")
         if best is None or (score < best.score if bench.lower_is_better else score > best.score):
             state = {name: tensor.detach().cpu().clone() for name, tensor in trainer.model.state_dict().items()}
             best = _Best(score, result.step, state)

@@ -5,12 +5,15 @@ import importlib.metadata
 import io
 import json
 import logging
+import shutil
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 import mlflow
+import numpy as np
 import torch
 from mlflow.models import set_signature
 from mlflow.types import ColSpec, Schema
@@ -23,7 +26,7 @@ import trainers
 from search.outcome import RUN_ID, STRATEGY
 from search.trial import Bench
 from strategies import Strategy
-from trainers import ClassificationTrainer, interval, scores
+from trainers import TASKS, Trainer
 
 WINNER = "winner"
 
@@ -38,8 +41,10 @@ _NEEDED = (
     "safetensors",
     "scikit-learn",
     "scipy",
+    "tifffile",
     "timm",
     "torch",
+    "torchmetrics",
     "torchvision",
 )
 
@@ -72,13 +77,13 @@ def crown(bench: Bench, trial: FrozenTrial) -> Winner:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = bench.tracker.fetch_checkpoint(run_id, Path(folder))
         strategy = Strategy.from_dict(trial.user_attrs[STRATEGY])
-        trainer = ClassificationTrainer(bench.source, bench.data, strategy, bench.config.seed, bench.device)
+        trainer = Trainer(bench.source, bench.data, strategy, bench.config.seed, bench.device)
         trainer.model.load_state_dict(load_file(checkpoint))
-        logits, targets = trainer.predict(bench.data.test)
+        outputs, targets = trainer.predict(bench.data.test)
         model_uri = _log_model(bench, run_id, checkpoint, Path(folder), strategy)
-    metric = bench.config.metric
-    found = scores(logits, targets)
-    low, high = interval(metric, logits, targets)
+    task, metric = TASKS[bench.data.task], bench.config.metric
+    found = task.scores(outputs, targets)
+    low, high = task.interval(metric, outputs, targets)
     winner = Winner(trial.number, metric, found[metric], low, high, len(targets), model_uri)
     bench.tracker.log(run_id, metrics={f"test_{name}": value for name, value in found.items()})
     bench.tracker.log(
@@ -92,19 +97,24 @@ def crown(bench: Bench, trial: FrozenTrial) -> Winner:
 
 def _log_model(bench: Bench, run_id: str, checkpoint: Path, folder: Path, strategy: Strategy) -> str:
     """Log the checkpoint as a pyfunc model of the trial's run and return its URI."""
+    task = TASKS[bench.data.task]
+    scale = task.scale(bench.data.train.targets)
     card = {
         "model": bench.source.name,
+        "task": task.name,
         "classes": list(bench.data.classes),
-        "image_size": bench.config.data.image_size,
+        "scale": None if scale is None else {"mean": scale.mean.tolist(), "std": scale.std.tolist()},
+        "preprocessing": asdict(bench.data.preprocessing),
         "mean": bench.source.mean,
         "std": bench.source.std,
         "weights": bench.source.weights.source,
+        "tta": strategy.tta,
         "strategy": strategy.to_dict(),
     }
     card_file = folder / "card.json"
     card_file.write_text(json.dumps(card, indent=1))
-    columns = ("probability", *(f"probability_{name}" for name in bench.data.classes))
-    outputs = Schema([ColSpec("string", "label"), *(ColSpec("double", column) for column in columns)])
+    columns = task.answers(torch.zeros(0, len(bench.data.classes)), bench.data.classes)
+    outputs = Schema([ColSpec("string" if c.dtype == object else "double", name) for name, c in columns.items()])
     # Paths, bytes and arrays share no type that MLflow knows, so the hint is Any, of which it warns each time, past any
     # filter; what else it warns of is for the log.
     with warnings.catch_warnings(record=True) as caught, mlflow.start_run(run_id=run_id):
@@ -112,7 +122,7 @@ def _log_model(bench: Bench, run_id: str, checkpoint: Path, folder: Path, strate
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"weights": str(checkpoint), "card": str(card_file)},
-            code_paths=[str(_package_folder(package)) for package in (strategies, trainers)],
+            code_paths=[_copied(package, folder) for package in (strategies, trainers)],
             input_example=[_example_image(bench)],
             pip_requirements=_requirements(),
         )
@@ -127,15 +137,23 @@ def _log_model(bench: Bench, run_id: str, checkpoint: Path, folder: Path, strate
     return str(info.model_uri)
 
 
-def _package_folder(package: object) -> Path:
-    return Path(str(vars(package)["__file__"])).parent
+def _copied(package: ModuleType, folder: Path) -> str:
+    """A copy of a package's code, without the embedded weights: the model brings its own."""
+    assert package.__file__ is not None
+    source = Path(package.__file__).parent
+    ignored = shutil.ignore_patterns("*.safetensors", "__pycache__")
+    return str(shutil.copytree(source, folder / source.name, ignore=ignored))
 
 
 def _example_image(bench: Bench) -> str:
-    """The first validation image as base64 of a PNG, which also travels as JSON."""
+    """The first validation image as base64 of a PNG, or of a .npy if neither grey nor RGB, which JSON can carry."""
     images, _ = next(bench.data.val.batches(torch.tensor([0]), 1, torch.device("cpu")))
+    pixels = images[0].permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(images[0].permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
+    if pixels.shape[2] in (1, 3):
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
+    else:
+        np.save(buffer, pixels)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

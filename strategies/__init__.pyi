@@ -1,5 +1,6 @@
-from .augment import augment as augment
+from .augment import tta_views as tta_views
 from .blocks import Blocks as Blocks
+from .blocks import entries_of_last_blocks as entries_of_last_blocks
 from .blocks import split_blocks as split_blocks
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
@@ -27,4 +28,7 @@ from .space import parse_space as parse_space
 from .space import project as project
 from .space import sample as sample
 from .strategy import CHOICES as CHOICES
+from .strategy import TASK_LOSSES as TASK_LOSSES
 from .strategy import Strategy as Strategy
+from .variation import mix_batch as mix_batch
+from .variation import vary as vary

@@ -1,6 +1,7 @@
 """Augmentation levels, applied to whole batches on the device."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,47 +11,61 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How far a level goes.
+    """How far a level goes; as it stands, nowhere.
 
     Args:
-        crop_area: Least share of the image's area that is kept.
-        flip: Whether half of the images are mirrored left to right.
+        crop_area: Least share of the image's area that is kept, with sides of 3:4 to 4:3; 1 keeps the image whole.
+        flip: Share of images that are mirrored left to right.
         rotate: Largest rotation either way, in degrees.
-        colour: Largest relative change of brightness and of contrast.
+        colour: Largest relative change of brightness and of contrast, at most 1.
+        saturation: Largest relative change of saturation, at most 1; nothing for other than three channels.
+        hue: Largest turn of hues either way, in degrees of the colour circle; nothing for other than three channels.
         erase: Share of images in which a rectangle is blanked (Zhong et al. 2020).
     """
 
-    crop_area: float
-    flip: bool
-    rotate: float
-    colour: float
-    erase: float
+    crop_area: float = 1.0
+    flip: float = 0.0
+    rotate: float = 0.0
+    colour: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    erase: float = 0.0
 
 
 LEVELS: dict[str, Level] = {
-    "light": Level(crop_area=0.8, flip=False, rotate=0.0, colour=0.0, erase=0.0),
-    "medium": Level(crop_area=0.6, flip=True, rotate=0.0, colour=0.2, erase=0.0),
-    "strong": Level(crop_area=0.35, flip=True, rotate=15.0, colour=0.4, erase=0.25),
+    "light": Level(crop_area=0.8),
+    "medium": Level(crop_area=0.6, flip=0.5, colour=0.2),
+    "strong": Level(crop_area=0.35, flip=0.5, rotate=15.0, colour=0.4, erase=0.25),
 }
 
+# Red, green and blue as luminance and two coordinates of colour (YIQ), whose direction is the hue.
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_RGB: Tensor = torch.linalg.inv(_YIQ)
 
-def augment(images: Tensor, level: str, generator: torch.Generator) -> Tensor:
+
+def augment(images: Tensor, level: str | Level, generator: torch.Generator) -> Tensor:
     """Change each image at random, independently, within the level's limits.
 
     Args:
-        images: (N, 3, H, W) float in [0, 1].
-        level: ``"none"`` or a key of :data:`LEVELS`.
+        images: (N, C, H, W) float in [0, 1].
+        level: ``"none"``, a key of :data:`LEVELS`, or limits of the caller's own.
         generator: A CPU generator, so that the same seed gives the same changes on every device.
 
     Returns:
-        (N, 3, H, W) float in [0, 1], on the device of ``images``.
+        (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     if level == "none":
         return images
-    limits = LEVELS[level]
-    images = _crop_flip_rotate(images, limits, generator)
+    limits = LEVELS[level] if isinstance(level, str) else level
+    if limits.crop_area < 1 or limits.rotate:
+        images = _crop_flip_rotate(images, limits, generator)
+    elif limits.flip:
+        mirrored = torch.rand(len(images), generator=generator) < limits.flip
+        images = torch.where(_per_image(mirrored, images), images.flip(3), images)
     if limits.colour:
         images = _jitter(images, limits.colour, generator)
+    if (limits.saturation or limits.hue) and images.shape[1] == 3:
+        images = _tint(images, limits, generator)
     if limits.erase:
         images = _erase(images, limits.erase, generator)
     return images
@@ -60,15 +75,21 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Ten
     return torch.rand(n, generator=generator) * (high - low) + low
 
 
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    """Values (N,) as (N, 1, 1, 1) on the images' device, which is not waited for."""
+    return values.to(images.device, non_blocking=True)[:, None, None, None]
+
+
 def _crop_flip_rotate(images: Tensor, limits: Level, generator: torch.Generator) -> Tensor:
     n = len(images)
     area = _uniform(n, limits.crop_area, 1.0, generator)
-    ratio = torch.exp(_uniform(n, -math.log(4 / 3), math.log(4 / 3), generator))
+    reach = math.log(4 / 3) if limits.crop_area < 1 else 0.0
+    ratio = torch.exp(_uniform(n, -reach, reach, generator))
     width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
     shift_x = _uniform(n, -1, 1, generator) * (1 - width)
     shift_y = _uniform(n, -1, 1, generator) * (1 - height)
     angle = _uniform(n, -limits.rotate, limits.rotate, generator) * (math.pi / 180)
-    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0) if limits.flip else torch.ones(n)
+    mirror = torch.where(torch.rand(n, generator=generator) < limits.flip, -1.0, 1.0) if limits.flip else torch.ones(n)
     cos, sin = angle.cos(), angle.sin()
     theta = torch.stack(
         [
@@ -76,18 +97,30 @@ def _crop_flip_rotate(images: Tensor, limits: Level, generator: torch.Generator)
             torch.stack([mirror * width * sin, height * cos, shift_y], dim=1),
         ],
         dim=1,
-    ).to(images.device, images.dtype)
+    ).to(images.device, images.dtype, non_blocking=True)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _jitter(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
     n = len(images)
-    brightness = _uniform(n, 1 - amount, 1 + amount, generator).to(images.device)[:, None, None, None]
-    contrast = _uniform(n, 1 - amount, 1 + amount, generator).to(images.device)[:, None, None, None]
+    brightness = _per_image(_uniform(n, 1 - amount, 1 + amount, generator), images)
+    contrast = _per_image(_uniform(n, 1 - amount, 1 + amount, generator), images)
     images = images * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return ((images - mean) * contrast + mean).clamp(0, 1)
+
+
+def _tint(images: Tensor, limits: Level, generator: torch.Generator) -> Tensor:
+    n = len(images)
+    strength = _uniform(n, 1 - limits.saturation, 1 + limits.saturation, generator)
+    turn = _uniform(n, -limits.hue, limits.hue, generator) * (math.pi / 180)
+    along, across = strength * turn.cos(), strength * turn.sin()
+    change = torch.eye(3).repeat(n, 1, 1)
+    change[:, 1, 1], change[:, 1, 2] = along, -across
+    change[:, 2, 1], change[:, 2, 2] = across, along
+    matrix = (_RGB @ change @ _YIQ).to(images.device, images.dtype, non_blocking=True)
+    return matrix.bmm(images.flatten(2)).clamp(0, 1).view(images.shape)
 
 
 def _erase(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -98,5 +131,35 @@ def _erase(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     rows, columns = torch.arange(height) / height, torch.arange(width) / width
     in_rows = (rows >= top[:, None]) & (rows < (top + side)[:, None])
     in_columns = (columns >= left[:, None]) & (columns < (left + side)[:, None])
-    hole = (in_rows[:, :, None] & in_columns[:, None, :] & chosen[:, None, None])[:, None].to(images.device)
+    hole = (in_rows[:, :, None] & in_columns[:, None, :] & chosen[:, None, None])[:, None]
+    hole = hole.to(images.device, non_blocking=True)
     return torch.where(hole, images.mean(dim=(1, 2, 3), keepdim=True), images)
+
+
+def tta_views(images: Tensor, kind: str) -> list[Tensor]:
+    """Views of each image whose predictions are averaged (test-time augmentation; Krizhevsky et al. 2012).
+
+    Args:
+        images: (N, C, H, W) float.
+        kind: ``"none"`` for the images alone, ``"flip"`` for them and their mirror images, or ``"crops"`` for them and
+            their four corners, of 7/8 of each side, at full size.
+
+    Returns:
+        Tensors shaped like ``images``, which are the first.
+    """
+    return _VIEWS[kind](images)
+
+
+def _corners(images: Tensor) -> list[Tensor]:
+    size = images.shape[2:]
+    height, width = (max(1, round(side * 7 / 8)) for side in size)
+    rows, columns = (slice(height), slice(-height, None)), (slice(width), slice(-width, None))
+    crops = [images[:, :, r, c] for r in rows for c in columns]
+    return [F.interpolate(crop, size=size, mode="bilinear") for crop in crops]
+
+
+_VIEWS: dict[str, Callable[[Tensor], list[Tensor]]] = {
+    "none": lambda images: [images],
+    "flip": lambda images: [images, images.flip(3)],
+    "crops": lambda images: [images, *_corners(images)],
+}

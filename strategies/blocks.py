@@ -55,6 +55,17 @@ def split_blocks(model: nn.Module) -> Blocks:
     )
 
 
+def entries_of_last_blocks(model: nn.Module, count: int) -> frozenset[str]:
+    """Names in the state dict, parameters and buffers, of the ``count`` blocks next to the head.
+
+    Raises:
+        ConfigError: The model's blocks are not known.
+    """
+    modules = {name for block in split_blocks(model).body[-count:] for name in block.modules}
+    params = {name for block in split_blocks(model).body[-count:] for name in block.params}
+    return frozenset(name for name in model.state_dict() if name in params or name.rpartition(".")[0] in modules)
+
+
 def _classifier_params(model: nn.Module) -> set[str]:
     classifier = cast(Any, model).get_classifier()
     heads = classifier if isinstance(classifier, tuple | list) else (classifier,)

@@ -1,6 +1,6 @@
 """What a strategy means for each parameter of a model, applying it, and proving that it was applied."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -17,28 +17,52 @@ HEAD = -1
 
 @dataclass(frozen=True, slots=True)
 class ParamPlan:
-    """One parameter: its block (``-1`` is the head), and how it is trained."""
+    """One parameter: its block (``-1`` is the head), and how it is trained.
+
+    ``from_epoch`` is the first epoch, counted from 0, in which it is trained; None if it never is.
+    """
 
     name: str
     block: int
-    trainable: bool
+    from_epoch: int | None
     lr_scale: float
     weight_decay: float
+
+    def trained_in(self, epoch: int) -> bool:
+        """Whether it is trained in that epoch."""
+        return self.from_epoch is not None and self.from_epoch <= epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A strategy made concrete for one model."""
+    """A strategy made concrete for one model.
+
+    Args:
+        params: Every parameter, blocks first and the head last.
+        awake: For each module that is in eval mode at first, or always, the epoch that puts it into train mode, and
+            None for never.
+        num_blocks: Blocks of the model.
+        depth: How many of them are trained in the end.
+    """
 
     params: tuple[ParamPlan, ...]
-    eval_modules: frozenset[str]
+    awake: Mapping[str, int | None]
     num_blocks: int
     depth: int
 
     @property
     def trainable(self) -> frozenset[str]:
-        """Names of the parameters that are trained."""
-        return frozenset(p.name for p in self.params if p.trainable)
+        """Names of the parameters that are trained in some epoch."""
+        return frozenset(p.name for p in self.params if p.from_epoch is not None)
+
+    @property
+    def turns(self) -> frozenset[int]:
+        """The epochs after the first that begin with parameters being unfrozen."""
+        return frozenset(p.from_epoch for p in self.params if p.from_epoch)
+
+    def eval_modules(self, epoch: int) -> frozenset[str]:
+        """Names of the modules that are in eval mode while an epoch trains."""
+        return frozenset(name for name, first in self.awake.items() if first is None or epoch < first)
 
     def manifest(self) -> list[dict[str, Any]]:
         """The plan as JSON: a record for each parameter."""
@@ -58,71 +82,102 @@ def make_plan(model: nn.Module, strategy: Strategy) -> Plan:
     """
     blocks = split_blocks(model)
     depth = strategy.blocks_trained(len(blocks))
-    first_trained = len(blocks) - depth
-    norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    opened = _opened(len(blocks), depth, strategy)
+    batch_norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    chosen = _chosen_parameters(model, strategy.parameters)
     undecayed = set(cast(Any, model).no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     tensors = dict(model.named_parameters())
 
     def plan_param(name: str, block: int) -> ParamPlan:
-        in_norm = name.rpartition(".")[0] in norms
-        trainable = block == HEAD or (block >= first_trained and not (in_norm and strategy.batch_norm == "frozen"))
+        fixed = name.rpartition(".")[0] in batch_norms and strategy.batch_norm == "frozen"
         distance = 0 if block == HEAD else len(blocks) - block
         decayed = tensors[name].ndim > 1 and name not in undecayed
         return ParamPlan(
             name=name,
             block=block,
-            trainable=trainable,
-            lr_scale=strategy.layer_decay**distance,
+            from_epoch=0 if block == HEAD else None if fixed or name not in chosen else opened.get(block),
+            lr_scale=strategy.head_lr_scale if block == HEAD else strategy.layer_decay**distance,
             weight_decay=strategy.weight_decay if decayed else 0.0,
         )
 
     params = [plan_param(name, index) for index, block in enumerate(blocks.body) for name in block.params]
     params += [plan_param(name, HEAD) for name in blocks.head.params]
-    evaluated = _eval_modules(model, blocks, first_trained, norms, strategy.batch_norm)
-    return Plan(tuple(params), evaluated, len(blocks), depth)
+    awake = _awake(model, blocks, opened)
+    if strategy.batch_norm != "train":
+        awake |= dict.fromkeys(batch_norms)
+    return Plan(tuple(params), awake, len(blocks), depth)
 
 
-def _eval_modules(
-    model: nn.Module, blocks: Blocks, first_trained: int, norms: set[str], batch_norm: str
-) -> frozenset[str]:
-    frozen = {name for block in blocks.body[:first_trained] for name in block.modules}
+def _opened(num_blocks: int, depth: int, strategy: Strategy) -> dict[int, int]:
+    """The epoch from which each trained block is trained.
+
+    With ``unfreeze_epochs`` the block next to the head comes first and the furthest last, evenly over so many epochs
+    (gradual unfreezing, Howard and Ruder 2018).
+    """
+    start = {"head": num_blocks - depth, "middle": (num_blocks - depth) // 2, "input": 0}[strategy.depth_from]
+    from_the_head = range(start + depth - 1, start - 1, -1)
+    return {block: round(strategy.unfreeze_epochs * k / depth) for k, block in enumerate(from_the_head)}
+
+
+def _chosen_parameters(model: nn.Module, kind: str) -> set[str]:
+    """Names of the body's parameters that the strategy's ``parameters`` allows to train."""
+    names = {name for name, _ in model.named_parameters()}
+    if kind == "all":
+        return names
+    # Normalisations have no common class; all of torch's and timm's have it in their name.
+    norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
+    of_norms = {name for name in names if name.rpartition(".")[0] in norms}
+    biases = {name for name in names if name.rpartition(".")[2] == "bias"}
+    return {"norms": of_norms, "biases": biases, "norms_and_biases": of_norms | biases}[kind]
+
+
+def _awake(model: nn.Module, blocks: Blocks, opened: Mapping[int, int]) -> dict[str, int | None]:
+    """The epoch that puts each module of the body that is frozen at first into train mode; None for never."""
+    awake: dict[str, int | None] = {
+        name: opened.get(index) for index, block in enumerate(blocks.body) for name in block.modules
+    }
     leaves = [name for block in (*blocks.body, blocks.head) for name in block.modules]
     for name, module in model.named_modules():
         # Attention and timm's BatchNorm read their own ``training`` flag but are no leaves: they go with their parts.
         parts = [leaf for leaf in leaves if leaf.startswith(f"{name}.")] if any(module.children()) else []
-        if parts and frozen.issuperset(parts):
-            frozen.add(name)
-    return frozenset(frozen | norms if batch_norm != "train" else frozen)
+        if parts and all(part in awake for part in parts):
+            epochs = [first for part in parts if (first := awake[part]) is not None]
+            awake[name] = min(epochs, default=None)
+    return {name: first for name, first in awake.items() if first != 0}
 
 
-def freeze(model: nn.Module, plan: Plan) -> None:
-    """Set ``requires_grad`` of every parameter as planned."""
+def freeze(model: nn.Module, plan: Plan, epoch: int = 0) -> None:
+    """Set ``requires_grad`` of every parameter as planned for an epoch; what is not trained yet has no gradient."""
     tensors = dict(model.named_parameters())
     for param in plan.params:
-        tensors[param.name].requires_grad_(param.trainable)
+        tensors[param.name].requires_grad_(param.trained_in(epoch))
+        if not param.trained_in(epoch):
+            # An optimizer leaves alone what has no gradient, and moves what has one of zeros.
+            tensors[param.name].grad = None
 
 
-def set_train_mode(model: nn.Module, plan: Plan) -> None:
-    """Put the model into train mode with everything frozen in eval mode.
+def set_train_mode(model: nn.Module, plan: Plan, epoch: int = 0) -> None:
+    """Put the model into train mode with everything that is frozen in that epoch in eval mode.
 
     Call it instead of ``model.train()``, which would let frozen BatchNorm update its statistics (pytorch#66073) and
     frozen dropout drop.
     """
     model.train()
+    asleep = plan.eval_modules(epoch)
     for name, module in model.named_modules():
-        if name in plan.eval_modules:
+        if name in asleep:
             module.training = False
 
 
 def param_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-    """Optimizer groups of the trained parameters, one for each pair of rate factor and weight decay.
+    """Optimizer groups of all that is trained in some epoch, one for each pair of rate factor and weight decay.
 
     Each group carries ``lr_scale``, which timm's schedulers multiply in at every step.
     """
     tensors = dict(model.named_parameters())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for param in plan.params:
-        if param.trainable:
+        if param.from_epoch is not None:
             groups.setdefault((param.lr_scale, param.weight_decay), []).append(tensors[param.name])
     return [
         {"params": params, "lr_scale": lr_scale, "weight_decay": weight_decay}
@@ -130,8 +185,8 @@ def param_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def check_applied(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
-    """Prove that model and optimizer stand as planned, just before a step.
+def check_applied(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer, epoch: int = 0) -> None:
+    """Prove that model and optimizer stand as planned for an epoch, just before a step.
 
     Compares, for each parameter, ``requires_grad``, membership in the optimizer, weight decay and the learning rate's
     ratio to the head's; for each module planned so, that it is in eval mode.
@@ -141,17 +196,19 @@ def check_applied(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer
     """
     group_of = {id(param): group for group in optimizer.param_groups for param in group["params"]}
     tensors = dict(model.named_parameters())
-    head_lr = next(group_of[id(tensors[p.name])]["lr"] for p in plan.params if p.block == HEAD)
+    unit = next(group_of[id(tensors[p.name])]["lr"] / p.lr_scale for p in plan.params if p.block == HEAD)
+    asleep = plan.eval_modules(epoch)
     wrong: list[str] = []
     for param in plan.params:
         tensor, group = tensors[param.name], group_of.get(id(tensors[param.name]))
-        if tensor.requires_grad != param.trainable or (group is not None) != param.trainable:
-            wrong.append(f"{param.name} should be {'trained' if param.trainable else 'frozen'}")
-        elif group is not None and not _close(group["lr"], head_lr * param.lr_scale):
-            wrong.append(f"{param.name} has lr {group['lr']:g}, planned {head_lr * param.lr_scale:g}")
+        trained = param.trained_in(epoch)
+        if tensor.requires_grad != trained or (group is not None) != (param.from_epoch is not None):
+            wrong.append(f"{param.name} should be {'trained' if trained else 'frozen'}")
+        elif group is not None and not _close(group["lr"], unit * param.lr_scale):
+            wrong.append(f"{param.name} has lr {group['lr']:g}, planned {unit * param.lr_scale:g}")
         elif group is not None and group["weight_decay"] != param.weight_decay:
             wrong.append(f"{param.name} has weight decay {group['weight_decay']:g}, planned {param.weight_decay:g}")
-    wrong += [f"{n} should be in eval mode" for n, m in model.named_modules() if n in plan.eval_modules and m.training]
+    wrong += [f"{n} should be in eval mode" for n, m in model.named_modules() if n in asleep and m.training]
     if wrong:
         raise TrialError(f"the strategy was not applied as planned: {_first(wrong)}")
 

@@ -1,12 +1,13 @@
 """The space strategies are sampled from: per field a range, a list of choices or a plain value."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Protocol
 
 from strategies.errors import ConfigError, nearest
-from strategies.strategy import CHOICES, CHOICES_DEFAULTS, Strategy, has_effect
+from strategies.strategy import CHOICES, CHOICES_DEFAULTS, CONDITIONS, Strategy, has_effect
 
 
 class Suggests(Protocol):
@@ -25,10 +26,26 @@ class Suggests(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class When:
+    """A condition on another field: one of some values, or a number within bounds, both included."""
+
+    name: str
+    values: tuple[Any, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether the field has such a value among ``values``."""
+        value = values[self.name]
+        return value in self.values if self.values else bool(self.low <= value <= self.high)
+
+
+@dataclass(frozen=True, slots=True)
 class Fixed:
     """A plain value: the field is not searched."""
 
     value: Any
+    when: tuple[When, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +56,7 @@ class IntRange:
     high: int
     step: int = 1
     log: bool = False
+    when: tuple[When, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +67,7 @@ class FloatRange:
     high: float
     step: float | None = None
     log: bool = False
+    when: tuple[When, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +75,7 @@ class Choice:
     """A list of values."""
 
     choices: tuple[Any, ...]
+    when: tuple[When, ...] = ()
 
 
 Entry = Fixed | IntRange | FloatRange | Choice
@@ -68,34 +88,85 @@ def parse_space(spec: Mapping[str, Any]) -> dict[str, Entry]:
     """Read the ``strategy:`` section of a study.
 
     Args:
-        spec: Field name to a plain value, ``{low, high, log, step}`` or ``{choices: [...]}``.
+        spec: Field name to a plain value, ``{low, high, log, step}``, ``{choices: [...]}`` or ``{value: ...}``; in
+            braces also ``when``, a mapping of other fields to a value, a list of values or ``{low, high}``. Where a
+            condition does not hold, the field is not drawn and has its default.
 
     Returns:
-        One entry a field named in ``spec``, in the order of :class:`Strategy`'s fields.
+        One entry a field named in ``spec``, in the order of :class:`Strategy`'s fields, but each behind those that its
+        conditions ask for.
 
     Raises:
-        ConfigError: A field is unknown, or its entry is malformed, empty or out of the field's bounds.
+        ConfigError: A field is unknown, its entry is malformed, empty or out of the field's bounds, or conditions lead
+            in a circle.
     """
     for name in spec:
         if name not in CHOICES:
             raise ConfigError(f"strategy.{name}: unknown key; {nearest(str(name), CHOICES)}")
-    return {name: _parse_entry(name, spec[name]) for name in CHOICES if name in spec}
+    space = {name: _parse_entry(name, spec[name]) for name in CHOICES if name in spec}
+    return {name: space[name] for name in _sampling_order(space) if name in space}
+
+
+def _sampling_order(space: Space) -> list[str]:
+    """All fields in such an order that conditions, built in or of the space, look back only."""
+    asked = {name: [when.name for when in space[name].when] if name in space else [] for name in CHOICES}
+    for name, (controllers, _) in CONDITIONS.items():
+        asked[name] += controllers
+    ordered: list[str] = []
+    while len(ordered) < len(asked):
+        # The first field that can come: without conditions of the space this is the order of the fields.
+        ready = next((n for n in asked if n not in ordered and all(other in ordered for other in asked[n])), None)
+        if ready is None:
+            circle = ", ".join(name for name in asked if name not in ordered)
+            raise ConfigError(f"strategy: the conditions (when) of these fields lead in a circle: {circle}")
+        ordered.append(ready)
+    return ordered
 
 
 def _parse_entry(name: str, spec: Any) -> Entry:
     if not isinstance(spec, Mapping):
         _check_value(name, spec)
         return Fixed(spec)
-    known = (*_RANGE_KEYS, "choices")
+    known = (*_RANGE_KEYS, "choices", "value", "when")
     for key in spec:
         if key not in known:
             raise ConfigError(f"strategy.{name}.{key}: unknown key; {nearest(str(key), known)}")
-    if "choices" in spec:
-        if len(spec) > 1:
-            others = ", ".join(key for key in spec if key != "choices")
-            raise ConfigError(f"strategy.{name}: choices cannot stand beside {others}")
-        return _parse_choices(name, spec["choices"])
-    return _parse_range(name, spec)
+    when = _parse_when(name, spec.get("when", {}))
+    plain = {key: value for key, value in spec.items() if key != "when"}
+    for key in ("choices", "value"):
+        others = ", ".join(other for other in plain if other != key)
+        if key in plain and others:
+            raise ConfigError(f"strategy.{name}: {key} cannot stand beside {others}")
+    if "value" in plain:
+        _check_value(name, plain["value"], "value")
+        return Fixed(plain["value"], when)
+    entry = _parse_choices(name, plain["choices"]) if "choices" in plain else _parse_range(name, plain)
+    return replace(entry, when=when)
+
+
+def _parse_when(name: str, spec: Any) -> tuple[When, ...]:
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"strategy.{name}.when: {spec!r} is not a mapping of other fields to values")
+    return tuple(_parse_condition(name, str(other), condition) for other, condition in spec.items())
+
+
+def _parse_condition(name: str, other: str, condition: Any) -> When:
+    where = f"strategy.{name}.when.{other}"
+    if other not in CHOICES or other == name:
+        hint = "a field cannot depend on itself" if other == name else nearest(other, CHOICES)
+        raise ConfigError(f"{where}: unknown key; {hint}")
+    if not isinstance(condition, Mapping):
+        values = condition if isinstance(condition, list | tuple) else [condition]
+        if not values:
+            raise ConfigError(f"{where}: an empty list never holds")
+        for value in values:
+            _check_value(other, value, asked_by=where)
+        return When(other, tuple(values))
+    unknown = [key for key in condition if key not in ("low", "high")]
+    numbers = [value for value in condition.values() if isinstance(value, int | float) and not isinstance(value, bool)]
+    if unknown or not condition or len(numbers) < len(condition) or CHOICES[other].options:
+        raise ConfigError(f"{where}: {dict(condition)!r} is not a value, a list of values, or low and high of a number")
+    return When(other, low=float(condition.get("low", -math.inf)), high=float(condition.get("high", math.inf)))
 
 
 def _parse_choices(name: str, choices: Any) -> Choice:
@@ -148,8 +219,8 @@ def _last_step(low: Any, high: Any, step: Any) -> Any:
     return type(high)(start + (Decimal(str(high)) - start) // pace * pace)
 
 
-def _check_value(name: str, value: Any, key: str | None = None) -> None:
-    where = f"strategy.{name}" + (f".{key}" if key else "")
+def _check_value(name: str, value: Any, key: str | None = None, asked_by: str | None = None) -> None:
+    where = asked_by or f"strategy.{name}" + (f".{key}" if key else "")
     if not CHOICES[name].accepts(value):
         raise ConfigError(f"{where}: {value!r} is not {CHOICES[name].expected()}")
     if name == "depth" and isinstance(value, float) and value > 1:
@@ -176,7 +247,7 @@ def check_depths(space: Space, num_blocks: int) -> None:
 
 
 def sample(space: Space, trial: Suggests) -> Strategy:
-    """Draw one strategy; a field that earlier draws make meaningless is not drawn.
+    """Draw one strategy; a field that earlier draws make meaningless, or whose conditions do not hold, is not drawn.
 
     Args:
         space: As :func:`parse_space` returns it; fields it lacks take their defaults.
@@ -186,9 +257,11 @@ def sample(space: Space, trial: Suggests) -> Strategy:
         ConfigError: The values drawn do not go together (more warm-up epochs than epochs).
     """
     values: dict[str, Any] = {}
-    for name, default in CHOICES_DEFAULTS.items():
+    for name in _sampling_order(space):
+        default = CHOICES_DEFAULTS[name]
         entry = space.get(name, Fixed(default))
-        values[name] = _suggest(name, entry, trial) if has_effect(name, values) else default
+        drawn = has_effect(name, values) and all(when.holds(values) for when in entry.when)
+        values[name] = _suggest(name, entry, trial) if drawn else default
     return Strategy(**values)
 
 

@@ -3,13 +3,20 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from strategies.errors import ConfigError, nearest
+
+#: The losses that each task can be trained with; the first is its default.
+TASK_LOSSES: dict[str, tuple[str, ...]] = {
+    "classification": ("cross_entropy", "label_smoothing", "focal", "bce", "mse"),
+    "multilabel": ("bce", "focal"),
+    "regression": ("mse", "l1", "huber"),
+}
 
 _KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a name"}
 
@@ -87,15 +94,47 @@ class Strategy:
         low=0,
         high=100_000,
     )
+    depth_from: str = _choice(
+        "head",
+        "where the trained blocks lie: next to the head, next to the input (surgical fine-tuning), or in the middle",
+        str,
+        options=("head", "input", "middle"),
+    )
+    parameters: str = _choice(
+        "all",
+        "what of the trained blocks is trained: all, or normalisations or biases only; the head always whole",
+        str,
+        options=("all", "norms", "biases", "norms_and_biases"),
+    )
+    unfreeze_epochs: float = _choice(
+        0.0,
+        "epochs over which the trained blocks are unfrozen one by one, from the head on",
+        float,
+        low=0,
+        high=100_000,
+    )
+    reinit_blocks: int = _choice(
+        0, "trained blocks next to the head that are drawn anew instead of pretrained", int, low=0, high=100_000
+    )
+    probe_epochs: int = _choice(
+        0, "epochs of a linear probe on stored features before the fine-tuning (LP-FT)", int, low=0, high=100_000
+    )
+    probe_lr: float = _choice(0.01, "peak learning rate of that probe", float, low=0, above=True, high=100)
     loss: str = _choice(
-        "cross_entropy", "training loss", str, options=("cross_entropy", "label_smoothing", "focal", "bce", "mse")
+        "cross_entropy",
+        "training loss; which of them there are depends on the task",
+        str,
+        options=tuple(dict.fromkeys(name for names in TASK_LOSSES.values() for name in names)),
     )
     label_smoothing: float = _choice(
         0.1, "mass moved to the other classes, with loss label_smoothing", float, low=0, high=0.9
     )
     focal_gamma: float = _choice(2.0, "focusing exponent, with loss focal", float, low=0, high=10)
     optimizer: str = _choice("adamw", "any name of timm.optim.list_optimizers()", str)
-    lr: float = _choice(1e-3, "peak learning rate of the head", float, low=0, above=True, high=100)
+    lr: float = _choice(
+        1e-3, "peak learning rate, of which the blocks and the head take shares", float, low=0, above=True, high=100
+    )
+    head_lr_scale: float = _choice(1.0, "factor on the head's learning rate", float, low=0, above=True, high=10_000)
     layer_decay: float = _choice(
         1.0, "factor on the learning rate for each block further from the head", float, low=0, above=True, high=1
     )
@@ -111,7 +150,36 @@ class Strategy:
         str,
         options=("train", "frozen_stats", "frozen"),
     )
-    augment: str = _choice("none", "augmentation level", str, options=("none", "light", "medium", "strong"))
+    augment: str = _choice(
+        "none",
+        "augmentation level; custom is what the fields from crop_area to erase say",
+        str,
+        options=("none", "light", "medium", "strong", "custom"),
+    )
+    crop_area: float = _choice(0.6, "least share of the area that a random crop keeps", float, low=0.01, high=1)
+    flip: float = _choice(0.5, "share of images mirrored left to right", float, low=0, high=1)
+    rotate: float = _choice(0.0, "largest rotation in degrees", float, low=0, high=180)
+    colour: float = _choice(0.0, "largest relative change of brightness and contrast", float, low=0, high=1)
+    saturation: float = _choice(0.0, "largest relative change of saturation", float, low=0, high=1)
+    hue: float = _choice(0.0, "largest turn of hues in degrees", float, low=0, high=180)
+    erase: float = _choice(0.0, "share of images with a rectangle blanked", float, low=0, high=1)
+    policy: str = _choice(
+        "none",
+        "augmentation policy before the level: AutoAugment, RandAugment or TrivialAugment",
+        str,
+        options=("none", "auto", "rand", "trivial"),
+    )
+    policy_ops: int = _choice(2, "operations an image, with policy rand", int, low=1, high=4)
+    policy_magnitude: float = _choice(9.0, "strength of operations, with policy rand; 30 is all", float, low=0, high=30)
+    mixup: float = _choice(0.0, "alpha of mixup, 0 for none", float, low=0, high=100)
+    cutmix: float = _choice(0.0, "alpha of CutMix, 0 for none", float, low=0, high=100)
+    mix_prob: float = _choice(1.0, "share of images that mixup or CutMix mixes", float, low=0, high=1)
+    tta: str = _choice(
+        "none",
+        "views whose outputs are averaged in validation, test and serving: mirrored, or mirrored corners",
+        str,
+        options=("none", "flip", "crops"),
+    )
     batch_size: int = _choice(64, "images a step", int, low=1, high=65536)
     epochs: int = _choice(5, "passes over the training images", int, low=1, high=100_000)
 
@@ -128,8 +196,9 @@ class Strategy:
                 f"strategy.depth: {self.depth!r} is not a fraction between 0 and 1; for a number of blocks write it "
                 "without a decimal point"
             )
-        if self.warmup_epochs > self.epochs:
-            raise ConfigError(f"strategy.warmup_epochs: {self.warmup_epochs:g} is longer than epochs: {self.epochs}")
+        for name in ("warmup_epochs", "unfreeze_epochs"):
+            if getattr(self, name) > self.epochs:
+                raise ConfigError(f"strategy.{name}: {getattr(self, name):g} is longer than epochs: {self.epochs}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Strategy":
@@ -188,6 +257,8 @@ class Strategy:
     def canonical(self, num_blocks: int) -> "Strategy":
         """The same strategy with depth as a number of blocks and every field without effect at its default."""
         resolved = self.replace(depth=self.blocks_trained(num_blocks))
+        if resolved.depth == num_blocks:
+            resolved = resolved.replace(depth_from=CHOICES_DEFAULTS["depth_from"])
         values = resolved.to_dict()
         idle = {name: CHOICES_DEFAULTS[name] for name in values if not has_effect(name, values)}
         return resolved.replace(**idle)
@@ -201,12 +272,23 @@ class Strategy:
 CHOICES: dict[str, Choices] = {f.name: f.metadata["choices"] for f in dataclasses.fields(Strategy)}
 CHOICES_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Strategy)}
 
-# A field absent here always has an effect. The controlling field stands before the controlled one in Strategy.
-CONDITIONS: dict[str, tuple[str, Any]] = {
-    "label_smoothing": ("loss", lambda loss: loss == "label_smoothing"),
-    "focal_gamma": ("loss", lambda loss: loss == "focal"),
-    "layer_decay": ("depth", lambda depth: depth > 0),
-    "batch_norm": ("depth", lambda depth: depth > 0),
+Condition = tuple[tuple[str, ...], Callable[..., bool]]
+
+_DEEP: Condition = (("depth",), lambda depth: depth > 0)
+_CUSTOM: Condition = (("augment",), lambda augment: augment == "custom")
+_RAND: Condition = (("policy",), lambda policy: policy == "rand")
+
+# What a field depends on: other fields, and whether it has an effect with their values. One absent here always has.
+CONDITIONS: dict[str, Condition] = {
+    "label_smoothing": (("loss",), lambda loss: loss == "label_smoothing"),
+    "focal_gamma": (("loss",), lambda loss: loss == "focal"),
+    "probe_lr": (("probe_epochs",), lambda epochs: epochs > 0),
+    **dict.fromkeys(
+        ("reinit_blocks", "depth_from", "parameters", "unfreeze_epochs", "layer_decay", "batch_norm"), _DEEP
+    ),
+    **dict.fromkeys(("crop_area", "flip", "rotate", "colour", "saturation", "hue", "erase"), _CUSTOM),
+    **dict.fromkeys(("policy_ops", "policy_magnitude"), _RAND),
+    "mix_prob": (("mixup", "cutmix"), lambda mixup, cutmix: mixup > 0 or cutmix > 0),
 }
 
 
@@ -214,5 +296,5 @@ def has_effect(name: str, values: Mapping[str, Any]) -> bool:
     """Whether the field ``name`` changes training, given the ``values`` of the fields that control it."""
     if name not in CONDITIONS:
         return True
-    controller, condition = CONDITIONS[name]
-    return bool(condition(values[controller]))
+    controllers, condition = CONDITIONS[name]
+    return condition(*(values[controller] for controller in controllers))

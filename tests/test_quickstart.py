@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from search import compose_study
 from trainers import open_data
 
 PREDICT = """
@@ -34,11 +35,8 @@ def test_the_winner_of_quickstart_reaches_95_percent_and_predicts_the_same_elsew
     uri = re.search(r"Model:\s+(\S+)", out)[1]
     assert score >= 0.95
 
-    settings = {"root": None, "dataset": None, "csv": None, "limit_train": None, "limit_val": None, "limit_test": None}
-    data = open_data(
-        source="digits", image_size=64, val_fraction=0.2, test_fraction=0.2, split_seed=0, on_bad_image="refuse",
-        memory_gib=4.0, workers=0, **settings,
-    )  # fmt: skip
+    settings = compose_study(["study=quickstart", f"data.cache={tmp_path / 'mlruns' / 'cache'}"]).data
+    data = open_data(task="classification", in_chans=3, **settings.model_dump())
     images, targets = next(data.test.batches(torch.arange(len(data.test)), len(data.test), torch.device("cpu")))
     np.save(tmp_path / "images.npy", images.permute(0, 2, 3, 1).numpy())
     (tmp_path / "predict.py").write_text(PREDICT)

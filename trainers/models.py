@@ -1,9 +1,10 @@
 """Fresh models for trials: one pretrained body read once, a new classifier each time."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import cycle, islice
 from typing import Any
 
 import timm
@@ -17,6 +18,7 @@ __all__ = ["ModelSource", "check_model_name", "create_classifier", "parameter_co
 
 logger = logging.getLogger(__name__)
 
+_RGB = 3
 _TWIN_SEED = 0
 # Official files carry a few tensors that a classifier does not use (a mask token, an auxiliary head).
 _TOLERATED_UNUSED = 0.1
@@ -26,29 +28,38 @@ class ModelSource:
     """Builds the same pretrained model over and over, each time with a classifier drawn anew.
 
     The weights are fitted to the architecture once, here, by timm's own loading: its checkpoint filters, its
-    resizing of position embeddings to ``image_size``.
+    resizing of position embeddings to ``image_size`` and its adaption of the first convolution to ``in_chans``. A
+    file that was saved from a model with as many channels is taken as it is.
+
+    ``mean`` and ``std`` are what images with pixels in 0 ... 1 are normalised with, a number a channel: the model's
+    own for red, green and blue; their average for one channel; red, green, blue, red, ... in turn for any other number.
 
     Args:
         name: A timm model, with or without a pretrained tag.
         weights: What :func:`trainers.weights.find_weights` found.
         num_classes: Outputs of the classifier.
         image_size: Height and width of the images in pixels.
+        in_chans: Channels of the images.
 
     Raises:
-        ConfigError: timm knows no such model, or the model cannot take images of this size.
+        ConfigError: timm knows no such model, or the model cannot take images of this size and so many channels.
         WeightsError: The weights do not fit the model.
     """
 
-    def __init__(self, name: str, weights: Weights, num_classes: int, image_size: int) -> None:
+    def __init__(self, name: str, weights: Weights, num_classes: int, image_size: int, in_chans: int = 3) -> None:
         check_model_name(name)
         self.name = name
         self.weights = weights
         self.num_classes = num_classes
         self.image_size = image_size
+        self.in_chans = in_chans
         twin = self._create_twin()
-        self.mean: tuple[float, float, float] = _three(twin.pretrained_cfg["mean"])
-        self.std: tuple[float, float, float] = _three(twin.pretrained_cfg["std"])
+        self.mean = _per_channel(twin.pretrained_cfg["mean"], in_chans)
+        self.std = _per_channel(twin.pretrained_cfg["std"], in_chans)
         self._template = None if weights.state_dict is None else self._fit(weights.state_dict, twin)
+
+        #: Heads that were fitted before a fine-tuning, by all that they depend on; shared by trials.
+        self.probes: dict[tuple[Any, ...], dict[str, Tensor]] = {}
 
     def build(self, seed: int) -> nn.Module:
         """A fresh model on the CPU, in float32 and training mode; the global random state stays as it was.
@@ -64,27 +75,35 @@ class ModelSource:
         assert isinstance(model, nn.Module)
         return model
 
+    def draw_anew(self, model: nn.Module, names: Collection[str], seed: int) -> None:
+        """Give the parameters and buffers of these names what a model without weights has, drawn from ``seed``."""
+        drawn = self._create(seed).state_dict()
+        model.load_state_dict({name: tensor for name, tensor in drawn.items() if name in names}, strict=False)
+
     def _create(self, seed: int, **how: Any) -> Any:
         with _seeded(seed):
-            return create_classifier(self.name, self.num_classes, self.image_size, **how)
+            return create_classifier(self.name, self.num_classes, self.image_size, self.in_chans, **how)
 
     def _create_twin(self) -> Any:
         """The model without weights, after a look at whether it can classify an image of this size."""
         try:
             twin = self._create(_TWIN_SEED)
             with torch.inference_mode():
-                logits = twin.eval()(torch.zeros(1, 3, self.image_size, self.image_size))
+                logits = twin.eval()(torch.zeros(1, self.in_chans, self.image_size, self.image_size))
         except Exception as error:  # timm's architectures refuse sizes by assertions, RuntimeError, ValueError ...
-            raise ConfigError(
-                f"data.image_size: {self.name} cannot take images of {self.image_size} px: {_head(error)}"
-            ) from error
+            key = "data.image_size" if self.in_chans == _RGB else "data.image_size or model.in_chans"
+            shape = f"{self.image_size} px with {self.in_chans} channels"
+            raise ConfigError(f"{key}: {self.name} cannot take images of {shape}: {_head(error)}") from error
         if not isinstance(logits, Tensor) or logits.shape != (1, self.num_classes):
             raise ConfigError(f"model.name: {self.name} is no classifier: it does not answer with one row of scores")
         return twin.train()
 
     def _fit(self, state_dict: Mapping[str, Tensor], twin: Any) -> Any:
         # A number of classes no model has makes timm leave the file's classifier out, whatever its size.
-        overlay = {"state_dict": dict(state_dict), "num_classes": -1}
+        overlay: dict[str, Any] = {"state_dict": dict(state_dict), "num_classes": -1}
+        if self._has_channels(state_dict, twin):
+            # Told of a first convolution, timm 1.0.22 drops one that is not of 3 channels, and 1.0.31 warns of it.
+            overlay["first_conv"] = None
         try:
             model = self._create(_TWIN_SEED, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:  # a checkpoint filter may stumble over a foreign file in any way
@@ -94,12 +113,32 @@ class ModelSource:
         self._check_loaded(model, twin, state_dict)
         return model
 
+    def _has_channels(self, state_dict: Mapping[str, Tensor], twin: Any) -> bool:
+        """Whether the file's first layers take ``in_chans`` channels already; else they take red, green and blue."""
+        own = twin.state_dict()
+        for name in _first_weights(twin):
+            if name not in state_dict or not state_dict[name].ndim == own[name].ndim == 4:
+                return False  # timm's filter may rename and reshape the file's tensors first
+            channels, wanted = state_dict[name].shape[1], own[name].shape[1]
+            # Some stems fold pixels into channels, so that there are a multiple of both.
+            if channels == wanted * _RGB / self.in_chans:
+                return False
+            if channels != wanted:
+                raise self._unfit(f"its {name} takes {channels} channels, model.in_chans is {self.in_chans}")
+        return True
+
     def _check_loaded(self, model: Any, twin: Any, state_dict: Mapping[str, Tensor]) -> None:
         """Prove that the file filled the model; timm does not ask once the numbers of classes differ."""
         loaded, random = model.state_dict(), twin.state_dict()
         wanted = _weight_names(model)
-        # The name clears a tensor that starts as a constant and is that same constant in the file.
-        missing = [name for name in wanted if name not in state_dict and torch.equal(loaded[name], random[name])]
+        # The file clears a tensor that starts as a constant and is that same constant in the file.
+        missing = [
+            name
+            for name in wanted
+            if torch.equal(loaded[name], random[name]) and not _holds(state_dict, name, loaded[name])
+        ]
+        if missing and set(missing) <= set(_first_weights(twin)) & state_dict.keys():
+            raise self._unfit(f"its {missing[0]} cannot be adapted to {self.in_chans} channels")
         if missing:
             raise self._unfit(f"{len(missing)} of {len(wanted)} weight tensors missing, first: {missing[0]}")
         if not all(name in state_dict for name in wanted):
@@ -118,19 +157,20 @@ class ModelSource:
         return WeightsError(f"model.weights: {self.weights.source} does not fit {self.name}: {reason}")
 
 
-def create_classifier(name: str, num_classes: int, image_size: int, **how: Any) -> nn.Module:
+def create_classifier(name: str, num_classes: int, image_size: int, in_chans: int = 3, **how: Any) -> nn.Module:
     """Timm's model of that name, for images of ``image_size`` pixels where its architecture depends on that.
 
     Args:
         name: A timm model.
         num_classes: Outputs of the classifier.
         image_size: Height and width of the images in pixels.
+        in_chans: Channels of the images.
         how: Further arguments of ``timm.create_model``.
     """
     pretrained_cfg = timm.get_pretrained_cfg(name)
     if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         how["img_size"] = image_size
-    model = timm.create_model(name, num_classes=num_classes, **how)
+    model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **how)
     assert isinstance(model, nn.Module)
     return model
 
@@ -161,9 +201,21 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+def _first_weights(model: Any) -> list[str]:
+    """Names of the weights that meet the image's channels."""
+    layers = model.pretrained_cfg.get("first_conv") or ()
+    return [f"{layer}.weight" for layer in ((layers,) if isinstance(layers, str) else layers)]
+
+
+def _holds(state_dict: Mapping[str, Tensor], name: str, values: Tensor) -> bool:
+    return name in state_dict and torch.equal(state_dict[name].to(values.dtype), values)
+
+
+def _per_channel(rgb: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """A number for each channel, from those for red, green and blue."""
+    if in_chans == 1:
+        return (sum(rgb) / len(rgb),)
+    return tuple(islice(cycle(rgb), in_chans))
 
 
 def _head(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: the hub, a file, a Python package, a model registry, or nowhere."""
+"""Where pretrained weights come from: the hub, this package or another, a file, a model registry, or nowhere."""
 
 import argparse
 import hashlib
@@ -6,22 +6,19 @@ import importlib
 import logging
 import pickle
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import timm
 import torch
-from huggingface_hub import constants as hub_constants
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from strategies import ConfigError, WeightsError, nearest
+from trainers.hub import HubError, Progress, model_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +26,7 @@ ResolveUri = Callable[[str], Path]
 StateDict = dict[str, Tensor]
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_PROBE_SECONDS = 3.0
+_EMBEDDED = Path(__file__).with_name("embedded")
 # In the order of preference: averaged weights before raw ones, as timm does.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -39,10 +36,11 @@ class Weights:
     """Pretrained weights as they were read, not yet fitted to a model.
 
     Args:
-        source: What was used: ``hub:timm/resnet18.a1_in1k``, ``package:efficientnet-lite0``,
-            ``file:/x/y.pth``, ``models:/name@alias``, ``runs:/id/path`` or ``none``.
+        source: What was used: ``hub:timm/resnet18.a1_in1k``, ``embedded:resnet18``,
+            ``package:efficientnet-lite0``, ``file:/x/y.pth``, ``models:/name@alias``, ``runs:/id/path`` or ``none``.
         digest: What :func:`digest` says of the tensors; ``random`` where there are none.
-        state_dict: Names and tensors on the CPU; None for random initialisation.
+        state_dict: Names and tensors on the CPU, in float32 whatever precision they were stored in; None for
+            random initialisation.
         refused: Why earlier preferences were not taken, one line each.
     """
 
@@ -74,15 +72,22 @@ _PACKAGES = {
 }
 
 
-def find_weights(model_name: str, preferences: Sequence[str], resolve_uri: ResolveUri | None = None) -> Weights:
+def find_weights(
+    model_name: str,
+    preferences: Sequence[str],
+    resolve_uri: ResolveUri | None = None,
+    progress: Progress | None = None,
+) -> Weights:
     """Read the first of the preferred weights that is available.
 
     Args:
         model_name: A timm model, with or without a pretrained tag.
-        preferences: Each ``hub``, a path to a file, ``package:<name>``, ``models:/...``, ``runs:/...`` or
-            ``none``.
+        preferences: Each ``hub``, ``embedded``, a path to a file, ``package:<name>``, ``models:/...``,
+            ``runs:/...`` or ``none``.
         resolve_uri: Downloads a ``models:/`` or ``runs:/`` URI and returns a local file, or a folder holding
             exactly one ``.safetensors``; raises WeightsError or OSError where there is nothing to download.
+        progress: Told of a download from the hub: what, bytes done, bytes in all. Without it the hub's library
+            shows a bar of its own on a terminal.
 
     Raises:
         ConfigError: timm knows no such model.
@@ -93,10 +98,11 @@ def find_weights(model_name: str, preferences: Sequence[str], resolve_uri: Resol
     if not preferences:
         raise WeightsError("model.weights: empty; write none to start from random weights")
     finders = [(preference, _finder(preference)) for preference in preferences]
+    helpers = _Helpers(resolve_uri, progress)
     refused: list[str] = []
     for position, (preference, find) in enumerate(finders, start=1):
         try:
-            source, state_dict = find(model_name, preference, resolve_uri)
+            source, state_dict = find(model_name, preference, helpers)
         except _UnavailableError as reason:
             refused.append(f"{preference}: {reason}")
             if position < len(finders):
@@ -105,7 +111,8 @@ def find_weights(model_name: str, preferences: Sequence[str], resolve_uri: Resol
         if state_dict is None:
             logger.warning("model.weights: none: %s starts from random weights", model_name)
             return Weights(source, "random", None, tuple(refused))
-        return Weights(source, digest(state_dict), state_dict, tuple(refused))
+        single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
+        return Weights(source, digest(single), single, tuple(refused))
     raise WeightsError(f"model.weights: none available for {model_name}: " + "; ".join(refused))
 
 
@@ -205,7 +212,16 @@ def _strip(name: str) -> str:
 
 
 Found = tuple[str, StateDict | None]
-Finder = Callable[[str, str, ResolveUri | None], Found]
+
+
+class _Helpers(NamedTuple):
+    """What the caller lends to those who look for weights."""
+
+    resolve_uri: ResolveUri | None
+    progress: Progress | None
+
+
+Finder = Callable[[str, str, _Helpers], Found]
 
 
 def _finder(preference: str) -> Finder:
@@ -220,27 +236,27 @@ def _finder(preference: str) -> Finder:
     if preference.endswith(FILE_SUFFIXES):
         return _from_file
     raise WeightsError(
-        f"model.weights: {preference!r} is none of hub, none, package:<name>, models:/<name>@<alias>, "
+        f"model.weights: {preference!r} is none of hub, embedded, none, package:<name>, models:/<name>@<alias>, "
         f"runs:/<id>/<path> or a path ending in {', '.join(FILE_SUFFIXES)}"
     )
 
 
-def _from_nothing(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
+def _from_nothing(model_name: str, preference: str, helpers: _Helpers) -> Found:
     return "none", None
 
 
-def _from_file(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
+def _from_file(model_name: str, preference: str, helpers: _Helpers) -> Found:
     path = Path(preference.removeprefix("file:")).expanduser().absolute()
     if not path.is_file():
         raise _UnavailableError("no such file")
     return f"file:{path}", read_state_dict(path)
 
 
-def _from_uri(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
-    if resolve_uri is None:
+def _from_uri(model_name: str, preference: str, helpers: _Helpers) -> Found:
+    if helpers.resolve_uri is None:
         raise _UnavailableError("there is no model registry to ask here")
     try:
-        path = resolve_uri(preference)
+        path = helpers.resolve_uri(preference)
     except (WeightsError, OSError) as error:
         raise _UnavailableError(str(error)) from error
     if path.is_dir():
@@ -253,7 +269,7 @@ def _from_uri(model_name: str, preference: str, resolve_uri: ResolveUri | None) 
     return preference, read_state_dict(path)
 
 
-def _from_package(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
+def _from_package(model_name: str, preference: str, helpers: _Helpers) -> Found:
     package = _PACKAGES[preference.partition(":")[2]]
     if model_name.partition(".")[0] != package.architecture:
         raise WeightsError(
@@ -279,74 +295,23 @@ def _rename_by_order(state_dict: StateDict, model_name: str, source: str) -> Sta
     return dict(zip(names, tensors, strict=True))
 
 
-def _from_hub(model_name: str, preference: str, resolve_uri: ResolveUri | None) -> Found:
-    pretrained_cfg = timm.get_pretrained_cfg(model_name)
-    if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
-        raise _UnavailableError(f"timm names no pretrained weights of {model_name} on the hub")
-    repo, _, revision = pretrained_cfg.hf_hub_id.partition("@")
-    files = _hub_files(pretrained_cfg.hf_hub_filename)
-    path = _cached(repo, files, revision) or _download(repo, files, revision)
+def _from_hub(model_name: str, preference: str, helpers: _Helpers) -> Found:
+    try:
+        repo, path = model_file(model_name, helpers.progress)
+    except HubError as reason:
+        raise _UnavailableError(str(reason)) from reason
     return f"hub:{repo}", read_state_dict(path)
 
 
-def _hub_files(named: str | None) -> list[str]:
-    """File names to look for, safetensors first; ``named`` is what timm's configuration names."""
-    if named is None:
-        return ["model.safetensors", "pytorch_model.bin"]
-    return [named.removesuffix(".bin") + ".safetensors", named] if named.endswith(".bin") else [named]
+def _from_embedded(model_name: str, preference: str, helpers: _Helpers) -> Found:
+    architecture = model_name.partition(".")[0]
+    there = {path.stem: path for path in sorted(_EMBEDDED.glob("*.safetensors"))}
+    if architecture not in there:
+        raise _UnavailableError(f"no weights of {architecture} come with Unfreeze, only of {', '.join(there)}")
+    return f"embedded:{architecture}", read_state_dict(there[architecture])
 
 
-def _cached(repo: str, files: Sequence[str], revision: str) -> Path | None:
-    for file in files:
-        path = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision or None)
-        if isinstance(path, str):
-            return Path(path)
-    return None
-
-
-def _download(repo: str, files: Sequence[str], revision: str) -> Path:
-    hint = f"download {files[0]} of {repo} on a machine with access and pass model.weights=/path/to/{files[0]}"
-    # huggingface_hub retries for about 50 s before it gives up on a host that does not answer: ask before.
-    if obstacle := _hub_obstacle():
-        raise _UnavailableError(f"could not reach the hub ({obstacle}); {hint}")
-    for file in files:
-        try:
-            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision or None))
-        except LocalEntryNotFoundError as error:
-            raise _UnavailableError(f"could not reach the hub ({_first_line(error)}); {hint}") from error
-        except EntryNotFoundError:
-            continue
-        except Exception as error:  # a host of kinds, by huggingface_hub's version and its HTTP library
-            raise _UnavailableError(f"could not download from the hub ({_first_line(error)}); {hint}") from error
-    raise _UnavailableError(f"{repo} on the hub has no {' or '.join(files)}")
-
-
-def _hub_obstacle() -> str | None:
-    """Why the hub cannot be reached, in at most about three seconds; None when it answers."""
-    if hub_constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    endpoint = hub_constants.ENDPOINT
-    outcome = [f"{endpoint} did not answer within {_PROBE_SECONDS:g} s"]
-
-    def probe() -> None:
-        try:
-            status = huggingface_hub.get_session().head(endpoint, timeout=_PROBE_SECONDS).status_code
-            outcome[0] = f"{endpoint} answered with status {status}" if status >= 500 else ""
-        except Exception as error:
-            outcome[0] = f"{endpoint}: {_first_line(error)}"
-
-    # In a thread: looking up a name is outside any HTTP library's time-out and can take half a minute.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(_PROBE_SECONDS)
-    return outcome[0] or None
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0][:200].rstrip(": ")
-
-
-_EXACT: dict[str, Finder] = {"hub": _from_hub, "none": _from_nothing}
+_EXACT: dict[str, Finder] = {"hub": _from_hub, "embedded": _from_embedded, "none": _from_nothing}
 _SCHEMES: dict[str, Finder] = {
     "package": _from_package,
     "models": _from_uri,

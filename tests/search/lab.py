@@ -57,7 +57,9 @@ class Lab:
             "store": {"url": self.optuna_url},
             "tracking": {"uri": self.mlflow_uri, "artifacts": str(folder / "mlruns" / "artifacts")},
         }
-        self.file.write_text(yaml.safe_dump({**SMALL, **stores, **changes}, sort_keys=False))
+        study = {**SMALL, **stores, **changes}
+        study["data"] = {"cache": str(folder / "mlruns" / "cache"), **study["data"]}
+        self.file.write_text(yaml.safe_dump(study, sort_keys=False))
         (folder / "mlruns").mkdir()
         shutil.copy(template, folder / "mlruns" / "mlflow.db")
 

@@ -3,9 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from search.config import DEFAULT_PRESETS, DEFAULT_SPACE, StudyConfig
+from search.config import DEFAULT_PRESETS, DEFAULT_SPACE, TASK_METRICS, StudyConfig
 from search.schema import build_config, schema_keys
-from strategies import ConfigError, Fixed, FloatRange, Strategy
+from strategies import LOSSES, TASK_LOSSES, ConfigError, Fixed, FloatRange, Strategy
+from trainers import TASKS
 
 BAD = [
     ({"budget": {"trails": 3}}, "budget.trails: unknown key; did you mean 'trials'?"),
@@ -24,19 +25,57 @@ BAD = [
     ({"budget": 5}, "budget: 5 is not a section with the keys trials, hours"),
     ({"seed": "abc"}, "seed: 'abc' is not a whole number at least 0"),
     ({"seed": -1}, "seed: -1 is not a whole number at least 0"),
-    ({"task": "clasification"}, "task: 'clasification' is not one of classification; did you mean"),
+    ({"task": "clasification"}, "task: 'clasification' is not one of classification, multilabel, regression; did you"),
+    ({"task": "regression", "metric": "accuracy"}, "metric: 'accuracy' is not one of rmse, mae, r2, spearman, loss"),
+    (
+        {"task": "regression", "strategy": {"loss": {"choices": ["mse", "cross_entropy"]}}},
+        "strategy.loss: 'cross_entropy' cannot train task regression; expected mse or l1 or huber",
+    ),
+    (
+        {"task": "multilabel", "presets": {"a": {"loss": "mse"}}},
+        "presets.a.loss: 'mse' cannot train task multilabel; expected bce or focal",
+    ),
     (
         {"metric": "acuracy"},
         "metric: 'acuracy' is not one of accuracy, balanced_accuracy, macro_f1, loss; did you mean",
     ),
-    ({"metric": 3}, "metric: 3 is not one of accuracy"),
+    ({"metric": 3}, "metric: 3 is not text"),
     ({"sampler": {"name": "tpee"}}, "sampler.name: 'tpee' is not one of tpe, gp, cmaes, qmc, random, nsga2; did you"),
     ({"pruner": {"name": "zzz"}}, "pruner.name: 'zzz' is not one of median, halving, hyperband, patient, none"),
-    ({"data": {"source": "foldr"}}, "data.source: 'foldr' is not one of digits, folder, csv, torchvision; did you"),
+    ({"data": {"source": "foldr"}}, "data.source: 'foldr' is not one of coco, digits, folder, huggingface, manif"),
     ({"data": {"source": "folder"}}, "data.root: missing; data.source: folder needs it"),
-    ({"data": {"source": "csv"}}, "data.csv: missing; data.source: csv needs it"),
+    ({"data": {"source": "manifest"}}, "data.manifest: missing; data.source: manifest needs it"),
+    ({"data": {"source": "webdataset"}}, "data.shards: missing; data.source: webdataset needs it"),
+    (
+        {"data": {"manifest": {"train": "a.csv", "tset": "b.csv"}}},
+        "data.manifest.tset: unknown key; did you mean 'test'?",
+    ),
+    ({"data": {"shards": {"val": "b.tar"}}}, "data.shards.train: missing"),
+    ({"data": {"annotations": 5}}, "data.annotations: 5 is not text or a mapping, or null"),
+    (
+        {"data": {"manifest": "a.csv", "columns": {"lable": "x"}}},
+        "data.columns.lable: unknown key; did you mean 'label'?",
+    ),
+    (
+        {"data": {"manifest": "a.csv", "columns": {"label": []}}},
+        "data.columns.label: [] is not the name of a column, or",
+    ),
+    (
+        {"data": {"manifest": "a.csv", "columns": {"image": ["a"]}}},
+        "data.columns.image: ['a'] is not the name of a column",
+    ),
+    (
+        {"data": {"root": "/x", "columns": {"label": "y"}}},
+        "data.columns: {'label': 'y'} would not be used by data.source",
+    ),
+    ({"data": {"folds": 1}}, "data.folds: 1 is not a whole number at least 2, or null"),
+    ({"data": {"folds": 3, "fold": 3}}, "data.fold: 3 is not a fold, data.folds: 3; they are counted from 0"),
+    ({"data": {"fold": 1}}, "data.fold: 1 is not a fold, data.folds is not given"),
+    ({"data": {"max_value": 0}}, "data.max_value: 0 is not a number above 0, or null"),
+    ({"model": {"in_chans": 0}}, "model.in_chans: 0 is not a whole number at least 1"),
+    ({"data": {"csv": "a.csv"}}, "data.csv: unknown key"),
     ({"data": {"source": "torchvision", "root": "/x"}}, "data.dataset: missing; data.source: torchvision needs it"),
-    ({"data": {"dataset": "FashionMNIST"}}, "data.root: missing; data.source: torchvision needs it"),
+    ({"data": {"source": "torchvision", "dataset": "DTD"}}, "data.root: missing; data.source: torchvision needs it"),
     ({"data": {"source": "digits", "root": "/x"}}, "data.root: '/x' would not be used by data.source: digits"),
     ({"data": {"root": ""}}, "data.root: '' is not text, or null"),
     ({"data": {"root": 3}}, "data.root: 3 is not text, or null; put it in quotes"),
@@ -45,7 +84,7 @@ BAD = [
     ({"data": {"val_fraction": 0.6, "test_fraction": 0.4}}, "data.val_fraction: 0.6 and data.test_fraction: 0.4"),
     ({"data": {"limit_train": 0}}, "data.limit_train: 0 is not a whole number at least 1, or null"),
     ({"data": {"on_bad_image": "skp"}}, "data.on_bad_image: 'skp' is not one of refuse, skip; did you mean 'skip'?"),
-    ({"model": {"weights": "hubb"}}, "model.weights: 'hubb' is not one of hub, none, package:efficientnet-lite0"),
+    ({"model": {"weights": "hubb"}}, "model.weights: 'hubb' is not one of hub, embedded, none, package:efficientnet-"),
     ({"model": {"weights": "package:resnet18"}}, "model.weights: 'package:resnet18' is not one of hub"),
     ({"model": {"weights": "models:/"}}, "model.weights: 'models:/' is not one of hub"),
     ({"model": {"weights": ["hub", 5]}}, "model.weights: 5 is not one of hub"),
@@ -129,12 +168,32 @@ def test_weights_may_be_one_form_or_a_list(weights):
     [
         ({"root": "/x"}, "folder"),
         ({"root": "/x", "dataset": "FashionMNIST"}, "torchvision"),
-        ({"csv": "/x.csv", "root": "/x"}, "csv"),
+        ({"manifest": "/x.csv", "root": "/x"}, "manifest"),
+        ({"manifest": {"train": "a.csv", "test": "b.csv"}}, "manifest"),
+        ({"annotations": "/x.json", "root": "/x"}, "coco"),
+        ({"shards": "train-{000..012}.tar"}, "webdataset"),
+        ({"dataset": "owner/name"}, "huggingface"),
         ({"root": None}, "digits"),
     ],
 )
 def test_the_source_follows_from_what_is_given(data, source):
     assert build_config({"data": data}).data.source == source
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "loss"),
+    [("multilabel", "mean_average_precision", "bce"), ("regression", "rmse", "mse")],
+)
+def test_a_task_brings_its_metric_and_its_loss(task, metric, loss):
+    config = build_config({"task": task, "strategy": {"lr": 0.1}})
+    assert (config.metric, config.strategy) == (metric, {"lr": 0.1, "loss": loss})
+    assert build_config({"task": task}).strategy == DEFAULT_SPACE | {"loss": loss}
+    assert build_config({"task": task, "metric": "loss"}).metric == "loss"
+
+
+def test_the_tables_known_without_torch_are_those_of_the_trainers():
+    assert {name: tuple(task.metrics) for name, task in TASKS.items()} == TASK_METRICS
+    assert {name: tuple(losses) for name, losses in LOSSES.items()} == TASK_LOSSES
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3", "mps"])

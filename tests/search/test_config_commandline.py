@@ -84,8 +84,11 @@ def test_list_shows_each_study_with_its_first_comment(capsys, tmp_path, monkeypa
     Path("studies/broken.yaml").write_text("a: [\n")
     Path("studies/notes.txt").write_text("no study")
     assert main(["--list"]) == 0
-    rows = dict((line + "  ").split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    rows = dict((line.strip() + "  ").split("  ", 1) for line in lines)
     rows = {name.strip(): text.strip() for name, text in rows.items()}
+    assert lines.index("Studies (study=NAME)") < lines.index("Spaces (strategy=NAME)")
+    assert rows["small"].startswith("Six choices")
     assert rows["mine"] == "For my own images"
     assert rows["said"] == "said by its key"
     assert rows["silent"] == ""

@@ -1,9 +1,17 @@
 import pytest
 
-from search.compose import compose_jobs, compose_study, find_study, list_studies, load_study
+from search.compose import (
+    compose_jobs,
+    compose_study,
+    find_study,
+    list_spaces,
+    list_studies,
+    load_space,
+    load_study,
+)
 from search.config import DEFAULT_PRESETS, DEFAULT_SPACE
 from search.run import as_yaml
-from strategies import ConfigError
+from strategies import ConfigError, parse_space
 
 
 @pytest.fixture
@@ -257,3 +265,24 @@ def test_a_sweep_that_makes_no_sense_is_refused(override, message):
 def test_load_study_keeps_what_the_file_says(study):
     path = study(LR).removeprefix("study=")
     assert load_study(find_study(path)) == {"strategy": {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "epochs": 3}}
+
+
+@pytest.mark.parametrize("name", list(list_spaces()))
+def test_the_spaces_shipped_can_be_chosen_by_name(name, study):
+    config = compose_study([study("strategy: {epochs: 3}\n"), f"strategy={name}"])
+    assert config.space() == parse_space(load_space(name))
+    assert config.strategy != {"epochs": 3}
+
+
+def test_a_space_chosen_by_name_replaces_the_studys_and_may_be_changed_after_it(study):
+    study("lr: 0.5\nepochs: 2\n", "studies/strategy/own.yaml")
+    argument = study("strategy: own\n")
+    assert compose_study([argument]).strategy == {"lr": 0.5, "epochs": 2}
+    assert compose_study([study(LR), "strategy=own", "strategy.lr=0.1"]).strategy == {"lr": 0.1, "epochs": 2}
+    names = [config.name for config in compose_jobs([study(LR), "strategy=own,small"], multirun=True)]
+    assert names == ["mine-strategy_own", "mine-strategy_small"]
+
+
+def test_a_space_that_is_not_there_is_named_with_the_nearest(study):
+    assert refusal(study(LR), "strategy=smal") == "strategy: there is no space called 'smal'; did you mean 'small'?"
+    assert refusal(study("strategy: smal\n")).startswith("strategy: there is no space called 'smal'")

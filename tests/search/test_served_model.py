@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from search.outcome import RUN_ID, STRATEGY
-from search.served_model import ImageClassifier
+from search.served_model import ImageModel
 from search.tracking import CHECKPOINT_FILE
 from search.winner import WINNER
 from strategies import DataError, Strategy
-from trainers import ClassificationTrainer, ModelSource, choose_device, find_weights, open_data
+from trainers import ModelSource, Trainer, choose_device, find_weights, open_data
 
 CLASSES = ("null", "one", "two two")
 SIZE = 32
@@ -74,11 +74,11 @@ def done(new_lab, images):
 @pytest.fixture(scope="module")
 def evaluated(done):
     """The test split, and the logits of the winner's checkpoint for it, without MLflow's model in between."""
-    data = open_data(**done.config().data.model_dump())
+    data = open_data(task="classification", in_chans=3, **done.config().data.model_dump())
     (trial,) = done.trials()
     source = ModelSource("test_resnet", find_weights("test_resnet", ["none"]), len(CLASSES), SIZE)
     strategy = Strategy.from_dict(trial.user_attrs[STRATEGY])
-    trainer = ClassificationTrainer(source, data, strategy, 0, choose_device("cpu"))
+    trainer = Trainer(source, data, strategy, 0, choose_device("cpu"))
     run = done.client.get_run(trial.user_attrs[RUN_ID])
     trainer.model.load_state_dict(load_file(done.artifact(run, CHECKPOINT_FILE)))
     logits, targets = trainer.predict(data.test)
@@ -86,7 +86,7 @@ def evaluated(done):
 
 
 @pytest.fixture(scope="module")
-def served(done, evaluated) -> ImageClassifier:
+def served(done, evaluated) -> ImageModel:
     """The model as MLflow loads it."""
     mlflow.set_tracking_uri(done.mlflow_uri)
     return mlflow.pyfunc.load_model(done.study.user_attrs[WINNER]["model_uri"])
@@ -166,7 +166,7 @@ def test_base64_without_a_slash_is_not_looked_up_as_a_file_name(served):
 
 @pytest.mark.parametrize("text", ["no/such/file.jpg", "kein/Bild/köln.jpg", "null\0byte", "x" * 9000 + "."])
 def test_text_that_is_no_image_is_named(text):
-    model = ImageClassifier()
+    model = ImageModel()
     model.image_size = SIZE
     with pytest.raises(DataError, match="is neither an image file nor base64"):
         model.predict(None, [text])

@@ -144,3 +144,14 @@ def test_the_end_tells_score_interval_model_and_where_to_look_on_lines_that_can_
     assert "Winner: trial 4, test accuracy 0.9500 (95% interval 0.9100 to 0.9800, 360" in screen.text
     assert "Model:  models:/m-0123456789abcdef" in screen.lines
     assert f"Look:   {command}" in screen.lines
+
+
+def test_the_size_of_a_download_is_said_once_and_its_bar_counts_megabytes(log):
+    with log.terminal as terminal:
+        for done in (0, 23_400_000, 46_800_000):
+            terminal.downloading("downloading timm/resnet18.a1_in1k", done, 46_800_000)
+    assert log.lines == ["downloading timm/resnet18.a1_in1k, 46.8 MB"]
+    screen = Screen(is_terminal=True)
+    with screen.terminal as terminal:
+        terminal.downloading("downloading timm/resnet18.a1_in1k", 23_400_000, 46_800_000)
+    assert "23/46" in screen.text

@@ -98,8 +98,8 @@ def test_a_child_run_holds_what_was_planned_for_each_parameter(done):
     by_name = {entry["name"]: entry for entry in manifest}
     state = load_file(done.artifact(run, CHECKPOINT_FILE))
     assert set(by_name) == {name for name in state if "running_" not in name and "num_batches" not in name}
-    assert by_name["fc.weight"]["trainable"]
-    assert not by_name["conv1.0.weight"]["trainable"]
+    assert by_name["fc.weight"]["from_epoch"] == 0
+    assert by_name["conv1.0.weight"]["from_epoch"] is None
     strategy = Strategy.from_yaml(done.artifact(run, "strategy.yaml").read_text())
     assert strategy.to_dict() == done.trials()[0].user_attrs[STRATEGY]
 

@@ -29,32 +29,101 @@ def tensors(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("depth", [0, 1, 0.5, 1.0])
-@pytest.mark.parametrize("batch_norm", ["train", "frozen_stats", "frozen"])
-def test_two_steps_change_all_that_is_trained_and_no_bit_of_what_is_frozen(name, depth, batch_norm):
-    model, plan, optimizer = make(name, Strategy(depth=depth, batch_norm=batch_norm, lr=0.01, weight_decay=0.1))
+def steps(model, plan, optimizer, epoch=0, count=2):
+    """Names of the entries of the state dict that so many steps of an epoch change."""
     before = tensors(model)
     generator = torch.Generator().manual_seed(1)
-    for _ in range(2):
-        set_train_mode(model, plan)
-        check_applied(model, plan, optimizer)
+    for _ in range(count):
+        freeze(model, plan, epoch)
+        set_train_mode(model, plan, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * group["lr_scale"]
+        check_applied(model, plan, optimizer, epoch)
         images = torch.randn(4, 3, 32, 32, generator=generator)
         loss = torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2, 0]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     after = tensors(model)
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    return {key for key in before if not torch.equal(before[key], after[key])}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("depth", [0, 1, 0.5, 1.0])
+@pytest.mark.parametrize("batch_norm", ["train", "frozen_stats", "frozen"])
+def test_two_steps_change_all_that_is_trained_and_no_bit_of_what_is_frozen(name, depth, batch_norm):
+    model, plan, optimizer = make(name, Strategy(depth=depth, batch_norm=batch_norm, lr=0.01, weight_decay=0.1))
+    changed = steps(model, plan, optimizer)
     parameters = set(dict(model.named_parameters()))
     assert changed & parameters == plan.trainable
     norms = {n for n, module in model.named_modules() if isinstance(module, _BatchNorm)}
-    live = {n for n in norms if n not in plan.eval_modules}
+    live = {n for n in norms if n not in plan.eval_modules(0)}
     assert {key.rpartition(".")[0] for key in changed - parameters} == live
     if batch_norm != "train" or depth == 0:
         assert not live
     if batch_norm == "frozen":
         assert not {key.rpartition(".")[0] for key in plan.trainable} & norms
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+@pytest.mark.parametrize(("depth_from", "blocks"), [("head", {-2, -1}), ("input", {0, 1}), ("middle", None)])
+def test_the_trained_blocks_lie_where_the_strategy_says(name, depth_from, blocks):
+    model, plan, optimizer = make(name, Strategy(depth=2, depth_from=depth_from))
+    trained = {p.block for p in plan.params if p.trained_in(0)} - {-1}
+    middle = (plan.num_blocks - 2) // 2
+    expected = {middle, middle + 1} if blocks is None else {k % plan.num_blocks for k in blocks}
+    assert trained == expected
+    changed = steps(model, plan, optimizer)
+    assert changed & set(dict(model.named_parameters())) == plan.trainable
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("parameters", ["norms", "biases", "norms_and_biases"])
+def test_norms_or_biases_alone_are_trained_beside_the_head(name, parameters):
+    model, plan, optimizer = make(name, Strategy(parameters=parameters))
+    for entry, tensor in model.named_parameters():
+        if tensor.ndim == 1 and entry.endswith("weight"):
+            # A random residual block begins with a last weight of zero, which no gradient passes.
+            torch.nn.init.constant_(tensor, 0.5)
+    changed = steps(model, plan, optimizer) & set(dict(model.named_parameters()))
+    assert changed == plan.trainable
+    head = {p.name for p in plan.params if p.block == -1}
+    modules = dict(model.named_modules())
+
+    def chosen(entry: str) -> bool:
+        module, _, last = entry.rpartition(".")
+        in_norm = "Norm" in type(modules[module]).__name__
+        return {"norms": in_norm, "biases": last == "bias", "norms_and_biases": in_norm or last == "bias"}[parameters]
+
+    assert changed - head == {entry for entry in dict(model.named_parameters()) if entry not in head and chosen(entry)}
+    assert head <= changed
+    assert changed > head
+
+
+def test_blocks_are_unfrozen_from_the_head_on_epoch_by_epoch():
+    strategy = Strategy(depth=4, unfreeze_epochs=4, epochs=8, optimizer="sgd", weight_decay=0.1)
+    model, plan, optimizer = make("test_vit", strategy)
+    parameters = set(dict(model.named_parameters()))
+    for epoch in range(6):
+        changed = steps(model, plan, optimizer, epoch) & parameters
+        blocks = {p.block for p in plan.params if p.name in changed} - {-1}
+        assert blocks == set(range(plan.num_blocks - min(4, epoch + 1), plan.num_blocks))
+        assert changed == {p.name for p in plan.params if p.trained_in(epoch)}
+    assert plan.trainable == changed
+
+
+def test_batch_norms_wake_up_with_their_block():
+    model, plan, _ = make("test_resnet", Strategy(unfreeze_epochs=3, epochs=3))
+    norms = {n for n, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    asleep = [len(norms & plan.eval_modules(epoch)) for epoch in range(4)]
+    assert asleep == sorted(asleep, reverse=True)
+    assert asleep[3] == 0 < asleep[0]
+
+
+def test_the_head_may_learn_faster_than_the_blocks():
+    _, plan, _ = make("test_resnet", Strategy(head_lr_scale=10, layer_decay=0.5))
+    scales = {p.block: p.lr_scale for p in plan.params}
+    assert (scales[-1], scales[plan.num_blocks - 1], scales[plan.num_blocks - 2]) == (10, 0.5, 0.25)
 
 
 def test_depth_zero_trains_the_head_alone_and_depth_all_everything():
@@ -75,7 +144,7 @@ def test_rates_are_counted_from_the_head_whatever_is_frozen_below():
     scales = []
     for depth in (2, 1.0):
         _, plan, _ = make("test_resnet", Strategy(depth=depth, layer_decay=0.5))
-        scales.append({p.name: p.lr_scale for p in plan.params if p.trainable})
+        scales.append({p.name: p.lr_scale for p in plan.params if p.trained_in(0)})
         top = {p.block: p.lr_scale for p in plan.params}
         assert top[-1] == 1.0
         assert [top[plan.num_blocks - d] for d in (1, 2, 3)] == [0.5, 0.25, 0.125]
@@ -96,8 +165,8 @@ def test_norms_and_biases_are_not_decayed():
 def test_frozen_blocks_are_in_eval_mode_down_to_every_submodule(depth):
     model, plan, _ = make("test_vit", Strategy(depth=depth))
     set_train_mode(model, plan)
-    frozen = {p.name.rpartition(".")[0] for p in plan.params if p.block != -1 and not p.trainable}
-    trained = {p.name.rpartition(".")[0] for p in plan.params if p.trainable}
+    frozen = {p.name.rpartition(".")[0] for p in plan.params if p.block != -1 and not p.trained_in(0)}
+    trained = {p.name.rpartition(".")[0] for p in plan.params if p.trained_in(0)}
     modes = {name: module.training for name, module in model.named_modules()}
     assert not any(modes[name] for name in frozen if name)
     assert all(modes[name] for name in trained if name)

@@ -199,3 +199,53 @@ def test_a_preset_keeps_its_values_where_the_space_allows_them():
     )
     params = project(Strategy(depth=1, lr=3e-3, loss="bce"), space, 10)
     assert params == {"depth": 0.1, "lr": 1e-3}
+
+
+def test_a_field_whose_condition_does_not_hold_is_not_drawn_and_has_its_default():
+    space = parse_space(
+        {
+            "optimizer": {"choices": ["sgd", "adamw"]},
+            "lr": 0.1,
+            "clip_grad": {"low": 1.0, "high": 5.0, "when": {"optimizer": "sgd", "lr": {"low": 0.05}}},
+            "weight_decay": {"value": 0.3, "when": {"optimizer": ["adamw", "adam"]}},
+        }
+    )
+    by_sgd = sample(space, FixedTrial({"optimizer": "sgd", "clip_grad": 2.0}))
+    assert (by_sgd.clip_grad, by_sgd.weight_decay) == (2.0, Strategy().weight_decay)
+    by_adamw = sample(space, FixedTrial({"optimizer": "adamw"}))
+    assert (by_adamw.clip_grad, by_adamw.weight_decay) == (Strategy().clip_grad, 0.3)
+    slow = parse_space({"lr": 0.01, "clip_grad": {"low": 1.0, "high": 5.0, "when": {"lr": {"low": 0.05}}}})
+    assert sample(slow, FixedTrial({})).clip_grad == Strategy().clip_grad
+
+
+def test_a_condition_may_ask_for_a_field_that_stands_later():
+    space = parse_space({"loss": {"choices": ["focal", "mse"], "when": {"epochs": {"high": 3}}}, "epochs": 3})
+    assert list(space) == ["epochs", "loss"]
+    assert sample(space, FixedTrial({"loss": "focal"})).loss == "focal"
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        (5, "strategy.lr.when: 5 is not a mapping of other fields to values"),
+        ({"optimiser": "sgd"}, "strategy.lr.when.optimiser: unknown key; did you mean 'optimizer'?"),
+        ({"lr": 1}, "strategy.lr.when.lr: unknown key; a field cannot depend on itself"),
+        ({"loss": "focl"}, "strategy.lr.when.loss: 'focl' is not one of"),
+        ({"loss": []}, "strategy.lr.when.loss: an empty list never holds"),
+        ({"depth": {"above": 0}}, "strategy.lr.when.depth: {'above': 0} is not a value, a list of values, or low"),
+        ({"depth": {}}, "strategy.lr.when.depth: {} is not a value"),
+        ({"loss": {"low": 1}}, "strategy.lr.when.loss: {'low': 1} is not a value"),
+        ({"depth": {"low": "0"}}, "strategy.lr.when.depth: {'low': '0'} is not a value"),
+    ],
+)
+def test_a_malformed_condition_is_named(when, said):
+    with pytest.raises(ConfigError) as caught:
+        parse_space({"lr": {"low": 0.1, "high": 1.0, "when": when}})
+    assert str(caught.value).startswith(said)
+
+
+def test_conditions_that_lead_in_a_circle_are_refused():
+    with pytest.raises(ConfigError, match=r"these fields lead in a circle: lr, batch_size$"):
+        parse_space({"lr": {"value": 0.1, "when": {"batch_size": 8}}, "batch_size": {"value": 8, "when": {"lr": 0.1}}})
+    with pytest.raises(ConfigError, match=r"lead in a circle: loss, label_smoothing, focal_gamma$"):
+        parse_space({"loss": {"value": "focal", "when": {"focal_gamma": {"low": 1}}}})

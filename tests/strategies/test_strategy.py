@@ -11,7 +11,7 @@ def value_of(name: str) -> st.SearchStrategy:
     choices = CHOICES[name]
     if name == "depth":
         return st.one_of(st.integers(0, 9), st.floats(0, 1))
-    if name == "warmup_epochs":
+    if name in ("warmup_epochs", "unfreeze_epochs"):
         return st.just(0.0)
     if choices.options:
         return st.sampled_from(choices.options)

@@ -1,4 +1,4 @@
-"""Opening: bad images, the fingerprint, and batches that are the same from memory and from disk."""
+"""Opening: bad images, duplicates, the fingerprint, and batches that are the same from the cache and from disk."""
 
 import logging
 import os
@@ -11,28 +11,46 @@ from PIL import Image
 
 from strategies import DataError
 from trainers.data import Split, decode, open_data
+from trainers.data.decoding import Preprocessing
+from trainers.data.split import ResidentSplit
 
 CPU = torch.device("cpu")
+HOW = Preprocessing(8)
 OPTIONS = {
+    "task": "classification",
     "source": "folder",
     "root": None,
     "dataset": None,
-    "csv": None,
+    "manifest": None,
+    "annotations": None,
+    "shards": None,
+    "columns": None,
     "image_size": 8,
+    "in_chans": 3,
+    "max_value": None,
     "val_fraction": 0.25,
     "test_fraction": 0.25,
     "split_seed": 0,
+    "folds": None,
+    "fold": 0,
     "limit_train": None,
     "limit_val": None,
     "limit_test": None,
     "on_bad_image": "refuse",
-    "memory_gib": 1.0,
+    "on_duplicates": "report",
+    "cache_gib": 1.0,
     "workers": 0,
 }
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """The cache is a folder below the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
 def opened(root, **changes):
-    return open_data(**OPTIONS | {"root": str(root)} | changes)
+    return open_data(**OPTIONS | {"root": root and str(root), "cache": "cache"} | changes)
 
 
 def noise(seed):
@@ -91,15 +109,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("make", BAD)
-@pytest.mark.parametrize("memory_gib", [1.0, 0.0])
-def test_a_bad_image_is_refused_by_name_or_left_out_by_choice(root, make, memory_gib, caplog):
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+def test_a_bad_image_is_refused_by_name_or_left_out_by_choice(root, make, cache_gib, caplog):
     make(root / "a" / "bad.jpg")
     with pytest.raises(DataError, match=r"1 of 25 images cannot be read; data.on_bad_image=skip leaves them out"):
-        opened(root, memory_gib=memory_gib)
+        opened(root, cache_gib=cache_gib)
     with pytest.raises(DataError, match=rf"\n  {root}/a/bad.jpg: .*{BAD[make]}"):
-        opened(root, memory_gib=memory_gib)
+        opened(root, cache_gib=cache_gib)
     with caplog.at_level(logging.WARNING):
-        data = opened(root, on_bad_image="skip", memory_gib=memory_gib)
+        data = opened(root, on_bad_image="skip", cache_gib=cache_gib)
     assert len(data.skipped) == 1
     assert data.skipped[0].startswith(f"{root}/a/bad.jpg: ")
     assert "1 of 25 images cannot be read and were left out" in caplog.text
@@ -112,7 +130,7 @@ def test_a_bad_image_is_refused_by_name_or_left_out_by_choice(root, make, memory
 
 def check_against_decode(split, classes):
     for (images, targets), name in zip(split.batches(torch.arange(len(split)), 1, CPU), split.names, strict=True):
-        assert np.array_equal(images[0].numpy(), decode(name, 8))
+        assert np.array_equal(images[0].numpy(), decode(name, HOW))
         assert name.split("/")[-2] == classes[int(targets)]
 
 
@@ -137,7 +155,7 @@ def test_a_class_left_without_readable_images_is_refused(root):
 def test_a_file_missing_from_disk_is_a_bad_image_of_a_manifest(root):
     lines = [f"a/{k}.png,a" for k in range(13)] + [f"b/{k}.png,b" for k in range(12)]
     (root / "list.csv").write_text("\n".join(["path,label", *lines]))
-    data = open_data(**OPTIONS | {"source": "csv", "csv": str(root / "list.csv"), "on_bad_image": "skip"})
+    data = opened(None, source="manifest", manifest=str(root / "list.csv"), on_bad_image="skip")
     assert data.skipped == (f"{root}/a/12.png: No such file or directory",)
 
 
@@ -147,7 +165,7 @@ def test_the_fingerprint_is_the_same_wherever_the_images_lie_and_whatever_their_
     assert len(fingerprint) == 16
     assert int(fingerprint, 16) >= 0
     assert opened(tmp_path / "elsewhere").fingerprint == fingerprint
-    assert opened(root, image_size=16, memory_gib=0.0, workers=1).fingerprint == fingerprint
+    assert opened(root, image_size=16, cache_gib=0.0, workers=1).fingerprint == fingerprint
 
 
 def test_the_fingerprint_changes_with_an_image_a_label_the_seed_or_a_limit(root):
@@ -188,7 +206,7 @@ def batches(split, order, size=5):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_from_memory_and_from_disk_are_bit_identical(root, workers):
-    resident, streamed = opened(root), opened(root, memory_gib=0.0, workers=workers)
+    resident, streamed = opened(root), opened(root, cache_gib=0.0, workers=workers)
     assert isinstance(resident.train, Split)
     assert resident.train.resident
     assert not streamed.train.resident
@@ -208,7 +226,7 @@ def test_batches_from_memory_and_from_disk_are_bit_identical(root, workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_pass_given_up_half_way_does_not_disturb_the_next(root, workers):
-    split = opened(root, memory_gib=0.0, workers=workers).train
+    split = opened(root, cache_gib=0.0, workers=workers).train
     given_up = split.batches(torch.arange(12), 2, CPU)
     next(given_up)
     order = torch.arange(11, -1, -1)
@@ -218,39 +236,111 @@ def test_a_pass_given_up_half_way_does_not_disturb_the_next(root, workers):
 
 
 def test_streaming_leaves_the_global_random_state_alone(root):
-    split = opened(root, memory_gib=0.0, workers=1).train
+    split = opened(root, cache_gib=0.0, workers=1).train
     before = torch.get_rng_state()
     batches(split, torch.arange(12))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_file_that_vanished_after_opening_is_named(root):
-    split = opened(root, memory_gib=0.0, workers=1).train
+    split = opened(root, cache_gib=0.0, workers=1).train
     shutil.rmtree(root)
     with pytest.raises(DataError, match=r"^\S+\.png: No such file or directory; it was readable .* was opened$"):
         batches(split, torch.arange(12))
 
 
-def test_progress_counts_every_image_and_ends_at_the_total(root):
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+def test_progress_counts_every_image_and_ends_at_the_total(root, cache_gib):
     seen = []
-    opened(root, progress=lambda *call: seen.append(call))
-    assert seen[-1] == ("decoding images", 24, 24)
-    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    opened(root, cache_gib=cache_gib, progress=lambda *call: seen.append(call))
+    for what in ("reading files", "decoding images"):
+        counts = [done for said, done, total in seen if said == what]
+        assert counts == sorted(counts)
+        assert counts[-1] == 24
+    assert {total for *_, total in seen} == {24}
 
 
 def test_the_summary_is_one_line_with_counts_and_fingerprint(root):
     data = opened(root)
+    assert ", streamed (" in opened(root, cache_gib=0).summary()
     assert data.summary() == (
-        f"folder {root}: 12 train, 6 val, 6 test images of 2 classes at 8 px, resident (0.0 MiB decoded), "
+        f"folder {root}: 12 train, 6 val, 6 test images of 2 classes at 8 px, cached (0.0 MiB decoded), "
         f"fingerprint {data.fingerprint}"
     )
 
 
+def table(root, header, labels):
+    """A manifest of the 24 images."""
+    names = [f"{name}/{k}.png" for name in "ab" for k in range(12)]
+    rows = [f"{name},{label}" for name, label in zip(names, labels, strict=True)]
+    (root / "table.csv").write_text("\n".join([header, *rows]))
+    return {"source": "manifest", "manifest": str(root / "table.csv")}
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+def test_several_targets_an_image_come_in_the_same_rows_as_their_images(root, cache_gib):
+    labels = [f"{k},{-k / 2}" for k in range(24)]
+    where = table(root, "path,width,height", labels) | {"columns": {"label": ["width", "height"]}}
+    data = opened(None, task="regression", cache_gib=cache_gib, **where)
+    assert data.task == "regression"
+    assert data.classes == ("width", "height")
+    assert "images of 2 targets" in data.summary()
+    for split in (data.train, data.val, data.test):
+        images, targets = (torch.cat(parts) for parts in zip(*batches(split, torch.arange(len(split))), strict=True))
+        assert targets.dtype == torch.float32
+        for image, (width, height), name in zip(images, targets.tolist(), split.names, strict=True):
+            assert np.array_equal(image.numpy(), decode(name, HOW))
+            assert width == 12 * (name.split("/")[-2] == "b") + int(name.split("/")[-1][:-4])
+            assert height == -width / 2
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_in_which_an_image_names_its_classes(root):
+    def fingerprint(labels):
+        return opened(None, task="multilabel", **table(root, "path,label", labels)).fingerprint
+
+    labels = [("red;wet", "red", "wet")[k % 3] for k in range(24)]
+    one = fingerprint(labels)
+    assert fingerprint(["wet;red" if label == "red;wet" else label for label in labels]) == one
+    assert fingerprint([*labels[1:], labels[0]]) != one
+
+
+def test_images_in_two_splits_are_reported_or_moved(root, tmp_path, caplog):
+    for split in ("train", "val", "test"):
+        shutil.copytree(root, tmp_path / "whole" / split)
+    for split, first in (("train", 0), ("val", 4), ("test", 7)):
+        for name in "ab":
+            for k in range(12):
+                if not first <= k < first + 5:
+                    (tmp_path / "whole" / split / name / f"{k}.png").unlink()
+    reported = opened(tmp_path / "whole")
+    assert len(reported.duplicates) == 6
+    assert any("train/a/4.png (train) = " in line and "val/a/4.png (val)" in line for line in reported.duplicates)
+    assert "6 images are in more than one split (2 in train and val, 4 in val and test)" in caplog.text
+    assert ", 6 images in more than one split, " in reported.summary()
+    assert [len(split) for split in (reported.train, reported.val, reported.test)] == [10, 10, 10]
+    moved = opened(tmp_path / "whole", on_duplicates="move")
+    assert "6 images were in more than one split" in caplog.text
+    assert [len(split) for split in (moved.train, moved.val, moved.test)] == [12, 12, 6]
+    assert moved.fingerprint != reported.fingerprint
+
+
+def test_an_array_that_may_not_be_written_to_leads_to_no_warning(recwarn):
+    pixels = np.arange(4 * 12, dtype=np.uint8).reshape(4, 3, 2, 2)
+    pixels.setflags(write=False)
+    split = ResidentSplit(torch.arange(3), ["a", "b", "c"], pixels, np.array([3, 0, 3]))
+    images = torch.cat([images for images, _ in split.batches(torch.tensor([0, 2, 1]), 2, CPU)])
+    assert np.array_equal(images.numpy(), pixels[[3, 3, 0]])
+    images[:] = 0
+    assert pixels.any()
+    assert not list(recwarn)
+
+
 ARGUMENTS = {
     "source": ("foldr", r"data.source=foldr is unknown .did you mean 'folder'\?"),
+    "on_duplicates": ("mov", r"data.on_duplicates=mov is unknown .did you mean 'move'\?"),
     "on_bad_image": ("skp", r"data.on_bad_image=skp is unknown .did you mean 'skip'\?"),
     "image_size": (0, "data.image_size=0 must be at least 1"),
-    "memory_gib": (-1.0, "data.memory_gib=-1.0 must be at least 0"),
+    "cache_gib": (-1.0, "data.cache_gib=-1.0 must be at least 0"),
     "workers": (-1, "data.workers=-1 must be at least 0"),
     "limit_val": (0, "data.limit_val=0 must be at least 1"),
     "val_fraction": (1.5, "data.val_fraction=1.5 must be above 0 and below 1"),

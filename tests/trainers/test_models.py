@@ -21,10 +21,10 @@ def trained(name, seed=7, **how):
         }
 
 
-def source_of(tmp_path, name, state_dict, num_classes=5, image_size=64):
+def source_of(tmp_path, name, state_dict, num_classes=5, image_size=64, in_chans=3):
     path = tmp_path / f"{name}.safetensors"
     save_file(state_dict, path)
-    return ModelSource(name, find_weights(name, [str(path)]), num_classes, image_size)
+    return ModelSource(name, find_weights(name, [str(path)]), num_classes, image_size, in_chans)
 
 
 def differing(first, second):
@@ -88,10 +88,108 @@ def test_a_file_without_classifier_fits(tmp_path):
     assert torch.equal(model.conv1[0].weight, state_dict["conv1.0.weight"])
 
 
-def test_half_precision_files_become_float32(tmp_path):
-    state_dict = {k: v.half() if v.is_floating_point() else v for k, v in trained("test_resnet").items()}
-    model = source_of(tmp_path, "test_resnet", state_dict).build(0)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+# First convolutions of several shapes: a deep stem, a plain one, patches, patches with a norm behind.
+FIRST = {
+    "test_resnet": "conv1.0",
+    "test_efficientnet": "conv_stem",
+    "test_vit": "patch_embed.proj",
+    "test_convnext": "stem.0",
+}
+
+
+def for_size(name):
+    return {"img_size": 64} if name == "test_vit" else {}
+
+
+@pytest.mark.parametrize("in_chans", [1, 3, 4, 5, 13])
+@pytest.mark.parametrize("name", FIRST)
+def test_the_first_convolution_is_adapted_to_the_channels_as_timm_does(tmp_path, name, in_chans):
+    state_dict = trained(name, **for_size(name))
+    source = source_of(tmp_path, name, state_dict, in_chans=in_chans)
+    overlay = {"state_dict": dict(state_dict)}
+    reference = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay, in_chans=in_chans, **for_size(name)
+    ).state_dict()
+    loaded = source.build(0).state_dict()
+    head = {key for key in reference if reference[key].shape != loaded[key].shape}
+    assert len(head) == 2, "the classifier's weight and bias"
+    assert {key for key in reference.keys() - head if not torch.equal(reference[key], loaded[key])} == set()
+    assert loaded[f"{FIRST[name]}.weight"].shape[1] == in_chans
+    assert source.build(0)(torch.zeros(2, in_chans, 64, 64)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("in_chans", [1, 4, 5])
+@pytest.mark.parametrize("name", FIRST)
+def test_weights_of_a_run_with_as_many_channels_are_taken_as_they_are(tmp_path, name, in_chans, caplog):
+    state_dict = trained(name, in_chans=in_chans, **for_size(name))
+    loaded = source_of(tmp_path, name, state_dict, num_classes=1000, in_chans=in_chans).build(0).state_dict()
+    different = differing(loaded, state_dict)
+    assert len(different) == 2
+    assert all("head" in key or "fc" in key or "classifier" in key for key in different)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("saved", "in_chans"), [(5, 3), (5, 4), (1, 3), (4, 1)])
+def test_weights_of_a_run_with_other_channels_are_refused(tmp_path, saved, in_chans):
+    state_dict = trained("test_resnet", in_chans=saved)
+    message = rf"its conv1\.0\.weight takes {saved} channels, model\.in_chans is {in_chans}"
+    with pytest.raises(WeightsError, match=message):
+        source_of(tmp_path, "test_resnet", state_dict, in_chans=in_chans)
+
+
+def test_a_first_convolution_that_timm_cannot_adapt_is_refused_and_not_left_random(tmp_path):
+    # Its stem folds 4 x 4 pixels into channels: timm sums them for grey images, and draws at random for others.
+    state_dict = trained("tresnet_m")
+    assert source_of(tmp_path, "tresnet_m", state_dict, in_chans=1).in_chans == 1
+    with pytest.raises(WeightsError, match=r"its body\.conv1\.conv\.weight cannot be adapted to 5 channels"):
+        source_of(tmp_path, "tresnet_m", state_dict, in_chans=5)
+
+
+def test_a_file_that_lacks_the_first_convolution_is_refused_whatever_the_channels(tmp_path):
+    state_dict = trained("test_resnet")
+    del state_dict["conv1.0.weight"]
+    for in_chans in (1, 3, 5):
+        with pytest.raises(WeightsError, match=r"conv1\.0\.weight"):
+            source_of(tmp_path, "test_resnet", state_dict, in_chans=in_chans)
+
+
+@pytest.mark.parametrize(
+    ("in_chans", "mean"),
+    [
+        (3, (0.485, 0.456, 0.406)),
+        (1, (pytest.approx(0.449),)),
+        (2, (0.485, 0.456)),
+        (5, (0.485, 0.456, 0.406, 0.485, 0.456)),
+    ],
+)
+def test_normalisation_has_a_number_for_each_channel(in_chans, mean):
+    source = ModelSource("resnet18", NO_WEIGHTS, 5, 64, in_chans)
+    assert source.mean == mean
+    assert len(source.std) == in_chans
+    assert source.build(0)(torch.zeros(2, in_chans, 64, 64)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("in_chans", [3, 1])
+def test_half_precision_files_become_float32_models(tmp_path, dtype, suffix, in_chans):
+    state_dict = {k: v.to(dtype) if v.is_floating_point() else v for k, v in trained("test_resnet").items()}
+    path = tmp_path / f"half{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state_dict, path)
+    weights = find_weights("test_resnet", [str(path)])
+    model = ModelSource("test_resnet", weights, 5, 64, in_chans).build(0)
+    floating = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in floating} == {torch.float32}
+    first = state_dict["conv1.0.weight"].float()
+    assert torch.equal(model.conv1[0].weight, first if in_chans == 3 else first.sum(dim=1, keepdim=True))
+
+
+def test_weights_that_come_with_unfreeze_fit_and_are_float32():
+    weights = find_weights("resnet18", ["embedded"])
+    assert weights.source == "embedded:resnet18"
+    model = ModelSource("resnet18", weights, 10, 64).build(0)
+    assert {tensor.dtype for tensor in weights.state_dict.values() if tensor.is_floating_point()} == {torch.float32}
+    assert torch.equal(model.layer4[1].conv2.weight, weights.state_dict["layer4.1.conv2.weight"])
 
 
 def test_without_weights_the_whole_model_is_drawn_from_the_seed():
@@ -168,6 +266,8 @@ def test_a_tensor_of_another_size_is_refused_by_name(tmp_path):
 def test_images_that_the_model_cannot_take_are_refused_by_size():
     with pytest.raises(ConfigError, match=r"data\.image_size: vit_tiny_patch16_224 cannot take images of 8 px"):
         ModelSource("vit_tiny_patch16_224", NO_WEIGHTS, 5, 8)
+    with pytest.raises(ConfigError, match=r"data\.image_size or model\.in_chans: .* 8 px with 5 channels"):
+        ModelSource("vit_tiny_patch16_224", NO_WEIGHTS, 5, 8, 5)
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_one():

@@ -2,18 +2,41 @@
 
 import io
 import stat
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from strategies import DataError
+from strategies import ConfigError, DataError
+from trainers.data.bands import (
+    NPY_MAGIC,
+    TIFF_MAGIC,
+    Raster,
+    array_raster,
+    check_pixels,
+    is_wide_png,
+    is_wide_tiff,
+    read_npy,
+    read_tiff,
+    read_wide_png,
+)
 
 Pixels: TypeAlias = NDArray[np.uint8]
-AnyImage: TypeAlias = str | Path | bytes | NDArray[np.uint8] | Image.Image
+#: What an image is decoded from once a file's bytes are read.
+Encoded: TypeAlias = bytes | NDArray[Any] | Image.Image
+AnyImage: TypeAlias = str | Path | Encoded
 
+# Goes up with every change of the code that changes pixels, so that stored ones are not taken for new ones.
+_VERSION = 2
+_COLOURS = {1: "L", 3: "RGB"}
+# A JPEG file is decoded to at least this many times the result's side, which changes its pixels by less than one
+# grey level on average; any other image is averaged over blocks to no less than that many times, before the filter.
+_DECODED, _AVERAGED = 2, 3
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -25,31 +48,71 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# What Pillow warns of, such as half the size that is refused here or damaged EXIF, is refused or does no harm.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-def decode(image: AnyImage, image_size: int) -> Pixels:
-    """An image of any usual kind as a square of RGB bytes.
 
-    The EXIF orientation is honoured; transparency is laid on white; 16-bit grey is scaled to 8 bits; grey,
-    palette and CMYK become RGB; of an animation the first frame counts. Then the shortest side is resized to
-    ``image_size`` (bicubic, antialiased) and the centre cut out.
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image of any kind becomes a square of bytes.
 
     Args:
-        image: A path, an encoded file's bytes, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4) uint8.
-        image_size: Side of the result in pixels.
-
-    Returns:
-        (3, image_size, image_size) uint8, contiguous.
+        image_size: Side of the square in pixels.
+        in_chans: 3 for RGB, 1 for grey; any other number for images with exactly that many channels, which are
+            taken as they are.
+        max_value: The value that becomes 255 in images of more than 8 bits a channel, and so does all above; None
+            for 65,535.
 
     Raises:
-        DataError: It is not a readable image; the message says why and, for a path, names it.
+        ConfigError: A value is not positive.
     """
+
+    image_size: int
+    in_chans: int = 3
+    max_value: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("data.image_size", self.image_size), ("model.in_chans", self.in_chans)):
+            if value < 1:
+                raise ConfigError(f"{name}: {value} is not a number from 1 on")
+        if self.max_value is not None and not 0 < self.max_value < float("inf"):
+            raise ConfigError(f"data.max_value: {self.max_value} is not a number above 0")
+
+    def key(self) -> str:
+        """Names all that the pixels depend on besides the image: equal keys give equal pixels."""
+        return (
+            f"unfreeze {_VERSION}, pillow {PIL.__version__}, image_size {self.image_size}, in_chans {self.in_chans}, "
+            f"max_value {self.max_value}"
+        )
+
+
+def decode(image: AnyImage, how: Preprocessing) -> Pixels:
+    """An image of any usual kind as a square of bytes.
+
+    The EXIF orientation is honoured; of an animation the first frame counts. For RGB and grey, transparency is laid
+    on white, palettes and CMYK become RGB, and colour becomes grey by its luma. More than 8 bits a channel are
+    scaled to 8. Then the shortest side is resized to ``how.image_size`` (bicubic, antialiased) and the centre cut
+    out. Large JPEG files are decoded at a fraction of their size, at least twice that of the result.
+
+    Args:
+        image: A path, an encoded file's bytes, a Pillow image, or an array (H, W) or (H, W, C). Files are what
+            Pillow reads, TIFF of any number of bands, and NumPy's ``.npy``.
+        how: Size and channels of the result.
+
+    Returns:
+        (how.in_chans, how.image_size, how.image_size) uint8, contiguous.
+
+    Raises:
+        DataError: It is not a readable image or has another number of channels; the message says why and, for a
+            path, names it.
+    """
+    if not isinstance(image, str | Path):
+        return to_square(image, how)
     try:
-        return to_square(_opened(image), image_size)
+        return to_square(read_file(Path(image)), how)
     except DataError as error:
-        if isinstance(image, str | Path):
-            raise DataError(f"{image}: {error}") from error
-        raise
+        raise DataError(f"{image}: {error}") from error
 
 
 def read_file(path: Path) -> bytes:
@@ -70,7 +133,7 @@ def read_file(path: Path) -> bytes:
     return content
 
 
-def to_square(image: bytes | NDArray[np.uint8] | Image.Image, image_size: int) -> Pixels:
+def to_square(content: Encoded, how: Preprocessing) -> Pixels:
     """What :func:`decode` does once a file's bytes are read.
 
     Raises:
@@ -79,41 +142,109 @@ def to_square(image: bytes | NDArray[np.uint8] | Image.Image, image_size: int) -
     # Another library may have switched this on, and half an image would pass for a whole one.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        opened = _from_memory(image)
-        return _square(_upright(_rgb(opened), _orientation(opened)), image_size)
+        image = _read(content)
+        # A picture that is the caller's keeps its size.
+        extent = None if image is content else _shrunk(image, how)
+        planes, orientation = _planes(image, how)
+        squares = [_upright(_square(plane, extent or plane.size, how), orientation) for plane in planes]
+        return np.concatenate([_channels_first(square, how) for square in squares])
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise DataError("not an image in a known format") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"refused as a possible decompression bomb: {error}") from error
+        raise DataError(f"refused as a possible decompression bomb: {str(error).partition(',')[0]}") from error
     except Exception as error:
         # Pillow's parsers let through what they meet: OSError, SyntaxError, struct.error, zlib.error, ...
-        raise DataError(str(error) or type(error).__name__) from error
+        raise DataError(f"damaged image: {str(error) or type(error).__name__}") from error
 
 
-def _opened(image: AnyImage) -> bytes | NDArray[np.uint8] | Image.Image:
-    return read_file(Path(image)) if isinstance(image, str | Path) else image
+def _read(content: Encoded) -> Image.Image | Raster:
+    """The image opened; a file of more than 8 bits or of bands, which Pillow would cut down, as a raster."""
+    if isinstance(content, np.ndarray):
+        return array_raster(content)
+    if isinstance(content, bytes | bytearray | memoryview):
+        return _open(bytes(content))
+    if not isinstance(content, Image.Image):
+        raise DataError(f"expected a path, bytes, an array or a Pillow image, found {type(content).__name__}")
+    return content
 
 
-def _from_memory(image: bytes | NDArray[np.uint8] | Image.Image) -> Image.Image:
+def _open(content: bytes) -> Image.Image | Raster:
+    if not content:
+        raise DataError("empty (0 bytes)")
+    if content.startswith(NPY_MAGIC):
+        return read_npy(content)
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        if content.startswith(TIFF_MAGIC):
+            return read_tiff(content)
+        raise
+    check_pixels(*image.size)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and is_wide_tiff(image):
+        return read_tiff(content)
+    if is_wide_png(image):
+        return replace(read_wide_png(content), orientation=_orientation(image))
+    return image
+
+
+def _shrunk(image: Image.Image | Raster, how: Preprocessing) -> tuple[float, float] | None:
+    """Have a JPEG file's blocks decoded to fewer pixels, and only its luma where that is asked for.
+
+    Returns:
+        Width and height in the new pixels: whole ones are fewer, as the last column and row may lie half outside.
+        None if the image is not a JPEG file.
+    """
+    if isinstance(image, Raster):
+        return None
+    side = _DECODED * how.image_size
+    drafted = image.draft(_COLOURS.get(how.in_chans), (side, side))
+    return None if drafted is None else drafted[1][2:]
+
+
+def _planes(image: Image.Image | Raster, how: Preprocessing) -> tuple[list[Image.Image], int]:
+    """8-bit images that have ``how.in_chans`` channels together, and their orientation."""
     if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, bytes | bytearray | memoryview):
-        return Image.open(io.BytesIO(image))
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    raise DataError(f"expected a path, bytes, an array or a Pillow image, found {type(image).__name__}")
+        image.load()
+        # After loading: Pillow turns a TIFF then, and forgets that it was not upright.
+        orientation = _orientation(image)
+        if image.mode != "F" and not image.mode.startswith("I"):
+            return _picture_planes(image, how), orientation
+        image = Raster(np.asarray(image)[:, :, None], "L", orientation)
+    if how.in_chans in _COLOURS and image.mode:
+        return [_flat(image.picture(how.max_value), how)], image.orientation
+    _check_channels(image.values.shape[2], how)
+    return image.bands(how.max_value), image.orientation
 
 
-def _from_array(array: NDArray[np.uint8]) -> Image.Image:
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {1, 3, 4})
-    if array.dtype != np.uint8 or not shaped or 0 in array.shape:
-        raise DataError(
-            f"expected an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, found {array.shape} {array.dtype}"
-        )
-    grey = array.ndim == 3 and array.shape[2] == 1
-    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if grey else array))
+def _picture_planes(image: Image.Image, how: Preprocessing) -> list[Image.Image]:
+    if how.in_chans in _COLOURS:
+        return [_flat(image, how)]
+    if image.mode in {"P", "PA"}:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    _check_channels(len(image.getbands()), how)
+    return list(image.split())
+
+
+def _check_channels(channels: int, how: Preprocessing) -> None:
+    if channels == how.in_chans:
+        return
+    plural = "" if channels == 1 else "s"
+    hint = f"; model.in_chans={channels} takes them as they are" if how.in_chans in _COLOURS else ""
+    raise DataError(f"has {channels} channel{plural}, model.in_chans is {how.in_chans}{hint}")
+
+
+def _flat(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """RGB or grey, without transparency."""
+    if image.mode == "La":
+        # The one step to RGBA that Pillow does not know.
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    # Grey stays grey until it is small.
+    return image if image.mode == "L" else image.convert(_COLOURS[how.in_chans])
 
 
 def _orientation(image: Image.Image) -> int:
@@ -129,29 +260,16 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise DataError("floating-point pixels have no known range; save the image with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        image = _eight_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey (modes I;16 and I), scaled: Pillow's own conversion clips everything above 255 to white."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"grey values {values.min()} to {values.max()} do not fit 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _square(image: Image.Image, image_size: int) -> Pixels:
+def _square(image: Image.Image, extent: tuple[float, float], how: Preprocessing) -> Image.Image:
     """Cut and resize in one step, so that a strip of 1 x 100,000 pixels never becomes a huge image."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+    width, height = extent
+    side = min(extent)
+    left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    square = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    size = (how.image_size, how.image_size)
+    return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=_AVERAGED)
+
+
+def _channels_first(square: Image.Image, how: Preprocessing) -> Pixels:
+    values = np.asarray(square.convert("RGB") if how.in_chans == 3 else square)
+    return np.ascontiguousarray(values.transpose(2, 0, 1) if values.ndim == 3 else values[None])

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from strategies import DataError
-from trainers.data.found import Found, Place, natural, quoted, train_classes
+from trainers.data.found import SPLIT_WORDS, Found, Place, natural, quoted
+from trainers.data.places import check_task, checked_root, shown
 
 log = logging.getLogger(__name__)
 
 # fmt: off
 SUFFIXES = frozenset({
-    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })
 # fmt: on
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def find_folder(place: Place) -> Found:
@@ -26,8 +26,10 @@ def find_folder(place: Place) -> Found:
     files that are not images by their suffix are passed over and counted in a warning.
 
     Raises:
-        DataError: ``root`` is missing or not a folder, there is no class folder, or one is empty.
+        DataError: ``root`` is missing or not a folder, there is no class folder, one is empty or cannot be read, or
+            the task is not classification.
     """
+    check_task(place, "folder")
     root = checked_root(place.root, "folder")
     found: list[tuple[Path, str, str]] = []
     ignored = 0
@@ -36,39 +38,22 @@ def find_folder(place: Place) -> Found:
             files, others = _images(class_folder)
             ignored += others
             if not files:
-                raise DataError(f"class folder {class_folder} has no images ({others} other files)")
-            found += [(path, class_folder.name, split) for path in files]
+                raise DataError(f"class folder {shown(class_folder)} has no images ({others} other files)")
+            found += [(path, shown(class_folder.name), split) for path in files]
     if ignored:
-        log.warning("%s: %d files are not images by their suffix and were ignored", root, ignored)
-    labels, splits = [label for _, label, _ in found], [split for *_, split in found]
+        log.warning("%s: %d files are not images by their suffix and were ignored", shown(root), ignored)
     return Found(
         images=[path for path, *_ in found],
-        labels=labels,
-        names=[str(path) for path, *_ in found],
-        splits=splits,
-        classes=train_classes(labels, splits),
+        labels=[label for _, label, _ in found],
+        names=[shown(path) for path, *_ in found],
+        splits=[split for *_, split in found],
     )
-
-
-def checked_root(root: Path | None, source: str) -> Path:
-    """``root`` if it is a folder.
-
-    Raises:
-        DataError: It is not given, does not exist, or is not a folder.
-    """
-    if root is None:
-        raise DataError(f"data.source={source} needs data.root, the folder that holds the images")
-    if not root.exists():
-        raise DataError(f"data.root={root} does not exist")
-    if not root.is_dir():
-        raise DataError(f"data.root={root} is a file; expected a folder")
-    return root
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folder that holds the class folders of each split; ``{"train": root}`` without split folders."""
     folders = {path.name: path for path in _subfolders(root)}
-    named = {name: path for name, path in folders.items() if name in _SPLIT_FOLDERS}
+    named = {name: path for name, path in folders.items() if name in SPLIT_WORDS}
     others = sorted(set(folders) - set(named))
     # A class may itself be called "train": beside other classes, with pictures and no folders in it.
     if not named or ("train" in named and others and not _subfolders(named["train"])):
@@ -76,21 +61,21 @@ def _split_folders(root: Path) -> dict[str, Path]:
     if "train" not in named:
         if others:
             return {"train": root}
-        raise DataError(f"{root} has {quoted(named)} but no folder 'train'")
+        raise DataError(f"{shown(root)} has {quoted(named)} but no folder 'train'")
     if others:
-        log.warning("%s: folders beside train were ignored: %s", root, quoted(others))
+        log.warning("%s: folders beside train were ignored: %s", shown(root), quoted(others))
     splits: dict[str, Path] = {}
     for name, path in named.items():
-        other = splits.setdefault(_SPLIT_FOLDERS[name], path)
+        other = splits.setdefault(SPLIT_WORDS[name], path)
         if other != path:
-            raise DataError(f"{root} has two folders for one split: {quoted([other.name, name])}; keep one")
+            raise DataError(f"{shown(root)} has two folders for one split: {quoted([other.name, name])}; keep one")
     return splits
 
 
 def _class_folders(folder: Path) -> list[Path]:
     found = _subfolders(folder)
     if not found:
-        raise DataError(f"{folder} has no class folders; expected {folder}/<class>/<image>")
+        raise DataError(f"{shown(folder)} has no class folders; expected {shown(folder)}/<class>/<image>")
     return found
 
 
@@ -98,39 +83,57 @@ def _subfolders(folder: Path) -> list[Path]:
     try:
         found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError as error:
-        raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
+        raise _unreadable(folder, error) from error
     return sorted(found, key=lambda path: natural(path.name))
 
 
 def _images(folder: Path) -> tuple[list[Path], int]:
     """Image files below ``folder`` in natural order, and how many files are not images by their suffix."""
-    above = frozenset(_identity(parent) for parent in folder.resolve().parents)
+    # By both ways up: it may itself be a link, to elsewhere or to one above the link.
+    listed_in = folder.parent.resolve()
+    above = frozenset(map(_identity, {listed_in, *listed_in.parents, *folder.resolve().parents}))
     files = sorted(_walk(folder, above), key=lambda path: natural(path.relative_to(folder).as_posix()))
     # A folder here is a link to a folder that holds it; decoding will name it as a bad image.
-    images = [path for path in files if path.suffix.lower() in SUFFIXES or path.is_dir()]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES or _is_folder(path)]
     return images, len(files) - len(images)
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether it is known to be one: ``Path.is_dir`` raises where a link leads to a place that may not be entered."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _identity(folder: Path) -> tuple[int, int]:
-    about = folder.stat()
+    try:
+        about = folder.stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     return about.st_dev, about.st_ino
+
+
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    """Naming what the error names: it may be a link within the folder."""
+    return DataError(f"folder {shown(error.filename or folder)} cannot be read: {error.strerror}")
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     """Files below ``folder``; of a link to a folder that holds it, the link itself."""
+    here = _identity(folder)
+    if here in above:
+        yield folder
+        return
     try:
-        here = _identity(folder)
-        if here in above:
-            yield folder
-            return
         with os.scandir(folder) as listed:
             entries = [entry for entry in listed if not entry.name.startswith(".")]
     except OSError as error:
-        raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
+        raise _unreadable(folder, error) from error
     for entry in entries:
         path = folder / entry.name
         # Not entry.is_dir() of a link: it raises where a link leads to itself.
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and _is_folder(path)):
             yield from _walk(path, above | {here})
         else:
             yield path

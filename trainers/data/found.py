@@ -1,9 +1,8 @@
 """What every source hands on: images not yet decoded, with their labels, names and splits."""
 
-import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,30 +11,83 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from strategies import DataError
-from trainers.data.decoding import Pixels, read_file, to_square
+from trainers.data.decoding import read_file
 
 SPLITS = ("train", "val", "test")
+SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SHOWN = 10
+
+#: A class name, the names of all classes that an image shows (maybe none), or one number a regression target.
+Label: TypeAlias = str | tuple[str, ...] | tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An encoded image that lies within a larger file, such as a tar archive."""
+
+    path: Path
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetItem:
-    """Image ``index`` of a torchvision data set."""
+    """Image ``index`` of a torchvision data set, which opens it itself."""
 
     dataset: Any
     index: int
 
 
-ImageRef: TypeAlias = Path | NDArray[np.uint8] | DatasetItem
+@dataclass(frozen=True, slots=True)
+class TableItem:
+    """The encoded image in row ``index`` of a Hugging Face data set, whose image column is not decoded."""
+
+    table: Any
+    column: str
+    index: int
+
+
+ImageRef: TypeAlias = Path | Part | NDArray[np.uint8] | DatasetItem | TableItem
+#: What an image is decoded from: a file's bytes, an array (H, W) or (H, W, C), or a picture already opened.
+Content: TypeAlias = bytes | NDArray[np.uint8] | Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which column or field holds what; None stands for the source's usual name.
+
+    Args:
+        image: Path or encoded image.
+        label: Class, several classes in one cell, or a number; or several columns: one 0/1 column a class of a
+            multi-label set, one number a regression target.
+        split: Train, val or test.
+        group: Images of one group (a patient, a scene) stay in one split.
+    """
+
+    image: str | None = None
+    label: str | tuple[str, ...] | None = None
+    split: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the user says the images are; a source reads what it needs of it."""
+    """Where the user says the images are, and what is to be learnt from them; a source reads what it needs of it.
 
-    root: Path | None
-    dataset: str | None
-    csv: Path | None
+    Args:
+        task: ``classification``, ``multilabel`` or ``regression``; decides what a label is.
+        root: Folder of the images.
+        dataset: Name of a data set.
+        files: What ``data.manifest``, ``data.annotations`` or ``data.shards`` says, by split; under ``""`` one that
+            is not of a split.
+        columns: Names of columns.
+    """
+
+    task: str = "classification"
+    root: Path | None = None
+    dataset: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=Columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +96,56 @@ class Found:
 
     Args:
         images: (N,) in an order that does not depend on the machine.
-        labels: (N,) class names.
+        labels: (N,) of one kind, that of the task.
         names: (N,) what a report calls each image.
         splits: (N,) one of :data:`SPLITS`; a split that nobody is in is cut from train.
-        classes: Class names in the order of their indices.
+        classes: Class names in the order of their indices, or names of the regression targets, where the source
+            knows them; empty where they follow from the labels.
+        groups: (N,) group of each image; None where there are none.
     """
 
     images: Sequence[ImageRef]
-    labels: Sequence[str]
+    labels: Sequence[Label]
     names: Sequence[str]
     splits: Sequence[str]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    groups: Sequence[str] | None = None
 
 
-def pixels_and_digest(image: ImageRef, image_size: int) -> tuple[Pixels, bytes]:
-    """The decoded image, (3, S, S) uint8, and a digest of what it was decoded from.
+def fetch(image: ImageRef) -> Content:
+    """What the image is decoded from.
 
     Raises:
-        DataError: The image is bad; the message is the bare reason.
+        DataError: It cannot be read; the message is the bare reason.
     """
-    if isinstance(image, Path):
-        content = read_file(image)
-        return to_square(content, image_size), hashlib.blake2b(content, digest_size=16).digest()
-    if isinstance(image, DatasetItem):
-        picture = _fetch(image)
-        return to_square(picture, image_size), _array_digest(np.asarray(picture.convert("RGBA")))
-    return to_square(image, image_size), _array_digest(image)
+    match image:
+        case Path():
+            return read_file(image)
+        case Part():
+            return _read_part(image)
+        case DatasetItem():
+            return _opened_by_dataset(image)
+        case TableItem():
+            return _from_table(image)
+        case _:
+            return image
 
 
-def _fetch(item: DatasetItem) -> Image.Image:
+def _read_part(part: Part) -> bytes:
+    try:
+        with part.path.open("rb") as archive:
+            archive.seek(part.offset)
+            content = archive.read(part.size)
+    except OSError as error:
+        raise DataError(error.strerror or type(error).__name__) from error
+    if not content:
+        raise DataError("empty file (0 bytes)")
+    if len(content) != part.size:
+        raise DataError(f"the archive ends after {len(content):,} of its {part.size:,} bytes")
+    return content
+
+
+def _opened_by_dataset(item: DatasetItem) -> Image.Image:
     try:
         picture = item.dataset[item.index][0]
     except Exception as error:
@@ -82,9 +155,13 @@ def _fetch(item: DatasetItem) -> Image.Image:
     return picture
 
 
-def _array_digest(array: NDArray[np.uint8]) -> bytes:
-    shape = repr((array.shape, array.dtype.str)).encode()
-    return hashlib.blake2b(shape + array.tobytes(), digest_size=16).digest()
+def _from_table(item: TableItem) -> bytes:
+    cell = item.table[item.index][item.column]
+    if cell is not None and cell.get("bytes") is not None:
+        return bytes(cell["bytes"])
+    if cell is None or cell.get("path") is None:
+        raise DataError("no image in this row")
+    return read_file(Path(cell["path"]))
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
@@ -101,36 +178,8 @@ def listing(lines: Sequence[str]) -> str:
     return shown + (f"\n  ... and {more:,} more" if more > 0 else "")
 
 
-def train_classes(labels: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
-    """The labels seen in train, in natural order."""
-    return tuple(sorted({name for name, split in zip(labels, splits, strict=True) if split == "train"}, key=natural))
-
-
 def quoted(names: Iterable[str]) -> str:
     """Names in natural order, each in quotes, the first :data:`SHOWN` of them."""
     ordered = sorted(names, key=natural)
     more = len(ordered) - SHOWN
     return ", ".join(repr(name) for name in ordered[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def check_found(found: Found) -> None:
-    """Refuse what nothing can be learnt from.
-
-    Raises:
-        DataError: No train images, one class only, a class without train images, or a label unknown to train.
-    """
-    if not found.images:
-        raise DataError("no images were found")
-    pairs = set(zip(found.splits, found.labels, strict=True))
-    trained = {name for split, name in pairs if split == "train"}
-    if not trained:
-        raise DataError(f"no train images: all {len(found.images):,} images are in val or test")
-    for split in SPLITS[1:]:
-        unknown = {name for part, name in pairs if part == split} - trained
-        if unknown:
-            raise DataError(f"{split} has classes without any image in train: {quoted(unknown)}")
-    missing = set(found.classes) - trained
-    if missing:
-        raise DataError(f"classes without any image in train: {quoted(missing)}")
-    if len(found.classes) < 2:
-        raise DataError(f"one class only ({quoted(found.classes)}); classification needs at least two")

@@ -1,16 +1,22 @@
-"""Opening a data set: found, checked, split, decoded, fingerprinted."""
+"""Opening a data set: found, split, read, checked, fingerprinted."""
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from strategies import DataError, nearest
-from trainers.data.found import SPLITS, Found, ImageRef, Place, check_found, listing, quoted
-from trainers.data.reading import Progress, Read, decoded_bytes, fits, read_images
+from trainers.data.decoding import Preprocessing
+from trainers.data.duplicates import find_duplicates, move_duplicates
+from trainers.data.found import SPLITS, Columns, Found, ImageRef, Label, Place, listing, quoted
+from trainers.data.labels import Targets, check_parts, make_targets
+from trainers.data.pixel_cache import Progress, decoded_bytes
+from trainers.data.reading import Read, read_images
 from trainers.data.sources import SOURCES
 from trainers.data.split import ResidentSplit, Split, StreamedSplit
 from trainers.data.splitting import Indices, check_fractions, split_indices, subset
@@ -18,217 +24,307 @@ from trainers.data.splitting import Indices, check_fractions, split_indices, sub
 log = logging.getLogger(__name__)
 
 ON_BAD_IMAGE = ("refuse", "skip")
+ON_DUPLICATES = ("report", "move")
+# The key that says where the files of a source are, of those that have one.
+_FILES_KEY = {"manifest": "manifest", "coco": "annotations", "webdataset": "shards"}
 
 
 @dataclass(frozen=True, slots=True)
 class ImageData:
-    """A labelled image set, split and decoded.
+    """A labelled image set, split and read.
 
-    Two sets with one fingerprint hold the same images in the same order, so what is computed from one can be
-    stored under the fingerprint and used for the other.
+    Two sets with one fingerprint hold the same images in the same order, so what is computed from one can be stored
+    under the fingerprint and used for the other.
 
     Args:
-        classes: Class names; a target is an index into them.
+        task: ``classification``, ``multilabel`` or ``regression``.
+        classes: Class names, or names of the regression targets; a target is an index into them or a column a name.
         train: What models are fitted to.
         val: What the search compares strategies on.
         test: What the winner is scored on, once.
-        fingerprint: 16 hexadecimal digits that stand for the content of every split and its labels, whatever
-            the files are called, wherever they lie and whatever size they are decoded to.
+        fingerprint: 16 hexadecimal digits that stand for the images of every split and their labels, whatever the
+            files are called, wherever they lie, in whichever order they were found and whatever size they are decoded
+            to. Of a file of more than 64 KiB its length and first, middle and last 4 KiB count.
         skipped: Bad images that were left out, each as "path: reason".
+        duplicates: Images that were found in more than one split, each as "a.png (train) = b.png (test)".
         source: Where the images come from, in words.
-        image_size: Side of the decoded images in pixels.
+        preprocessing: How the images are decoded.
     """
 
+    task: str
     classes: tuple[str, ...]
     train: Split
     val: Split
     test: Split
     fingerprint: str
     skipped: tuple[str, ...]
+    duplicates: tuple[str, ...]
     source: str
-    image_size: int
+    preprocessing: Preprocessing
 
     def summary(self) -> str:
         """One line: source, counts, classes, where the images are, fingerprint."""
         splits = (self.train, self.val, self.test)
-        size = decoded_bytes(sum(map(len, splits)), self.image_size) / 2**20
-        left_out = f", {len(self.skipped):,} bad images left out" if self.skipped else ""
+        size = decoded_bytes(sum(map(len, splits)), self.preprocessing) / 2**20
+        noun = "targets" if self.task == "regression" else "classes"
+        notes = ((self.skipped, "bad images left out"), (self.duplicates, "images in more than one split"))
+        noted = "".join(f", {len(lines):,} {what}" for lines, what in notes if lines)
         return (
             f"{self.source}: {len(self.train):,} train, {len(self.val):,} val, {len(self.test):,} test "
-            f"images of {len(self.classes):,} classes at {self.image_size} px{left_out}, "
-            f"{'resident' if self.train.resident else 'streamed'} ({size:,.1f} MiB decoded), "
+            f"images of {len(self.classes):,} {noun} at {self.preprocessing.image_size} px{noted}, "
+            f"{'cached' if self.train.resident else 'streamed'} ({size:,.1f} MiB decoded), "
             f"fingerprint {self.fingerprint}"
         )
 
 
 def open_data(
     *,
+    task: str,
     source: str,
     root: str | None,
     dataset: str | None,
-    csv: str | None,
+    manifest: str | Mapping[str, str] | None,
+    annotations: str | Mapping[str, str] | None,
+    shards: str | Mapping[str, str] | None,
+    columns: Mapping[str, Any] | None,
     image_size: int,
+    in_chans: int,
+    max_value: float | None,
     val_fraction: float,
     test_fraction: float,
     split_seed: int,
+    folds: int | None,
+    fold: int,
     limit_train: int | None,
     limit_val: int | None,
     limit_test: int | None,
     on_bad_image: str,
-    memory_gib: float,
+    on_duplicates: str,
+    cache: str,
+    cache_gib: float,
     workers: int,
     progress: Progress | None = None,
 ) -> ImageData:
-    """Find, check, split and decode a labelled image set.
+    """Find, split, read and check a labelled image set.
 
-    Only images that a limit leaves in are decoded and checked.
+    Only images that a limit leaves in are read and checked. Files that have not changed since an earlier opening are
+    not opened again, and images that were decoded before are not decoded again.
 
     Args:
-        source: Where the images come from: csv, digits, folder or torchvision.
-        root: Folder of the images.
-        dataset: Name of the torchvision data set.
-        csv: Manifest file.
+        task: What is learnt: classification, multilabel or regression.
+        source: Where the images come from: coco, digits, folder, huggingface, manifest, torchvision or webdataset.
+        root: Folder of the images, or base of relative paths.
+        dataset: Name of a torchvision or Hugging Face data set.
+        manifest: CSV or Parquet file, or one a split.
+        annotations: COCO json, or one a split.
+        shards: WebDataset tars, or some a split.
+        columns: Names of the columns ``image``, ``label`` (or a list), ``split`` and ``group``.
         image_size: Side of the decoded images in pixels.
+        in_chans: Channels of the decoded images.
+        max_value: What is white in images of more than 8 bits; None for their type's range.
         val_fraction: Fraction of train to cut for val, where the source has none.
         test_fraction: Fraction of train to cut for test, where the source has none.
         split_seed: Seed of the splits and of the limits' subsets.
+        folds: Divide train into so many parts, one of which is val; None for a single val split.
+        fold: Which of the folds is val, from 0.
         limit_train: At most so many train images, every class in proportion; None for all.
         limit_val: The same for val.
         limit_test: The same for test.
         on_bad_image: "refuse" to go on, or "skip" and name what is left out.
-        memory_gib: Decoded images are kept in memory up to this size, beyond it decoded in every pass.
-        workers: Worker processes that decode images not kept in memory.
+        on_duplicates: "report" images that are in more than one split, or "move" them to train.
+        cache: Folder of the decoded images and of what is known of files.
+        cache_gib: Bound of all decoded images in that folder; a larger set is decoded in every pass.
+        workers: Worker processes that decode images that are not in the cache.
         progress: Called with what is done, how many images are finished and how many there are.
 
     Raises:
-        DataError: An argument is out of range, or the images, labels or splits cannot be used.
+        DataError: An argument is out of range, the images, labels or splits cannot be used, or the cache has no room.
     """
     limits = {"train": limit_train, "val": limit_val, "test": limit_test}
-    _check(source, on_bad_image, image_size=image_size, memory_gib=memory_gib, workers=workers, limits=limits)
+    _check_words(source=source, on_bad_image=on_bad_image, on_duplicates=on_duplicates)
+    least = {"image_size": (image_size, 1), "cache_gib": (cache_gib, 0), "workers": (workers, 0)}
+    _check_least(least | {f"limit_{split}": (limit, 1) for split, limit in limits.items() if limit is not None})
     check_fractions(val_fraction, test_fraction)
-    found = SOURCES[source](Place(Path(root) if root else None, dataset or None, Path(csv) if csv else None))
-    check_found(found)
-    parts = {
-        split: subset(part, found.labels, limits[split], split_seed, split)
-        for split, part in split_indices(found, val_fraction, test_fraction, split_seed).items()
-    }
-    total = sum(map(len, parts.values()))
-    keep = fits(total, image_size, memory_gib)
-    read = _read(found, parts, image_size, keep, _report(progress, total))
-    skipped = _skipped(found, parts, read, on_bad_image)
-    orders = {split: _order(found, part, read[split]) for split, part in parts.items()}
-    splits = {
-        split: _split(found, parts[split], read[split], order, image_size=image_size, workers=workers)
-        for split, order in orders.items()
-    }
+    how = Preprocessing(image_size, in_chans, max_value)
+    given = {"manifest": manifest, "annotations": annotations, "shards": shards}
+    place = Place(
+        task=task,
+        root=Path(root) if root else None,
+        dataset=dataset or None,
+        files=_files(given[_FILES_KEY[source]] if source in _FILES_KEY else None),
+        columns=_columns(columns or {}),
+    )
+    found = SOURCES[source](place)
+    targets = make_targets(found, task)
+    parts = split_indices(
+        found.splits,
+        targets.strata,
+        found.groups,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        folds=folds,
+        fold=fold,
+        seed=split_seed,
+    )
+    parts = {split: subset(part, targets.strata, limits[split], split_seed, split) for split, part in parts.items()}
+    check_parts(targets, parts)
+    read = _read(found, parts, how, cache=Path(cache), max_bytes=cache_gib * 2**30, progress=progress)
+    skipped = _skipped(found, targets, parts, read, on_bad_image)
+    parts = {split: part[[k not in read.reasons for k in part.tolist()]] for split, part in parts.items()}
+    parts, duplicates = _without_leaks(found, targets, parts, read, on_duplicates)
+    labels = _comparable(found, task)
+    parts = {split: _ordered(found, labels, part, read) for split, part in parts.items()}
+    splits = {split: _split(found, targets, part, read, how, workers) for split, part in parts.items()}
     data = ImageData(
-        classes=found.classes,
+        task=task,
+        classes=targets.classes,
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
-        fingerprint=_fingerprint(found, parts, read, orders),
+        fingerprint=_fingerprint(targets, labels, parts, read),
         skipped=skipped,
-        source=" ".join(filter(None, (source, dataset, csv or root))) if source != "digits" else source,
-        image_size=image_size,
+        duplicates=duplicates,
+        source=_in_words(source, place),
+        preprocessing=how,
     )
     log.info("%s", data.summary())
     return data
 
 
-def _check(
-    source: str,
-    on_bad_image: str,
-    *,
-    image_size: int,
-    memory_gib: float,
-    workers: int,
-    limits: Mapping[str, int | None],
-) -> None:
-    if source not in SOURCES:
-        raise DataError(f"data.source={source} is unknown ({nearest(source, SOURCES)})")
-    if on_bad_image not in ON_BAD_IMAGE:
-        raise DataError(f"data.on_bad_image={on_bad_image} is unknown ({nearest(on_bad_image, ON_BAD_IMAGE)})")
-    least = {"image_size": (image_size, 1), "memory_gib": (memory_gib, 0), "workers": (workers, 0)}
-    least |= {f"limit_{split}": (limit, 1) for split, limit in limits.items() if limit is not None}
+def _check_words(**words: str) -> None:
+    known = {"source": SOURCES, "on_bad_image": ON_BAD_IMAGE, "on_duplicates": ON_DUPLICATES}
+    for name, word in words.items():
+        if word not in known[name]:
+            raise DataError(f"data.{name}={word} is unknown ({nearest(word, known[name])})")
+
+
+def _check_least(least: Mapping[str, tuple[float, float]]) -> None:
     for name, (value, low) in least.items():
         if not value >= low:
             raise DataError(f"data.{name}={value} must be at least {low}")
 
 
-def _report(progress: Progress | None, total: int) -> Callable[[int], None]:
-    done = 0
+def _files(given: str | Mapping[str, str] | None) -> Mapping[str, str]:
+    return {"": given} if isinstance(given, str) else given or {}
 
-    def report(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress is not None:
-            progress("decoding images", done, total)
 
-    return report
+def _columns(given: Mapping[str, Any]) -> Columns:
+    label = given.get("label")
+    return Columns(**{**given, "label": label if label is None or isinstance(label, str) else tuple(label)})
+
+
+def _in_words(source: str, place: Place) -> str:
+    where = ", ".join(place.files.values()) or str(place.root or "")
+    return " ".join(filter(None, (source, place.dataset, where)))
 
 
 def _read(
     found: Found,
     parts: Mapping[str, Indices],
-    image_size: int,
-    keep: bool,
-    report: Callable[[int], None],
-) -> dict[str, Read]:
-    return {
-        split: read_images([found.images[k] for k in part], image_size, keep, report) for split, part in parts.items()
-    }
+    how: Preprocessing,
+    *,
+    cache: Path,
+    max_bytes: float,
+    progress: Progress | None,
+) -> Read:
+    """What was read of the members of all splits, by index into ``found``; nothing of other images."""
+    members = np.sort(np.concatenate(list(parts.values())))
+    images = [found.images[k] for k in members.tolist()]
+    read = read_images(
+        images, how, cache=cache, max_bytes=max_bytes, progress=progress or (lambda what, done, total: None)
+    )
+    samples, contents = [b""] * len(found.images), [b""] * len(found.images)
+    for position, k in enumerate(members.tolist()):
+        samples[k], contents[k] = read.samples[position], read.contents[position]
+    reasons = {int(members[position]): reason for position, reason in read.reasons.items()}
+    array = read.array
+    if array is not None:
+        rows = np.zeros(len(found.images), dtype=np.int64)
+        rows[members] = array.rows
+        array = replace(array, rows=rows)
+    return Read(samples, contents, reasons, array)
 
 
 def _skipped(
-    found: Found, parts: Mapping[str, Indices], read: Mapping[str, Read], on_bad_image: str
+    found: Found, targets: Targets, parts: Mapping[str, Indices], read: Read, on_bad_image: str
 ) -> tuple[str, ...]:
     """The bad images by name and reason, once it is sure that the rest can do without them."""
-    bad = [(int(parts[split][k]), reason) for split in parts for k, reason in sorted(read[split].reasons.items())]
-    if not bad:
+    if not read.reasons:
         return ()
-    lines = tuple(f"{found.names[k]}: {reason}" for k, reason in bad)
+    bad = [k for split in SPLITS for k in parts[split].tolist() if k in read.reasons]
+    lines = tuple(f"{found.names[k]}: {read.reasons[k]}" for k in bad)
     total = sum(map(len, parts.values()))
     count = f"{len(bad):,} of {total:,} images cannot be read"
     if on_bad_image == "refuse":
         raise DataError(f"{count}; data.on_bad_image=skip leaves them out{listing(lines)}")
-    unreadable = {k for k, _ in bad}
     for split, part in parts.items():
-        left = {found.labels[k] for k in part if k not in unreadable}
-        emptied = {found.labels[k] for k in part} - left
+        left = part[~np.isin(part, bad)]
+        if not len(left):
+            raise DataError(f"{count}, and {split} has none left{listing(lines)}")
+        emptied = targets.present(part) - targets.present(left)
         if emptied:
             raise DataError(f"{count}, and {split} has none left of the classes {quoted(emptied)}{listing(lines)}")
     log.warning("%s and were left out%s", count, listing(lines))
     return lines
 
 
-def _order(found: Found, part: Indices, read: Read) -> list[int]:
-    """Positions of the good images by content, so that sets of one fingerprint agree on the order as well."""
-    members: list[int] = part.tolist()
-    good = (k for k in range(len(part)) if k not in read.reasons)
-    return sorted(good, key=lambda k: (read.digests[k], found.labels[members[k]], found.names[members[k]]))
+def _without_leaks(
+    found: Found, targets: Targets, parts: dict[str, Indices], read: Read, on_duplicates: str
+) -> tuple[dict[str, Indices], tuple[str, ...]]:
+    """The splits, rid of images that they share if that is wanted, and which images these are."""
+    copies = find_duplicates(parts, read.contents, found.names, found.labels)
+    if copies.contradictions:
+        log.warning(
+            "%d images are there more than once, with different labels%s",
+            *(len(copies.contradictions), listing(copies.contradictions)),
+        )
+    if not copies.lines:
+        return parts, ()
+    pairs = ", ".join(f"{number:,} in {one} and {other}" for (one, other), number in copies.pairs.items())
+    if on_duplicates == "report":
+        log.warning(
+            "%d images are in more than one split (%s), so that scores flatter; data.on_duplicates=move puts them "
+            "into one%s",
+            *(copies.contents, pairs, listing(copies.lines)),
+        )
+        return parts, copies.lines
+    parts = move_duplicates(parts, read.contents)
+    log.warning(
+        "%d images were in more than one split (%s) and were moved to one%s",
+        *(copies.contents, pairs, listing(copies.lines)),
+    )
+    check_parts(targets, parts)
+    return parts, copies.lines
 
 
-def _split(found: Found, part: Indices, read: Read, order: Sequence[int], *, image_size: int, workers: int) -> Split:
-    ordered = [int(part[k]) for k in order]
-    index = {name: k for k, name in enumerate(found.classes)}
-    targets = torch.tensor([index[found.labels[k]] for k in ordered], dtype=torch.int64)
-    names = tuple(found.names[k] for k in ordered)
-    if read.pixels is not None:
-        return ResidentSplit(targets, names, read.pixels, torch.tensor(order, dtype=torch.int64))
-    images: list[ImageRef] = [found.images[k] for k in ordered]
-    return StreamedSplit(targets, names, images, image_size, workers)
+def _comparable(found: Found, task: str) -> Sequence[Label]:
+    """Labels such that equal ones are written alike."""
+    if task != "multilabel":
+        return found.labels
+    return [tuple(sorted(map(str, label))) for label in found.labels]
 
 
-def _fingerprint(
-    found: Found,
-    parts: Mapping[str, Indices],
-    read: Mapping[str, Read],
-    orders: Mapping[str, Sequence[int]],
-) -> str:
-    digest = hashlib.blake2b(repr(found.classes).encode(), digest_size=8)
+def _ordered(found: Found, labels: Sequence[Label], part: Indices, read: Read) -> Indices:
+    """Members by content, so that sets of one fingerprint agree on the order as well."""
+    members = sorted(part.tolist(), key=lambda k: (read.samples[k], labels[k], found.names[k]))
+    return np.asarray(members, dtype=np.int64)
+
+
+def _split(found: Found, targets: Targets, part: Indices, read: Read, how: Preprocessing, workers: int) -> Split:
+    values = targets.values[torch.from_numpy(part)]
+    names = tuple(found.names[k] for k in part.tolist())
+    if read.array is not None:
+        return ResidentSplit(values, names, read.array.pixels, read.array.rows[part])
+    images: list[ImageRef] = [found.images[k] for k in part.tolist()]
+    return StreamedSplit(values, names, images, how, workers)
+
+
+def _fingerprint(targets: Targets, labels: Sequence[Label], parts: Mapping[str, Indices], read: Read) -> str:
+    """Made of the task, the classes and the ordered members of each split."""
+    digest = hashlib.blake2b(repr((targets.task, targets.classes)).encode(), digest_size=8)
     for split in SPLITS:
-        entries = sorted((found.labels[parts[split][k]], read[split].digests[k]) for k in orders[split])
-        digest.update(repr((split, len(entries))).encode())
-        for label, content in entries:
-            digest.update(repr(label).encode() + content)
+        members = parts[split].tolist()
+        digest.update(repr((split, len(members))).encode())
+        for k in members:
+            digest.update(repr(labels[k]).encode() + read.samples[k])
     return digest.hexdigest()

@@ -1,85 +1,228 @@
-"""Every image decoded once at opening: kept where it fits in memory, otherwise only verified."""
+"""Every image of a set read: from the cache where it is stored, otherwise verified once and then left where it is."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import torch
 
 from strategies import DataError
-from trainers.data.found import ImageRef, pixels_and_digest
+from trainers.data.decoding import Pixels, Preprocessing, to_square
+from trainers.data.file_index import Digests, FileIndex, content_digests, digests_of, take_stamps
+from trainers.data.found import ImageRef, fetch
+from trainers.data.pixel_cache import DECODING, AccessError, PixelArray, PixelCache, Progress, cores, decoded_bytes
+
+READING = "reading files"
 
 _CHUNK = 64
+# Saved every so many images, so that a kill costs no more than these.
+_SAVED = 4096
 
-Progress = Callable[[str, int, int], None]
+_CHANGED = "the file is changing while it is being read"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The images of one split, read.
+    """The images of a set, read.
 
     Args:
-        digests: (N,) digests of what was decoded; empty for a bad image.
+        samples: (N,) sample digests, see :mod:`trainers.data.file_index`; empty for an image that cannot be read.
+        contents: (N,) content digests, by which equal images are equal without doubt; the samples where not every
+            content was read.
         reasons: Why an image is bad, by its position.
-        pixels: (N, 3, S, S) uint8, undefined at bad images; None when nothing is kept.
+        array: The decoded images; None where they are not stored.
     """
 
-    digests: Sequence[bytes]
+    samples: Sequence[bytes]
+    contents: Sequence[bytes]
     reasons: dict[int, str]
-    pixels: torch.Tensor | None
+    array: PixelArray | None
 
 
 def read_images(
-    images: Sequence[ImageRef], image_size: int, keep: bool, report: Callable[[int], None] = lambda done: None
+    images: Sequence[ImageRef], how: Preprocessing, *, cache: Path, max_bytes: float, progress: Progress
 ) -> Read:
-    """Decode ``images`` in a thread pool.
+    """Read and check ``images``, opening no file that is known and has not changed.
 
     Args:
-        images: (N,) what to decode.
-        image_size: Side S of the decoded images.
-        keep: Whether to keep the pixels.
-        report: Called with the number of images finished since the last call.
+        images: (N,) what to read.
+        how: The preprocessing.
+        cache: Folder of the file index and the decoded images.
+        max_bytes: Bound of all decoded images that are stored; a larger set is not stored.
+        progress: Called with what is done, how many images are finished and how many there are.
+
+    Raises:
+        DataError: The decoded images cannot be stored in ``cache``.
     """
-    pixels = torch.empty((len(images), 3, image_size, image_size), dtype=torch.uint8) if keep else None
-    # Threads write through NumPy: one row of a tensor would cost a dispatch each.
-    rows = None if pixels is None else pixels.numpy()
-    digests = [b""] * len(images)
-    reasons: dict[int, str] = {}
+    with closing(FileIndex(cache / "files.sqlite")) as index:
+        reading = _Reading(images, how, index, progress)
+        if 0 < decoded_bytes(len(images), how) <= max_bytes:
+            reading.identify(whole=True)
+            array = reading.stored(PixelCache(cache, int(max_bytes)))
+            if array is not None:
+                return reading.result(array)
+        reading.identify(whole=False)
+        reading.verify()
+        return reading.result(None)
 
-    def read(start: int) -> int:
-        stop = min(start + _CHUNK, len(images))
-        for k in range(start, stop):
+
+class _Reading:
+    """What is known so far of the images that are being read."""
+
+    def __init__(self, images: Sequence[ImageRef], how: Preprocessing, index: FileIndex, progress: Progress) -> None:
+        self._images = images
+        self._how = how
+        self._index = index
+        self._progress = progress
+        self._stamps = take_stamps(images)
+        self._digests: list[Digests | None] = index.digests(self._stamps)
+        self._reasons: dict[int, str] = {}
+        self._changed: set[int] = set()
+
+    def result(self, array: PixelArray | None) -> Read:
+        """All that was learnt."""
+        known = [None if k in self._reasons else digests for k, digests in enumerate(self._digests)]
+        samples = [b"" if digests is None else digests.sample for digests in known]
+        contents = [b"" if digests is None else digests.content for digests in known]
+        exact = [content for content in contents if content is not None]
+        return Read(samples, exact if len(exact) == len(contents) else samples, self._reasons, array)
+
+    def identify(self, *, whole: bool) -> None:
+        """Learn the digests that are missing, those of contents only if ``whole``."""
+
+        def work(k: int) -> Digests | str:
             try:
-                decoded, digests[k] = pixels_and_digest(images[k], image_size)
+                return digests_of(self._images[k], self._stamps[k], whole=whole)
             except DataError as error:
-                reasons[k] = str(error)
-                continue
-            if rows is not None:
-                rows[k] = decoded
-        return stop - start
+                return str(error)
 
-    # Pillow releases the GIL while it decodes and resizes.
-    pool = ThreadPoolExecutor(max_workers=_cores())
+        missing = []
+        for k in self._good():
+            known = self._digests[k]
+            if known is None or (whole and known.content is None):
+                missing.append(k)
+        for part in _batches(missing, work, self._progress, READING):
+            self._reasons |= {k: found for k, found in part if isinstance(found, str)}
+            self._learn({k: found for k, found in part if isinstance(found, Digests)})
+
+    def stored(self, cache: PixelCache) -> PixelArray | None:
+        """The decoded images of a set that was identified wholly; None where there is no room for them."""
+        while good := self._good():
+            contents = [self._content(k) for k in good]
+            array = cache.open(contents, self._how, self._decoding(good), self._progress)
+            if array is None:
+                return None
+            if not array.unread:
+                self._reasons |= {good[k]: reason for k, reason in array.reasons.items()}
+                rows = np.zeros(len(self._images), dtype=np.int64)
+                rows[good] = array.rows
+                return replace(array, rows=rows)
+            self._drop({good[k]: reason for k, reason in array.unread.items()})
+        return None
+
+    def verify(self) -> None:
+        """Decode each image that never was decoded, to see whether it can be."""
+        # Whether an image is bad does not depend on the size that it is resized to.
+        scope = replace(self._how, image_size=1).key()
+        unverified = self._unverified(scope)
+        for part in _batches(unverified, self._verified, self._progress, DECODING):
+            self._reasons |= {k: reason for k, (_, reason) in part if reason}
+            fresh = {k: (digests, reason) for k, (digests, reason) in part if digests is not None}
+            self._learn({k: digests for k, (digests, _) in fresh.items()})
+            # The good are known by their sample, so that a copy need not be decoded again. Not so the bad: a file
+            # that was repaired may have the sample that it had before.
+            self._index.save_verdicts(
+                scope,
+                {(digests.content or b"") if reason else digests.sample: reason for digests, reason in fresh.values()},
+            )
+
+    def _unverified(self, scope: str) -> list[int]:
+        known = [digests for digests in self._digests if digests is not None]
+        keys = {digests.sample for digests in known} | {digests.content for digests in known if digests.content}
+        verdicts = self._index.verdicts(scope, keys)
+        unverified = []
+        for k in self._good():
+            digests = self._digests[k]
+            assert digests is not None, "what is good was identified"
+            verdict = verdicts.get(digests.content or b"", verdicts.get(digests.sample))
+            if verdict is None:
+                unverified.append(k)
+            elif verdict:
+                self._reasons[k] = verdict
+        return unverified
+
+    def _verified(self, k: int) -> tuple[Digests | None, str]:
+        """The digests as far as the image could be read, and why it is bad."""
+        try:
+            content = fetch(self._images[k])
+            digests = content_digests(content)
+        except DataError as error:
+            return None, str(error)
+        try:
+            to_square(content, self._how)
+        except DataError as error:
+            return digests, str(error)
+        return digests, ""
+
+    def _decoding(self, images: Sequence[int]) -> Callable[[int], Pixels]:
+        return lambda position: self._decoded(images[position])
+
+    def _decoded(self, k: int) -> Pixels:
+        try:
+            content = fetch(self._images[k])
+            # Pixels are kept under the content that they were decoded from, whatever the index says.
+            changed = content_digests(content).content != self._content(k)
+        except DataError as error:
+            raise AccessError(str(error)) from error
+        if changed:
+            raise AccessError(_CHANGED)
+        return to_square(content, self._how)
+
+    def _drop(self, unread: dict[int, str]) -> None:
+        """Leave out what cannot be read; identify anew, once, what has another content than was known."""
+        changed = {k for k, reason in unread.items() if reason == _CHANGED} - self._changed
+        self._changed |= changed
+        self._reasons |= {k: reason for k, reason in unread.items() if k not in changed}
+        for k in changed:
+            self._digests[k] = None
+        self.identify(whole=True)
+
+    def _learn(self, found: dict[int, Digests]) -> None:
+        for k, digests in found.items():
+            self._digests[k] = digests
+        stamped = ((self._stamps[k], digests) for k, digests in found.items())
+        self._index.save_digests((stamp, digests) for stamp, digests in stamped if stamp is not None)
+
+    def _content(self, k: int) -> bytes:
+        digests = self._digests[k]
+        assert digests is not None and digests.content is not None, "what is stored was identified wholly"
+        return digests.content
+
+    def _good(self) -> list[int]:
+        return [k for k in range(len(self._images)) if k not in self._reasons]
+
+
+def _batches(
+    images: Sequence[int], work: Callable[[int], T], progress: Progress, what: str
+) -> Iterator[list[tuple[int, T]]]:
+    """What ``work`` returns for each image, from a pool of threads, in lists long enough to be saved at once."""
+    tasks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
+    batch: list[tuple[int, T]] = []
+    done = 0
+    pool = ThreadPoolExecutor(max_workers=cores())
     try:
-        for done in pool.map(read, range(0, len(images), _CHUNK)):
-            report(done)
+        for task, found in zip(tasks, pool.map(lambda task: [work(k) for k in task], tasks), strict=True):
+            batch += zip(task, found, strict=True)
+            done += len(task)
+            progress(what, done, len(images))
+            if len(batch) >= _SAVED:
+                yield batch
+                batch = []
     finally:
         pool.shutdown(cancel_futures=True)
-    return Read(digests, reasons, pixels)
-
-
-def fits(count: int, image_size: int, memory_gib: float) -> bool:
-    """Whether ``count`` decoded images take at most ``memory_gib``."""
-    return decoded_bytes(count, image_size) <= memory_gib * 2**30
-
-
-def decoded_bytes(count: int, image_size: int) -> int:
-    """Size of ``count`` images, 3 x S x S uint8 each."""
-    return count * int(np.prod((3, image_size, image_size), dtype=np.int64))
-
-
-def _cores() -> int:
-    # A container's share of the machine, where the system can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield batch

@@ -4,14 +4,23 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from trainers.data.coco import find_coco
 from trainers.data.folders import find_folder
 from trainers.data.found import Found, Place
-from trainers.data.manifests import find_csv
+from trainers.data.huggingface import find_huggingface
+from trainers.data.manifests import find_manifest
+from trainers.data.places import check_task
 from trainers.data.torchvision_sets import find_torchvision
+from trainers.data.webdataset import find_webdataset
 
 
 def find_digits(place: Place) -> Found:
-    """scikit-learn's digits: 1,797 grey images of 8 x 8 pixels, in the package itself."""
+    """scikit-learn's digits: 1,797 grey images of 8 x 8 pixels, in the package itself.
+
+    Raises:
+        DataError: The task is not classification.
+    """
+    check_task(place, "digits")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -27,8 +36,11 @@ def find_digits(place: Place) -> Found:
 
 
 SOURCES: Mapping[str, Callable[[Place], Found]] = {
-    "csv": find_csv,
+    "coco": find_coco,
     "digits": find_digits,
     "folder": find_folder,
+    "huggingface": find_huggingface,
+    "manifest": find_manifest,
     "torchvision": find_torchvision,
+    "webdataset": find_webdataset,
 }

@@ -1,25 +1,32 @@
-"""One split of the data, handed out in batches: from memory, or decoded again as it goes."""
+"""One split of the data, handed out in batches: from the cache, or decoded again as it goes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from strategies import DataError
-from trainers.data.found import ImageRef, pixels_and_digest
+from trainers.data.decoding import Preprocessing, to_square
+from trainers.data.found import ImageRef, fetch
+
+# A split is kept on a GPU if it takes at most this share of what is free there: activations need the rest.
+_DEVICE_SHARE = 1 / 3
+_UPLOAD_BYTES = 64 * 2**20
 
 
 class Split(ABC):
     """Images and targets of train, val or test.
 
     Args:
-        targets: (N,) int64 class indices.
+        targets: (N,) int64 class indices, or (N, C) or (N, K) float32.
         names: (N,) a path or an index for each image, for reports.
     """
 
-    #: Whether the decoded images are kept in memory.
+    #: Whether the images are decoded already, in memory or in a file mapped to it.
     resident: bool
 
     def __init__(self, targets: torch.Tensor, names: Sequence[str]) -> None:
@@ -40,7 +47,7 @@ class Split(ABC):
             device: Where the batches go.
 
         Yields:
-            images: (B, 3, S, S) uint8 and targets: (B,) int64, both on ``device``.
+            images: (B, C, S, S) uint8 and targets: (B,) int64 or (B, C or K) float32, both on ``device``.
 
         Raises:
             DataError: A file that was readable at opening is not any more.
@@ -51,42 +58,74 @@ class Split(ABC):
 
     @abstractmethod
     def _images(self, places: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
-        """Batches (B, 3, S, S) uint8 on ``device``; ``places`` is (M,) int64 on the CPU, M > 0."""
+        """Batches (B, C, S, S) uint8 on ``device``; ``places`` is (M,) int64 on the CPU, M > 0."""
 
 
 class ResidentSplit(Split):
-    """A split whose decoded images are in memory, and on each device it was asked for.
+    """A split whose images are decoded: rows of an array, which is usually a file mapped to memory.
+
+    On a CUDA device the split's rows are kept if they take a small part of what is free there; otherwise each batch is
+    gathered on the host.
 
     Args:
-        targets: (N,) int64 class indices.
+        targets: (N,) int64 class indices, or (N, C) or (N, K) float32.
         names: (N,) names.
-        pixels: (R, 3, S, S) uint8 on the CPU.
+        pixels: (R, C, S, S) uint8, only read.
         rows: (N,) int64, the row of ``pixels`` that each image is.
     """
 
     resident = True
 
-    def __init__(self, targets: torch.Tensor, names: Sequence[str], pixels: torch.Tensor, rows: torch.Tensor) -> None:
+    def __init__(
+        self, targets: torch.Tensor, names: Sequence[str], pixels: NDArray[np.uint8], rows: NDArray[np.int64]
+    ) -> None:
         super().__init__(targets, names)
-        self._rows = rows
-        self._pixels = {torch.device("cpu"): pixels}
+        self._pixels = np.asarray(pixels)
+        self._rows = np.asarray(rows)
+        self._kept: dict[torch.device, torch.Tensor | None] = {}
 
     def _images(self, places: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
-        if device not in self._pixels:
-            self._pixels[device] = self._pixels[torch.device("cpu")].to(device)
-        pixels = self._pixels[device]
-        rows = self._rows[places].to(device)
-        return (pixels.index_select(0, part) for part in chunks(rows, batch_size))
+        if device not in self._kept:
+            self._kept[device] = self._upload(device) if self._should_keep(device) else None
+        kept = self._kept[device]
+        if kept is None:
+            return (self._gather(part, device) for part in chunks(places, batch_size))
+        return (kept.index_select(0, part) for part in chunks(places.to(device), batch_size))
+
+    def _gather(self, places: torch.Tensor, device: torch.device) -> torch.Tensor:
+        # Pinned memory is handed out anew for each batch: torch reuses it only once its copy to the GPU has ended.
+        pinned = device.type == "cuda"
+        images = torch.empty((len(places), *self._pixels.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        # Gathered by NumPy: torch warns of arrays that it must not write to. Any mode but "raise" writes straight to
+        # ``out``; indexing the rows before has refused what is out of range.
+        np.take(self._pixels, self._rows[places.numpy()], axis=0, out=images.numpy(), mode="clip")
+        return images.to(device, non_blocking=True)
+
+    def _should_keep(self, device: torch.device) -> bool:
+        if device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(device)
+        return len(self) * self._row_bytes <= free * _DEVICE_SHARE
+
+    def _upload(self, device: torch.device) -> torch.Tensor:
+        kept = torch.empty((len(self), *self._pixels.shape[1:]), dtype=torch.uint8, device=device)
+        for part in chunks(torch.arange(len(self)), max(1, _UPLOAD_BYTES // self._row_bytes)):
+            kept[int(part[0]) : int(part[-1]) + 1] = self._gather(part, device)
+        return kept
+
+    @property
+    def _row_bytes(self) -> int:
+        return int(np.prod(self._pixels.shape[1:]))
 
 
 class StreamedSplit(Split):
     """A split that is decoded anew in every pass, by worker processes that live as long as the split.
 
     Args:
-        targets: (N,) int64 class indices.
+        targets: (N,) int64 class indices, or (N, C) or (N, K) float32.
         names: (N,) names.
         images: (N,) what to decode.
-        image_size: Side S of the decoded images.
+        how: The preprocessing.
         workers: Worker processes; 0 decodes in this one.
     """
 
@@ -97,11 +136,11 @@ class StreamedSplit(Split):
         targets: torch.Tensor,
         names: Sequence[str],
         images: Sequence[ImageRef],
-        image_size: int,
+        how: Preprocessing,
         workers: int,
     ) -> None:
         super().__init__(targets, names)
-        self._dataset = _Decoding(images, names, image_size)
+        self._dataset = _Decoding(images, names, how)
         self._workers = workers
         self._plan: list[list[int]] = []
         self._loader: DataLoader[torch.Tensor | str] | None = None
@@ -143,14 +182,14 @@ def chunks(tensor: torch.Tensor, size: int) -> list[torch.Tensor]:
 class _Decoding(Dataset[torch.Tensor | str]):
     """Decoded images, or why one is bad: raised in a worker, the reason would reach people with a traceback."""
 
-    def __init__(self, images: Sequence[ImageRef], names: Sequence[str], image_size: int) -> None:
+    def __init__(self, images: Sequence[ImageRef], names: Sequence[str], how: Preprocessing) -> None:
         self._images = images
         self._names = names
-        self._image_size = image_size
+        self._how = how
 
     def __getitem__(self, index: Any) -> torch.Tensor | str:
         try:
-            pixels, _ = pixels_and_digest(self._images[index], self._image_size)
+            pixels = to_square(fetch(self._images[index]), self._how)
         except DataError as error:
             return f"{self._names[index]}: {error}; it was readable when the data was opened"
         return torch.from_numpy(pixels)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies import DataError, nearest
-from trainers.data.folders import checked_root
 from trainers.data.found import DatasetItem, Found, ImageRef, Place
 from trainers.data.idx import idx_folder, idx_folders, read_part
+from trainers.data.places import check_task, checked_root
 
 _IDX_SETS = ("FashionMNIST", "KMNIST", "MNIST")
 _DEBIAN_FASHION = (
@@ -65,8 +65,9 @@ def find_torchvision(place: Place) -> Found:
     The MNIST family is read from IDX files, plain or gzipped, in root/<dataset>/raw, root/raw or root.
 
     Raises:
-        DataError: The name is unknown, or the files are not there or damaged.
+        DataError: The name is unknown, the files are not there or damaged, or the task is not classification.
     """
+    check_task(place, "torchvision")
     name = place.dataset
     if name is None:
         raise DataError(f"data.source=torchvision needs data.dataset, one of {', '.join(NAMES)}")

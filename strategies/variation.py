@@ -1,0 +1,69 @@
+"""How a strategy shows training images: a policy's operations, then those of its level, then mixtures."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from strategies.augment import Level, augment
+from strategies.mixing import mix
+from strategies.policies import auto_augment, rand_augment, trivial_augment
+from strategies.strategy import Strategy
+
+_POLICIES: dict[str, Callable[[Tensor, Strategy, torch.Generator], Tensor]] = {
+    "none": lambda images, strategy, generator: images,
+    "auto": lambda images, strategy, generator: auto_augment(images, generator),
+    "rand": lambda images, strategy, generator: rand_augment(
+        images, strategy.policy_ops, strategy.policy_magnitude, generator
+    ),
+    "trivial": lambda images, strategy, generator: trivial_augment(images, generator),
+}
+
+
+def vary(images: Tensor, strategy: Strategy, generator: torch.Generator) -> Tensor:
+    """Change each image at random as the strategy's ``policy`` and ``augment`` say.
+
+    Args:
+        images: (N, C, H, W) float in [0, 1].
+        strategy: Gives policy, level and their parameters.
+        generator: A CPU generator.
+
+    Returns:
+        (N, C, H, W) float in [0, 1].
+    """
+    # Erasing comes last, so that no policy moves or recolours the hole.
+    images = _POLICIES[strategy.policy](images, strategy, generator)
+    return augment(images, _custom(strategy) if strategy.augment == "custom" else strategy.augment, generator)
+
+
+def mix_batch(
+    images: Tensor, targets: Tensor, num_classes: int, strategy: Strategy, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mix the batch's images and targets as ``mixup`` and ``cutmix`` say; left alone where both are off.
+
+    Args:
+        images: (N, C, H, W) float.
+        targets: (N,) int64 class indices, which become (N, num_classes) float shares; or (N, K) float.
+        num_classes: Outputs of the model.
+        strategy: Gives ``mixup``, ``cutmix`` and ``mix_prob``.
+        generator: A CPU generator.
+    """
+    if strategy.mixup == 0 and strategy.cutmix == 0:
+        return images, targets
+    if targets.ndim == 1:
+        targets = torch.nn.functional.one_hot(targets, num_classes).float()
+    return mix(
+        images, targets, mixup=strategy.mixup, cutmix=strategy.cutmix, prob=strategy.mix_prob, generator=generator
+    )
+
+
+def _custom(strategy: Strategy) -> Level:
+    return Level(
+        crop_area=strategy.crop_area,
+        flip=strategy.flip,
+        rotate=strategy.rotate,
+        colour=strategy.colour,
+        saturation=strategy.saturation,
+        hue=strategy.hue,
+        erase=strategy.erase,
+    )

@@ -1,0 +1,148 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn import metrics as reference
+
+from trainers import TASKS
+
+RNG = np.random.default_rng(0)
+OUTPUTS = torch.from_numpy(RNG.normal(0, 1, (200, 4)).astype(np.float32))
+CLASSES = torch.from_numpy(RNG.integers(0, 4, 200))
+SHOWN = torch.from_numpy(RNG.integers(0, 2, (200, 4)).astype(np.float32))
+NUMBERS = OUTPUTS * torch.tensor([1.0, 2.0, -1.0, 0.5]) + torch.from_numpy(
+    RNG.normal(0, 1, (200, 4)).astype(np.float32)
+)
+TARGETS = {"classification": CLASSES, "multilabel": SHOWN, "regression": NUMBERS}
+NAMES = ("a", "b", "c", "d")
+EVERY_METRIC = [(task.name, metric) for task in TASKS.values() for metric in task.metrics]
+
+
+def test_scores_of_a_classifier_agree_with_scikit_learn():
+    truth, guess = CLASSES.numpy(), OUTPUTS.argmax(1).numpy()
+    assert TASKS["classification"].scores(OUTPUTS, CLASSES) == pytest.approx(
+        {
+            "accuracy": reference.accuracy_score(truth, guess),
+            "balanced_accuracy": reference.balanced_accuracy_score(truth, guess),
+            "macro_f1": reference.f1_score(truth, guess, average="macro"),
+            "loss": reference.log_loss(truth, OUTPUTS.double().softmax(1).numpy()),
+        },
+        rel=1e-5,
+    )
+
+
+def test_scores_of_several_labels_agree_with_scikit_learn():
+    truth, probabilities = SHOWN.numpy(), OUTPUTS.double().sigmoid().numpy()
+    guess = probabilities >= 0.5
+    losses = [reference.log_loss(truth[:, k], probabilities[:, k]) for k in range(4)]
+    assert TASKS["multilabel"].scores(OUTPUTS, SHOWN) == pytest.approx(
+        {
+            "mean_average_precision": reference.average_precision_score(truth, probabilities, average="macro"),
+            "macro_f1": reference.f1_score(truth, guess, average="macro"),
+            "micro_f1": reference.f1_score(truth, guess, average="micro"),
+            "exact_match": reference.accuracy_score(truth, guess),
+            "loss": np.mean(losses),
+        },
+        rel=1e-5,
+    )
+
+
+def test_scores_of_numbers_agree_with_scikit_learn_and_scipy():
+    truth, guess = NUMBERS.double().numpy(), OUTPUTS.double().numpy()
+    assert TASKS["regression"].scores(OUTPUTS, NUMBERS) == pytest.approx(
+        {
+            "rmse": reference.root_mean_squared_error(truth, guess),
+            "mae": reference.mean_absolute_error(truth, guess),
+            "r2": reference.r2_score(truth, guess),
+            "spearman": np.mean([spearmanr(truth[:, k], guess[:, k]).statistic for k in range(4)]),
+            "loss": reference.mean_squared_error(truth, guess),
+        },
+        rel=1e-5,
+    )
+
+
+def test_a_class_that_does_not_occur_is_left_out_of_balanced_accuracy():
+    logits = torch.eye(3)[torch.tensor([0, 2, 1, 1])]
+    assert TASKS["classification"].scores(logits, torch.tensor([0, 0, 1, 1]))["balanced_accuracy"] == pytest.approx(
+        0.75
+    )
+
+
+def test_a_label_that_does_not_occur_is_left_out_of_mean_average_precision():
+    shown = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert TASKS["multilabel"].scores(shown, shown)["mean_average_precision"] == 1.0
+
+
+def test_the_interval_of_accuracy_is_wilsons():
+    # 8 of 10: (0.4902, 0.9433) by the closed formula.
+    logits = torch.eye(2)[torch.tensor([0] * 8 + [1] * 2)]
+    found = TASKS["classification"].interval("accuracy", logits, torch.zeros(10, dtype=torch.int64))
+    assert found == pytest.approx((0.49016, 0.94331), abs=1e-4)
+
+
+@pytest.mark.parametrize(("task", "metric"), EVERY_METRIC)
+def test_an_interval_encloses_the_score_and_is_the_same_each_time(task, metric):
+    targets = TARGETS[task]
+    low, high = TASKS[task].interval(metric, OUTPUTS, targets)
+    assert low < TASKS[task].scores(OUTPUTS, targets)[metric] < high
+    assert (low, high) == TASKS[task].interval(metric, OUTPUTS, targets)
+
+
+@pytest.mark.parametrize(("task", "metric"), EVERY_METRIC)
+def test_better_outputs_score_better_in_the_direction_that_the_task_says(task, metric):
+    targets = TARGETS[task]
+    perfect = {
+        "classification": 20 * torch.eye(4)[CLASSES],
+        "multilabel": 40 * SHOWN - 20,
+        "regression": NUMBERS,
+    }[task]
+    poor, good = (TASKS[task].scores(outputs, targets)[metric] for outputs in (OUTPUTS, perfect))
+    assert good < poor if metric in TASKS[task].lower_is_better else good > poor
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_single_image_has_a_finite_loss(task):
+    assert math.isfinite(TASKS[task].scores(OUTPUTS[:1], TARGETS[task][:1])["loss"])
+
+
+def test_answers_of_a_classifier_are_the_likeliest_label_and_all_probabilities():
+    answers = TASKS["classification"].answers(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), ("cat", "dog"))
+    assert list(answers) == ["label", "probability", "probability_cat", "probability_dog"]
+    assert answers["label"].tolist() == ["dog", "cat"]
+    assert answers["probability_cat"] + answers["probability_dog"] == pytest.approx([1, 1])
+    assert answers["probability"] == pytest.approx([answers["probability_dog"][0], answers["probability_cat"][1]])
+
+
+def test_answers_of_several_labels_are_those_of_at_least_even_probability():
+    answers = TASKS["multilabel"].answers(torch.tensor([[1.0, 2.0], [-3.0, 0.0], [-1.0, -1.0]]), ("cat", "dog"))
+    assert answers["labels"].tolist() == ["cat;dog", "dog", ""]
+    assert answers["probability_dog"][1] == pytest.approx(0.5)
+
+
+def test_answers_of_a_regression_are_its_numbers():
+    answers = TASKS["regression"].answers(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), ("age", "weight"))
+    assert {name: column.tolist() for name, column in answers.items()} == {"age": [1.0, 3.0], "weight": [2.0, 4.0]}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_images_give_no_answers_under_the_same_names(task):
+    empty, some = (TASKS[task].answers(OUTPUTS[:count], NAMES) for count in (0, 3))
+    assert list(empty) == list(some)
+    assert {len(column) for column in empty.values()} == {0}
+    assert [column.dtype for column in empty.values()] == [column.dtype for column in some.values()]
+
+
+def test_numbers_are_learnt_in_standard_units_and_come_back_in_their_own():
+    targets = 1000 * NUMBERS + 5
+    scale = TASKS["regression"].scale(targets)
+    units = scale.standardise(targets)
+    assert units.mean(0) == pytest.approx(torch.zeros(4), abs=1e-4)
+    assert units.std(0, unbiased=False) == pytest.approx(torch.ones(4), rel=1e-4)
+    assert torch.allclose(scale.restore(units), targets, rtol=1e-4)
+
+
+def test_classes_have_no_units():
+    assert TASKS["classification"].scale(CLASSES) is None
+    assert TASKS["multilabel"].scale(SHOWN) is None

@@ -1,0 +1,103 @@
+"""What sources check alike of what the user says: the task, the folder, the files, and names of files."""
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from strategies import DataError, nearest
+from trainers.data.found import SPLITS, Place
+
+_SOURCES_OF = {
+    "classification": "any",
+    "multilabel": "coco, huggingface, manifest or webdataset",
+    "regression": "huggingface, manifest or webdataset",
+}
+
+
+def check_task(place: Place, source: str, *tasks: str) -> None:
+    """Refuse a task that a source has no labels for.
+
+    Args:
+        place: Says the task.
+        source: The source's name.
+        tasks: What it knows beside ``classification``.
+
+    Raises:
+        DataError: There is no such task, or the source does not know it; the message names sources that do.
+    """
+    if place.task not in _SOURCES_OF:
+        raise DataError(f"task={place.task} is unknown ({nearest(place.task, _SOURCES_OF)})")
+    known = ("classification", *tasks)
+    if place.task not in known:
+        raise DataError(
+            f"data.source={source} has labels for {' and '.join(known)} only; for task={place.task} take "
+            f"data.source={_SOURCES_OF[place.task]}"
+        )
+
+
+def checked_root(root: Path | None, source: str) -> Path:
+    """``root`` if it is a folder.
+
+    Raises:
+        DataError: It is not given, does not exist, or is not a folder.
+    """
+    if root is None:
+        raise DataError(f"data.source={source} needs data.root, the folder that holds the images")
+    if not stat.S_ISDIR(_mode(root, "data.root")):
+        raise DataError(f"data.root={shown(root)} is a file; expected a folder")
+    return root
+
+
+def checked_files(files: Mapping[str, str], source: str, key: str, kind: str) -> dict[str, Path]:
+    """The files that the user named, by split; under ``""`` one that is not of a split.
+
+    Args:
+        files: What the user says.
+        source: The source's name.
+        key: The study's key for the files, such as ``data.manifest``.
+        kind: What the files are, for people.
+
+    Raises:
+        DataError: None is given, a split is unknown, or one does not exist or is not a file.
+    """
+    if not files:
+        raise DataError(f"data.source={source} needs {key}, {kind}")
+    checked: dict[str, Path] = {}
+    for split, text in files.items():
+        if split not in {"", *SPLITS}:
+            raise DataError(f"{key}.{split} is of no split ({nearest(split, SPLITS)})")
+        path, name = Path(text), f"{key}.{split}" if split else key
+        if not stat.S_ISREG(_mode(path, name)):
+            raise DataError(f"{name}={shown(path)} is not a file")
+        checked[split] = path
+    return checked
+
+
+def _mode(path: Path, key: str) -> int:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{key}={shown(path)} does not exist") from error
+    except (OSError, ValueError) as error:
+        # Not Path.exists(): that raises on a folder above which may not be entered.
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{key}={shown(path)} cannot be read: {reason}") from error
+
+
+def name_fault(name: str) -> str:
+    """Why no file can have this name; empty if one can."""
+    if not name.strip():
+        return "empty path"
+    if "\0" in name:
+        return f"a NUL character in the path {name!r}"
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return f"characters in the path {name!r} that no file name can have"
+    return ""
+
+
+def shown(name: Path | str) -> str:
+    """A file's name as it can be printed: bytes of it that are not UTF-8 become ``\\udcXX``."""
+    return str(name).encode(errors="backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""Weights that come with Unfreeze, and the script that made them."""

@@ -1,0 +1,80 @@
+"""Fitting the head to the frozen body before fine-tuning: the first half of LP-FT (Kumar et al., ICLR 2022)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from strategies import LOSSES, Strategy, TrialError
+from trainers.data import Split
+from trainers.device import Device
+from trainers.tasks import Task
+
+_BATCH = 256
+
+
+def probe_head(
+    model: nn.Module, strategy: Strategy, task: Task, split: Split, normalise: Any, seed: int, device: Device
+) -> None:
+    """Train the classifier alone for ``probe_epochs`` on the body's features, which are computed once.
+
+    The body is in eval mode and sees every image as it is, without augmentation. The rate falls from ``probe_lr`` to
+    zero along a half cosine, once over all epochs; the optimizer is AdamW without weight decay.
+
+    Args:
+        model: A timm classifier, changed in place.
+        strategy: Gives ``probe_epochs``, ``probe_lr``, ``batch_size`` and the loss.
+        task: Gives the units of the targets.
+        split: The training images.
+        normalise: Makes the model's input of (N, C, H, W) float in [0, 1].
+        seed: Draws the order of images.
+        device: Where to compute.
+
+    Raises:
+        TrialError: The model has not one classifier but several.
+    """
+    classifier = classifier_of(model)
+    features = _features(model, classifier, split, normalise, device)
+    scale = task.scale(split.targets)
+    targets = (split.targets if scale is None else scale.standardise(split.targets)).to(device.torch)
+    loss = LOSSES[task.name][strategy.loss]
+    updates = max(1, len(targets) // strategy.batch_size)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=strategy.probe_lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, strategy.probe_epochs * updates)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(strategy.probe_epochs):
+        order = torch.randperm(len(targets), generator=generator)[: updates * strategy.batch_size].to(device.torch)
+        for rows in torch.split(order, strategy.batch_size):
+            value = loss(classifier(features[rows]).float(), targets[rows], strategy)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def classifier_of(model: nn.Module) -> nn.Module:
+    """The one module that a timm model classifies with.
+
+    Raises:
+        TrialError: It has several, as distilled models do.
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.ModuleList):
+        raise TrialError("strategy.probe_epochs: the model has several classifiers, so there is none to probe")
+    return classifier
+
+
+@torch.no_grad()
+def _features(model: nn.Module, classifier: nn.Module, split: Split, normalise: Any, device: Device) -> Tensor:
+    """What the classifier is given for each image, (N, ...) float32 on the device."""
+    model.eval()
+    caught: list[Tensor] = []
+    hook = classifier.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float().clone()))
+    try:
+        for images, _ in split.batches(torch.arange(len(split)), _BATCH, device.torch):
+            with device.autocast():
+                model(normalise(images.float().div_(255)))
+    finally:
+        hook.remove()
+    return torch.cat(caught)

@@ -1,0 +1,69 @@
+"""Any number of classes an image, none included."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import (
+    multilabel_average_precision,
+    multilabel_exact_match,
+    multilabel_f1_score,
+)
+
+from trainers.tasks.task import Answers, Task
+
+SEPARATOR = ";"
+_THRESHOLD = 0.5
+
+
+def _mean_average_precision(logits: Tensor, targets: Tensor) -> float:
+    """Averaged over the classes that occur: the average precision of one that does not is not defined."""
+    shown = targets.bool().any(0)
+    if not shown.any():
+        return float("nan")
+    preds, truth = logits[:, shown].sigmoid(), targets[:, shown].long()
+    return multilabel_average_precision(preds, truth, int(shown.sum()), validate_args=False).item()
+
+
+def _macro_f1(logits: Tensor, targets: Tensor) -> float:
+    return multilabel_f1_score(logits.sigmoid(), targets.long(), targets.shape[1], average="macro").item()
+
+
+def _micro_f1(logits: Tensor, targets: Tensor) -> float:
+    return multilabel_f1_score(logits.sigmoid(), targets.long(), targets.shape[1], average="micro").item()
+
+
+def _exact_match(logits: Tensor, targets: Tensor) -> float:
+    return multilabel_exact_match(logits.sigmoid(), targets.long(), targets.shape[1]).item()
+
+
+def _loss(logits: Tensor, targets: Tensor) -> float:
+    return F.binary_cross_entropy_with_logits(logits, targets).item()
+
+
+def _answers(logits: Tensor, classes: Sequence[str]) -> Answers:
+    """The classes of at least even probability, and the probability of every class."""
+    probabilities = logits.sigmoid().double().numpy()
+    names = np.asarray(classes, dtype=object)
+    rows = [SEPARATOR.join(names[row >= _THRESHOLD]) for row in probabilities]
+    return {
+        "labels": np.asarray(rows, dtype=object),
+        **{f"probability_{name}": probabilities[:, k] for k, name in enumerate(classes)},
+    }
+
+
+MULTILABEL = Task(
+    name="multilabel",
+    metrics={
+        "mean_average_precision": _mean_average_precision,
+        "macro_f1": _macro_f1,
+        "micro_f1": _micro_f1,
+        "exact_match": _exact_match,
+        "loss": _loss,
+    },
+    lower_is_better=frozenset({"loss"}),
+    scale=lambda targets: None,
+    answers=_answers,
+    intervals={},
+)

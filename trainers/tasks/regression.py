@@ -1,0 +1,61 @@
+"""One or several numbers an image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.regression import (
+    mean_absolute_error,
+    mean_squared_error,
+    r2_score,
+    spearman_corrcoef,
+)
+
+from trainers.tasks.task import Answers, Scale, Task
+
+
+def _mae(outputs: Tensor, targets: Tensor) -> float:
+    return mean_absolute_error(outputs.double(), targets.double()).item()
+
+
+def _rmse(outputs: Tensor, targets: Tensor) -> float:
+    """Each target's root mean squared error, averaged over targets."""
+    by_target = mean_squared_error(outputs.double(), targets.double(), squared=False, num_outputs=targets.shape[1])
+    return by_target.mean().item()
+
+
+def _r2(outputs: Tensor, targets: Tensor) -> float:
+    # torchmetrics refuses a single image; nothing is explained where nothing varies.
+    if len(targets) < 2 or (targets == targets[0]).all():
+        return float("nan")
+    return r2_score(outputs.double(), targets.double()).item()
+
+
+def _spearman(outputs: Tensor, targets: Tensor) -> float:
+    if len(targets) < 2:
+        return float("nan")
+    return spearman_corrcoef(outputs.double(), targets.double()).mean().item()
+
+
+def _loss(outputs: Tensor, targets: Tensor) -> float:
+    return mean_squared_error(outputs.double(), targets.double()).item()
+
+
+def _scale(targets: Tensor) -> Scale:
+    # Of few images all may agree on one of several targets.
+    return Scale(targets.mean(0), targets.std(0, unbiased=False).clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def _answers(outputs: Tensor, names: Sequence[str]) -> Answers:
+    """One column a target, under its name."""
+    return {name: outputs[:, k].double().numpy() for k, name in enumerate(names)}
+
+
+REGRESSION = Task(
+    name="regression",
+    metrics={"rmse": _rmse, "mae": _mae, "r2": _r2, "spearman": _spearman, "loss": _loss},
+    lower_is_better=frozenset({"rmse", "mae", "loss"}),
+    scale=_scale,
+    answers=_answers,
+    intervals={},
+)
