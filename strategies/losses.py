@@ -50,8 +50,9 @@ def label_smoothing(logits: Tensor, targets: Tensor, strategy: Strategy, class_w
         class_weights: (C,) float, or None for all alike.
     """
     shares, weights = _weighted_shares(logits, targets, class_weights)
-    losses = F.cross_entropy(logits, shares, reduction="none", label_smoothing=strategy.label_smoothing)
-    return (weights * losses).mean()
+    # Not by torch's own argument, which takes no tensor: probes that train together have each its own smoothing.
+    shares = (1 - strategy.label_smoothing) * shares + strategy.label_smoothing / shares.shape[1]
+    return (weights * F.cross_entropy(logits, shares, reduction="none")).mean()
 
 
 def focal(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
@@ -81,39 +82,25 @@ def bce(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tens
 
 
 def mse(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
-    """Squared error of the logits against one-hot targets, mean over classes and images (Hui and Belkin 2021).
-
-    Args:
-        logits: (N, C) float.
-        targets: (N,) int64 or (N, C) float.
-        strategy: Not used.
-        class_weights: (C,) float, or None for all alike.
-    """
-    return scaled_mse(logits, targets, 1.0, 1.0, class_weights)
-
-
-def scaled_mse(
-    logits: Tensor, targets: Tensor, true_weight: float, true_target: float, class_weights: Tensor | None = None
-) -> Tensor:
-    """Squared error in which the true class counts more and is to reach further, mean over classes and images.
+    """Squared error of the logits against one-hot targets, mean over classes and images.
 
     Hui and Belkin: Evaluation of Neural Architectures Trained with Square Loss vs Cross-Entropy in Classification
-    Tasks, ICLR 2021, where the two are called k and M: 1 and 1 for few classes, 15 and 30 for the 1,000 of ImageNet.
+    Tasks, ICLR 2021. There the true class's error counts k times and its logit is to reach M: 1 and 1 for few classes,
+    15 and 30 for the 1,000 of ImageNet.
 
     Args:
         logits: (N, C) float.
         targets: (N,) int64 or (N, C) float.
-        true_weight: Factor on the true class's error.
-        true_target: What the true class's logit should be; that of the others is 0.
+        strategy: Gives k as ``mse_weight`` and M as ``mse_target``.
         class_weights: (C,) float, or None for all alike.
     """
     shares, weights = _weighted_shares(logits, targets, class_weights)
-    errors = shares * true_weight * (logits - true_target) ** 2 + (1 - shares) * logits**2
+    errors = shares * strategy.mse_weight * (logits - strategy.mse_target) ** 2 + (1 - shares) * logits**2
     return (weights * errors.mean(1)).mean()
 
 
-def poly1_loss(logits: Tensor, targets: Tensor, epsilon: float, class_weights: Tensor | None = None) -> Tensor:
-    """Cross entropy plus ``epsilon * (1 - p)`` of the true class, mean over images.
+def poly1(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
+    """Cross entropy plus ``poly1_epsilon * (1 - p)`` of the true class, mean over images.
 
     Leng et al.: PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, ICLR 2022. Cross entropy
     is a sum of ``(1 - p) ** j / j``; this changes the first coefficient from 1 to ``1 + epsilon``.
@@ -121,12 +108,12 @@ def poly1_loss(logits: Tensor, targets: Tensor, epsilon: float, class_weights: T
     Args:
         logits: (N, C) float.
         targets: (N,) int64 or (N, C) float.
-        epsilon: At least -1; the paper takes 2 for ImageNet.
+        strategy: Gives ``poly1_epsilon``, at least -1; the paper takes 2 for ImageNet.
         class_weights: (C,) float, or None for all alike.
     """
     shares, weights = _weighted_shares(logits, targets, class_weights)
     missed = 1 - (shares * logits.softmax(1)).sum(1)
-    return (weights * (F.cross_entropy(logits, shares, reduction="none") + epsilon * missed)).mean()
+    return (weights * (F.cross_entropy(logits, shares, reduction="none") + strategy.poly1_epsilon * missed)).mean()
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -237,6 +224,7 @@ LOSSES: dict[str, dict[str, Loss]] = {
         "cross_entropy": cross_entropy,
         "label_smoothing": label_smoothing,
         "focal": focal,
+        "poly1": poly1,
         "bce": bce,
         "mse": mse,
     },

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from strategies.errors import ConfigError, nearest
+from strategies.optimizers import optimizer_parameters
 from strategies.space import Choice, Fixed, Space
 from strategies.strategy import CHOICES_DEFAULTS, Strategy
 
@@ -19,30 +20,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from strategies.plan import Plan
-
-# What has an effect on each of timm's optimizers. Its own table (OptimInfo) says what they accept, which is more:
-# Adafactor ignores the second beta, and bitsandbytes' SGD Nesterov's momentum.
-_PARAMETERS: dict[str, frozenset[str]] = {
-    name: frozenset(fields.split())
-    for fields, names in {
-        "": "adadelta adagrad",
-        "momentum": """
-            adafactorbv adafactorbvc bnbsgd bnbsgd8bit cadafactorbv cadafactorbvc crmsproptf kron kronc kronw madgrad
-            madgradw rmsprop rmsproptf rmsproptfc rmsproptfw""",
-        "momentum nesterov": """
-            csgdc csgdp csgdw fusedsgd larc lars momentum nesterov nesterovw nlarc nlars sgd sgdc sgdp sgdw""",
-        "beta1": "adafactor cadafactor",
-        "beta1 beta2": """
-            adabelief adahessian adam adamax adamc adamw adamwlegacy adan adanw adopt adoptc adoptw bnbadam bnbadam8bit
-            bnbadamw bnbadamw8bit bnbademamix bnbademamix8bit bnblion bnblion8bit cadamc cadamw cadan cadanw cadopt
-            cadoptc cadoptw clamb clambw claprop clion clionc cmars cnadamc cnadamw fusedadam fusedadamw fusedlamb
-            fusednovograd lamb lambc lambcd lambcw lambw laprop lapropc lion lionc mars nadam nadamc nadamlegacy nadamw
-            novograd novogradc novogradw radabelief radam radamlegacy radamw""",
-        "beta1 beta2 nesterov": "adamp cadamp",
-        "beta1 beta2 momentum nesterov": "adamuon muon nadamuon nmuon",
-    }.items()
-    for name in names.split()
-}
 
 # The three betas of Adan are of gradients, of their differences and of squares.
 _SQUARES_COME_THIRD = frozenset({"adan", "adanw", "cadan", "cadanw"})
@@ -73,14 +50,6 @@ def check_optimizer_names(space: Space) -> None:
             raise ConfigError(f"strategy.optimizer: {name!r} is no optimizer of timm; {nearest(name, known)}")
 
 
-def optimizer_parameters(name: str) -> frozenset[str]:
-    """Which of ``momentum``, ``beta1``, ``beta2`` and ``nesterov`` have an effect on timm's optimizer of that name.
-
-    An optimizer that is not known here, of a later timm, has none: it works with its own values.
-    """
-    return _PARAMETERS.get(name, frozenset())
-
-
 def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.optim.Optimizer:
     """Timm's optimizer of that name over the planned parameter groups.
 
@@ -90,7 +59,14 @@ def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.op
     from strategies.plan import param_groups
 
     return build_optimizer(
-        param_groups(model, plan), strategy.optimizer, lr=strategy.lr, weight_decay=strategy.weight_decay
+        param_groups(model, plan, by_block=strategy.lr_by == "gradient"),
+        strategy.optimizer,
+        lr=strategy.lr,
+        weight_decay=strategy.weight_decay,
+        momentum=strategy.momentum,
+        beta1=strategy.beta1,
+        beta2=strategy.beta2,
+        nesterov=strategy.nesterov,
     )
 
 
@@ -178,14 +154,20 @@ class Schedule(Protocol):
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, strategy: Strategy, updates_per_epoch: int) -> Schedule:
-    """The strategy's schedule, stepped once an update: call ``step_update(n)`` before update ``n``, counted from 0."""
+    """The strategy's schedule; a warm-up longer than the training is cut to its length."""
+    steps = strategy.warmup_steps or strategy.warmup_epochs * updates_per_epoch
     return build_scheduler(
         optimizer,
         strategy.schedule,
         lr=strategy.lr,
         epochs=strategy.epochs,
         updates_per_epoch=updates_per_epoch,
-        warmup_epochs=strategy.warmup_epochs,
+        warmup_epochs=min(steps / updates_per_epoch, strategy.epochs),
+        warmup_lr=strategy.warmup_lr,
+        decay_rate=strategy.decay_rate,
+        decay_epochs=strategy.decay_epochs,
+        patience_epochs=strategy.patience_epochs,
+        poly_power=strategy.poly_power,
     )
 
 

@@ -1,7 +1,7 @@
 """What a strategy means for each parameter of a model, applying it, and proving that it was applied."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -72,10 +72,12 @@ class Plan:
 def make_plan(model: nn.Module, strategy: Strategy) -> Plan:
     """Work out what ``strategy`` asks of every parameter and module of a timm classifier.
 
-    The learning-rate factor of a block is ``layer_decay`` to the power of its distance from the head, the head being at
-    distance 0 (layer-wise decay as in BEiT, Bao et al. 2022). It is counted from the head, so what is frozen below does
-    not shift it. Parameters of one dimension or none, and those that the model lists in ``no_weight_decay()``, get no
-    weight decay.
+    The learning-rate factor of a block follows from ``lr_by``. For ``decay`` it is ``layer_decay`` to the power of its
+    distance from the head, the head being at distance 0 (layer-wise decay as in BEiT, Bao et al. 2022); it is counted
+    from the head, so what is frozen below does not shift it. For ``thirds`` it is the scale of the third of the model
+    in which the block lies (discriminative rates by groups, Howard and Ruder 2018). For ``gradient`` it is 1 until
+    :func:`rescale` says otherwise. Parameters of one dimension or none, and those that the model lists in
+    ``no_weight_decay()``, get no weight decay.
 
     Raises:
         ConfigError: The strategy asks for more blocks than there are, or the model's blocks are unknown.
@@ -90,13 +92,12 @@ def make_plan(model: nn.Module, strategy: Strategy) -> Plan:
 
     def plan_param(name: str, block: int) -> ParamPlan:
         fixed = name.rpartition(".")[0] in batch_norms and strategy.batch_norm == "frozen"
-        distance = 0 if block == HEAD else len(blocks) - block
         decayed = tensors[name].ndim > 1 and name not in undecayed
         return ParamPlan(
             name=name,
             block=block,
             from_epoch=0 if block == HEAD else None if fixed or name not in chosen else opened.get(block),
-            lr_scale=strategy.head_lr_scale if block == HEAD else strategy.layer_decay**distance,
+            lr_scale=strategy.head_lr_scale if block == HEAD else _lr_scale(strategy, block, len(blocks)),
             weight_decay=strategy.weight_decay if decayed else 0.0,
         )
 
@@ -108,14 +109,30 @@ def make_plan(model: nn.Module, strategy: Strategy) -> Plan:
     return Plan(tuple(params), awake, len(blocks), depth)
 
 
+def _lr_scale(strategy: Strategy, block: int, num_blocks: int) -> float:
+    """The factor on a block's learning rate."""
+    if strategy.lr_by == "decay":
+        return strategy.layer_decay ** (num_blocks - block)
+    if strategy.lr_by == "thirds":
+        thirds = (strategy.lower_lr_scale, strategy.middle_lr_scale, strategy.upper_lr_scale)
+        return thirds[3 * block // num_blocks]
+    return 1.0
+
+
+def trained_blocks(strategy: Strategy, num_blocks: int) -> range:
+    """Positions, counted from the input, of the blocks that are trained in the end."""
+    depth = strategy.blocks_trained(num_blocks)
+    start = {"head": num_blocks - depth, "middle": (num_blocks - depth) // 2, "input": 0}[strategy.depth_from]
+    return range(start, start + depth)
+
+
 def _opened(num_blocks: int, depth: int, strategy: Strategy) -> dict[int, int]:
     """The epoch from which each trained block is trained.
 
     With ``unfreeze_epochs`` the block next to the head comes first and the furthest last, evenly over so many epochs
     (gradual unfreezing, Howard and Ruder 2018).
     """
-    start = {"head": num_blocks - depth, "middle": (num_blocks - depth) // 2, "input": 0}[strategy.depth_from]
-    from_the_head = range(start + depth - 1, start - 1, -1)
+    from_the_head = reversed(trained_blocks(strategy, num_blocks))
     return {block: round(strategy.unfreeze_epochs * k / depth) for k, block in enumerate(from_the_head)}
 
 
@@ -128,7 +145,8 @@ def _chosen_parameters(model: nn.Module, kind: str) -> set[str]:
     norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
     of_norms = {name for name in names if name.rpartition(".")[0] in norms}
     biases = {name for name in names if name.rpartition(".")[2] == "bias"}
-    return {"norms": of_norms, "biases": biases, "norms_and_biases": of_norms | biases}[kind]
+    updates = {name for name in names if ".lora_" in name}
+    return {"norms": of_norms, "biases": biases, "norms_and_biases": of_norms | biases, "lora": updates}[kind]
 
 
 def _awake(model: nn.Module, blocks: Blocks, opened: Mapping[int, int]) -> dict[str, int | None]:
@@ -169,20 +187,42 @@ def set_train_mode(model: nn.Module, plan: Plan, epoch: int = 0) -> None:
             module.training = False
 
 
-def param_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+def param_groups(model: nn.Module, plan: Plan, by_block: bool = False) -> list[dict[str, Any]]:
     """Optimizer groups of all that is trained in some epoch, one for each pair of rate factor and weight decay.
 
     Each group carries ``lr_scale``, which timm's schedulers multiply in at every step.
+
+    Args:
+        model: The planned model.
+        plan: Its plan.
+        by_block: Whether no two blocks share a group, as :func:`rescale` needs it.
     """
     tensors = dict(model.named_parameters())
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for param in plan.params:
         if param.from_epoch is not None:
-            groups.setdefault((param.lr_scale, param.weight_decay), []).append(tensors[param.name])
+            key = (param.lr_scale, param.weight_decay, param.block if by_block else HEAD)
+            groups.setdefault(key, []).append(tensors[param.name])
     return [
-        {"params": params, "lr_scale": lr_scale, "weight_decay": weight_decay}
-        for (lr_scale, weight_decay), params in groups.items()
+        {"params": params, "lr_scale": lr_scale, "weight_decay": weight_decay, "block": block}
+        for (lr_scale, weight_decay, block), params in groups.items()
     ]
+
+
+def rescale(plan: Plan, optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> Plan:
+    """Give blocks other factors on their learning rates, from the next step of the schedule on.
+
+    Args:
+        plan: The plan that holds; it is not changed.
+        optimizer: With groups by block.
+        factors: By block; those left out keep theirs.
+
+    Returns:
+        The plan that holds now.
+    """
+    for group in optimizer.param_groups:
+        group["lr_scale"] = factors.get(group["block"], group["lr_scale"])
+    return replace(plan, params=tuple(replace(p, lr_scale=factors.get(p.block, p.lr_scale)) for p in plan.params))
 
 
 def check_applied(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer, epoch: int = 0) -> None:

@@ -1,13 +1,14 @@
 """The space strategies are sampled from: per field a range, a list of choices or a plain value."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Protocol
 
+from strategies.conditions import CONDITIONS, has_effect
 from strategies.errors import ConfigError, nearest
-from strategies.strategy import CHOICES, CHOICES_DEFAULTS, CONDITIONS, Strategy, has_effect
+from strategies.strategy import CHOICES, CHOICES_DEFAULTS, Strategy
 
 
 class Suggests(Protocol):
@@ -110,8 +111,8 @@ def parse_space(spec: Mapping[str, Any]) -> dict[str, Entry]:
 def _sampling_order(space: Space) -> list[str]:
     """All fields in such an order that conditions, built in or of the space, look back only."""
     asked = {name: [when.name for when in space[name].when] if name in space else [] for name in CHOICES}
-    for name, (controllers, _) in CONDITIONS.items():
-        asked[name] += controllers
+    for name, condition in CONDITIONS.items():
+        asked[name] += condition.controllers
     ordered: list[str] = []
     while len(ordered) < len(asked):
         # The first field that can come: without conditions of the space this is the order of the fields.
@@ -186,8 +187,8 @@ def _parse_range(name: str, spec: Mapping[str, Any]) -> IntRange | FloatRange:
         if key not in spec:
             raise ConfigError(f"strategy.{name}.{key}: missing; a range needs low and high, a list needs choices")
         _check_value(name, spec[key], key)
-        if isinstance(spec[key], str):
-            raise ConfigError(f"strategy.{name}.{key}: {spec[key]!r} is not a number; names need choices")
+        if spec[key] is None or isinstance(spec[key], str | bool):
+            raise ConfigError(f"strategy.{name}.{key}: {spec[key]!r} is not a number; other values need choices")
     low, high, step, log = spec["low"], spec["high"], spec.get("step"), spec.get("log", False)
     if not isinstance(log, bool):
         raise ConfigError(f"strategy.{name}.log: {log!r} is not true or false")
@@ -277,6 +278,21 @@ def _suggest(name: str, entry: Entry, trial: Suggests) -> Any:
             return trial.suggest_categorical(name, choices)
 
 
+def without(space: Space, names: Collection[str]) -> dict[str, Entry]:
+    """The space without some fields, which then have their defaults, and without conditions on them that still hold.
+
+    What depends on a field (``when``) that is left out is left out too where the default does not fulfil the condition.
+    """
+    kept = {name: entry for name, entry in space.items() if name not in names}
+    met = {
+        name: replace(entry, when=tuple(when for when in entry.when if when.name not in names))
+        for name, entry in kept.items()
+        if all(when.holds(CHOICES_DEFAULTS) for when in entry.when if when.name in names)
+    }
+    lost = kept.keys() - met.keys()
+    return without(met, lost) if lost else met
+
+
 def project(strategy: Strategy, space: Space, num_blocks: int) -> dict[str, Any]:
     """The point of ``space`` nearest to ``strategy``, as parameters to enqueue.
 
@@ -297,15 +313,22 @@ def project(strategy: Strategy, space: Space, num_blocks: int) -> dict[str, Any]
     return params
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _nearest_value(name: str, wanted: Any, entry: Entry, num_blocks: int) -> Any:
     def as_share(value: Any) -> float:
         return float(value) / num_blocks if name == "depth" and isinstance(value, int) else float(value)
 
     match entry:
         case Choice(choices=choices):
-            if isinstance(wanted, str):
+            numbers = [choice for choice in choices if _is_number(choice)]
+            if not _is_number(wanted) or not numbers:
                 return wanted if wanted in choices else None
-            return min(choices, key=lambda choice: abs(as_share(choice) - as_share(wanted)))
+            return min(numbers, key=lambda choice: abs(as_share(choice) - as_share(wanted)))
+        case _ if not _is_number(wanted):
+            return None
         case IntRange(low=low, high=high, step=step):
             steps = round((min(max(wanted, low), high) - low) / step)
             return low + steps * step

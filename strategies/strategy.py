@@ -3,72 +3,24 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from strategies.choices import Choices, choice
+from strategies.conditions import has_effect
 from strategies.errors import ConfigError, nearest
 
 #: The losses that each task can be trained with; the first is its default.
 TASK_LOSSES: dict[str, tuple[str, ...]] = {
-    "classification": ("cross_entropy", "label_smoothing", "focal", "bce", "mse"),
+    "classification": ("cross_entropy", "label_smoothing", "focal", "poly1", "bce", "mse"),
     "multilabel": ("bce", "focal"),
     "regression": ("mse", "l1", "huber"),
 }
 
-_KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a name"}
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What a strategy's field may hold.
-
-    Args:
-        kinds: Types accepted; an int is accepted where a float is, a bool never is.
-        low: Least value, itself allowed unless ``above`` is set.
-        high: Greatest value, itself allowed.
-        above: ``low`` itself is excluded.
-        options: The only values accepted; empty for numbers.
-        help: One line for ``--help`` and the docs.
-    """
-
-    kinds: tuple[type, ...]
-    help: str
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-    options: tuple[str, ...] = ()
-
-    def expected(self) -> str:
-        """The accepted values in words."""
-        if self.options:
-            return "one of " + ", ".join(self.options)
-        kind = " or ".join(_KINDS[k] for k in self.kinds)
-        bounds = []
-        if self.low > -math.inf:
-            bounds.append(f"{'above' if self.above else 'at least'} {self.low:g}")
-        if self.high < math.inf:
-            bounds.append(f"at most {self.high:g}")
-        return kind + (" " + " and ".join(bounds) if bounds else "")
-
-    def accepts(self, value: object) -> bool:
-        """Whether ``value`` is of the right type, finite and within bounds."""
-        if isinstance(value, bool):
-            return False
-        if isinstance(value, str):
-            return str in self.kinds and (not self.options or value in self.options)
-        if not isinstance(value, self.kinds) and not (isinstance(value, int) and float in self.kinds):
-            return False
-        assert isinstance(value, int | float)
-        inside = self.low < value if self.above else self.low <= value
-        # Not math.isfinite: it cannot take whole numbers beyond the floats. NaN fails either comparison.
-        return inside and value <= self.high and abs(value) != math.inf
-
-
-def _choice(default: Any, help: str, *kinds: type, **limits: Any) -> Any:
-    return field(default=default, metadata={"choices": Choices(kinds, help, **limits)})
+_MANY = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +28,7 @@ class Strategy:
     """Every choice of how to fine-tune one model.
 
     A field that another choice makes meaningless (``focal_gamma`` without the focal loss) keeps its default and has no
-    effect; see :data:`CONDITIONS`.
+    effect; see :data:`strategies.conditions.CONDITIONS`.
 
     Example:
         >>> Strategy(depth=0, lr=0.01).replace(optimizer="sgd").optimizer
@@ -86,109 +38,506 @@ class Strategy:
         ConfigError: A value is of the wrong type or out of bounds.
     """
 
-    depth: int | float = _choice(
+    # What is trained.
+    depth: int | float = choice(
         1.0,
         "blocks trained, counted from the head: a whole number, or a fraction (1.0 is all)",
         int,
         float,
         low=0,
-        high=100_000,
+        high=_MANY,
+        source="Yosinski et al., NeurIPS 2014",
+        helps="always; few images and familiar pictures want less of it",
     )
-    depth_from: str = _choice(
+    depth_from: str = choice(
         "head",
         "where the trained blocks lie: next to the head, next to the input (surgical fine-tuning), or in the middle",
         str,
         options=("head", "input", "middle"),
+        source="Lee et al., Surgical Fine-Tuning, ICLR 2023",
+        helps="images look different but classes mean the same",
     )
-    parameters: str = _choice(
+    parameters: str = choice(
         "all",
-        "what of the trained blocks is trained: all, or normalisations or biases only; the head always whole",
+        "what of the trained blocks is trained: all, normalisations or biases only, or low-rank updates (lora) of "
+        "linear layers and convolutions; the head always whole",
         str,
-        options=("all", "norms", "biases", "norms_and_biases"),
+        options=("all", "norms", "biases", "norms_and_biases", "lora"),
+        source="Frankle et al., ICLR 2021; Ben Zaken et al., BitFit, ACL 2022; Hu et al., LoRA, ICLR 2022",
+        helps="few images, large models",
     )
-    unfreeze_epochs: float = _choice(
+    lora_rank: int = choice(
+        8, "rank of the low-rank updates", int, low=1, high=4096, source="Hu et al., LoRA, ICLR 2022"
+    )
+    lora_alpha: float = choice(
+        16.0,
+        "scale of the low-rank updates, divided by the rank",
+        float,
+        low=0,
+        above=True,
+        high=10_000,
+        source="Hu et al., LoRA, ICLR 2022",
+    )
+    unfreeze_epochs: float = choice(
         0.0,
         "epochs over which the trained blocks are unfrozen one by one, from the head on",
         float,
         low=0,
-        high=100_000,
+        high=_MANY,
+        source="Howard and Ruder, ULMFiT, ACL 2018",
+        helps="full fine-tuning forgets in its first epochs",
     )
-    reinit_blocks: int = _choice(
-        0, "trained blocks next to the head that are drawn anew instead of pretrained", int, low=0, high=100_000
+    reinit_blocks: int = choice(
+        0,
+        "trained blocks next to the head that are drawn anew instead of pretrained",
+        int,
+        low=0,
+        high=_MANY,
+        source="Zhang et al., Revisiting Few-sample BERT Fine-tuning, ICLR 2021",
+        helps="the pretraining's last features are far from the task",
     )
-    probe_epochs: int = _choice(
-        0, "epochs of a linear probe on stored features before the fine-tuning (LP-FT)", int, low=0, high=100_000
+    probe_epochs: int = choice(
+        0,
+        "epochs of a linear probe on stored features before the fine-tuning (LP-FT)",
+        int,
+        low=0,
+        high=_MANY,
+        source="Kumar et al., ICLR 2022",
+        helps="always cheap; most where training and use differ",
     )
-    probe_lr: float = _choice(0.01, "peak learning rate of that probe", float, low=0, above=True, high=100)
-    loss: str = _choice(
+    probe_lr: float = choice(0.01, "peak learning rate of that probe", float, low=0, above=True, high=100)
+
+    # With which loss, on which images how often.
+    loss: str = choice(
         "cross_entropy",
         "training loss; which of them there are depends on the task",
         str,
         options=tuple(dict.fromkeys(name for names in TASK_LOSSES.values() for name in names)),
+        source="bce: Beyer et al., 2020; huber: Huber 1964",
+        helps="bce with mixup and CutMix, focal with many easy images",
     )
-    label_smoothing: float = _choice(
-        0.1, "mass moved to the other classes, with loss label_smoothing", float, low=0, high=0.9
+    label_smoothing: float = choice(
+        0.1,
+        "mass moved to the other classes, with loss label_smoothing",
+        float,
+        low=0,
+        high=0.9,
+        source="Szegedy et al., CVPR 2016",
+        helps="noisy labels, overconfident models",
     )
-    focal_gamma: float = _choice(2.0, "focusing exponent, with loss focal", float, low=0, high=10)
-    optimizer: str = _choice("adamw", "any name of timm.optim.list_optimizers()", str)
-    lr: float = _choice(
-        1e-3, "peak learning rate, of which the blocks and the head take shares", float, low=0, above=True, high=100
+    focal_gamma: float = choice(
+        2.0, "focusing exponent, with loss focal", float, low=0, high=10, source="Lin et al., ICCV 2017"
     )
-    head_lr_scale: float = _choice(1.0, "factor on the head's learning rate", float, low=0, above=True, high=10_000)
-    layer_decay: float = _choice(
-        1.0, "factor on the learning rate for each block further from the head", float, low=0, above=True, high=1
+    poly1_epsilon: float = choice(
+        1.0,
+        "change of cross entropy's first coefficient, with loss poly1",
+        float,
+        low=-1,
+        high=100,
+        source="Leng et al., PolyLoss, ICLR 2022",
     )
-    weight_decay: float = _choice(0.01, "weight decay, never on norms and biases", float, low=0, high=10)
-    schedule: str = _choice(
-        "cosine", "learning-rate schedule over the epochs", str, options=("cosine", "poly", "step", "constant")
+    mse_weight: float = choice(
+        1.0,
+        "factor on the true class's error, with loss mse of classes",
+        float,
+        low=0,
+        above=True,
+        high=10_000,
+        source="Hui and Belkin, ICLR 2021",
+        helps="more than some forty classes",
     )
-    warmup_epochs: float = _choice(0.0, "epochs of linear warm-up from zero", float, low=0, high=100_000)
-    clip_grad: float = _choice(0.0, "largest gradient norm, 0 for no clipping", float, low=0, high=1e9)
-    batch_norm: str = _choice(
+    mse_target: float = choice(
+        1.0,
+        "what the true class's logit should be, with loss mse of classes",
+        float,
+        low=0,
+        above=True,
+        high=10_000,
+        source="Hui and Belkin, ICLR 2021",
+        helps="more than some forty classes",
+    )
+    class_weights: str = choice(
+        "none",
+        "how classes count in the loss: alike, in inverse proportion to their images or to their effective number",
+        str,
+        options=("none", "balanced", "effective_number"),
+        source="Cui et al., CVPR 2019",
+        helps="rare classes, with metric balanced_accuracy or macro_f1",
+    )
+    class_weights_beta: float = choice(
+        0.999,
+        "how soon further images of a class add nothing, with class_weights effective_number",
+        float,
+        low=0,
+        high=1,
+        below=True,
+        source="Cui et al., CVPR 2019",
+    )
+    sampling: str = choice(
+        "natural",
+        "which images an epoch shows: each once, or classes equally often, or by the square root of their size",
+        str,
+        options=("natural", "balanced", "sqrt"),
+        source="Kang et al., ICLR 2020; Mahajan et al., ECCV 2018",
+        helps="rare classes",
+    )
+    distill_weight: float = choice(
+        0.0,
+        "share of the loss that is the distance from the study's teacher",
+        float,
+        low=0,
+        high=1,
+        source="Hinton et al., 2014; Beyer et al., CVPR 2022",
+        helps="a small model is wanted and a good large one is there",
+    )
+    distill_temperature: float = choice(
+        2.0, "softening of both answers there", float, low=0, above=True, high=100, source="Hinton et al., 2014"
+    )
+
+    # How fast.
+    optimizer: str = choice(
+        "adamw",
+        "any name of timm.optim.list_optimizers()",
+        str,
+        source="timm",
+        helps="sgd and adamw are the two to try first",
+    )
+    momentum: float | None = choice(
+        None,
+        "share of the last step that is kept; null for the optimizer's own",
+        float,
+        low=0,
+        high=1,
+        below=True,
+        optional=True,
+    )
+    beta1: float | None = choice(
+        None,
+        "share kept in the mean of gradients; null for the optimizer's own",
+        float,
+        low=0,
+        high=1,
+        below=True,
+        optional=True,
+    )
+    beta2: float | None = choice(
+        None,
+        "share kept in the mean of squared gradients; null for the optimizer's own",
+        float,
+        low=0,
+        high=1,
+        below=True,
+        optional=True,
+    )
+    nesterov: bool | None = choice(
+        None, "whether gradients are taken one step ahead; null for the optimizer's own", bool, optional=True
+    )
+    lr: float = choice(
+        1e-3,
+        "peak learning rate, of which the blocks and the head take shares",
+        float,
+        low=0,
+        above=True,
+        high=100,
+        helps="always, and on a log scale",
+    )
+    head_lr_scale: float = choice(
+        1.0,
+        "factor on the head's learning rate",
+        float,
+        low=0,
+        above=True,
+        high=10_000,
+        helps="the head is new, the body is not",
+    )
+    lr_by: str = choice(
+        "decay",
+        "what sets the blocks' learning rates: layer_decay, scales of the model's thirds, or relative gradient norms",
+        str,
+        options=("decay", "thirds", "gradient"),
+        source="gradient: Auto-RGN of Lee et al., ICLR 2023",
+        helps="gradient where nobody knows which blocks must move",
+    )
+    layer_decay: float = choice(
+        1.0,
+        "factor on the learning rate for each block further from the head",
+        float,
+        low=0,
+        above=True,
+        high=1,
+        source="Bao et al., BEiT, ICLR 2022",
+        helps="transformers, and deep unfreezing on few images",
+    )
+    lower_lr_scale: float = choice(
+        0.1,
+        "factor on the learning rate of the third of the blocks next to the input",
+        float,
+        low=0,
+        above=True,
+        high=100,
+        source="Howard and Ruder, ULMFiT, ACL 2018; fastai",
+    )
+    middle_lr_scale: float = choice(
+        0.3, "factor on the learning rate of the middle third", float, low=0, above=True, high=100, source="as above"
+    )
+    upper_lr_scale: float = choice(
+        1.0,
+        "factor on the learning rate of the third next to the head",
+        float,
+        low=0,
+        above=True,
+        high=100,
+        source="as above",
+    )
+    weight_decay: float = choice(
+        0.01,
+        "weight decay, never on norms and biases",
+        float,
+        low=0,
+        high=10,
+        source="Loshchilov and Hutter, ICLR 2019",
+        helps="few images",
+    )
+    schedule: str = choice(
+        "cosine",
+        "learning-rate schedule over the epochs",
+        str,
+        options=("cosine", "poly", "step", "multistep", "plateau", "one_cycle", "constant"),
+        source="Loshchilov and Hutter, ICLR 2017; Smith and Topin, 2019 (one_cycle); timm",
+        helps="rarely matters as much as lr",
+    )
+    decay_rate: float = choice(
+        0.1,
+        "factor at each cut of the rate, with schedules step, multistep and plateau",
+        float,
+        low=0,
+        above=True,
+        high=1,
+    )
+    decay_epochs: float = choice(
+        0.0, "epochs between cuts, with schedule step; 0 for a third of all", float, low=0, high=_MANY
+    )
+    patience_epochs: int = choice(
+        1, "epochs without a better score before a cut, with schedule plateau", int, low=1, high=_MANY
+    )
+    poly_power: float = choice(
+        1.0, "exponent of schedule poly; 1 is a straight line", float, low=0, above=True, high=10
+    )
+    warmup_steps: int = choice(
+        0, "optimizer steps of linear warm-up; 0 leaves it to warmup_epochs", int, low=0, high=1_000_000_000
+    )
+    warmup_epochs: float = choice(
+        0.0,
+        "epochs of linear warm-up",
+        float,
+        low=0,
+        high=_MANY,
+        source="Goyal et al., 2017",
+        helps="transformers, large batches, high rates",
+    )
+    warmup_lr: float = choice(
+        0.0, "where the warm-up starts, as a share of lr; 0 as near zero as a step can be", float, low=0, high=1
+    )
+    clip_grad: float = choice(
+        0.0,
+        "largest gradient norm, 0 for no clipping",
+        float,
+        low=0,
+        high=1e9,
+        source="Pascanu et al., ICML 2013",
+        helps="spikes early in training, transformers",
+    )
+    sam_rho: float = choice(
+        0.0,
+        "radius of sharpness-aware minimisation, 0 for none; a step takes twice as long",
+        float,
+        low=0,
+        high=10,
+        source="Foret et al., ICLR 2021",
+        helps="few images, noisy labels",
+    )
+
+    # Held near its start.
+    l2_sp: float = choice(
+        0.0,
+        "weight of the squared distance from the pretrained weights",
+        float,
+        low=0,
+        high=1000,
+        source="Li et al., ICML 2018",
+        helps="few images that look like the pretraining's",
+    )
+    delta: float = choice(
+        0.0,
+        "weight of the distance from the pretrained feature maps",
+        float,
+        low=0,
+        high=1000,
+        source="Li et al., DELTA, ICLR 2019",
+        helps="few images; costs a second forward pass",
+    )
+    bss: float = choice(
+        0.0,
+        "weight of the smallest singular value of a batch's features",
+        float,
+        low=0,
+        high=1000,
+        source="Chen et al., BSS, NeurIPS 2019",
+        helps="negative transfer",
+    )
+    co_tuning: float = choice(
+        0.0,
+        "weight of the pretrained classifier's loss against the source classes that belong to the targets",
+        float,
+        low=0,
+        high=1000,
+        source="You et al., Co-Tuning, NeurIPS 2020",
+        helps="classes like those of the pretraining; needs weights with their classifier",
+    )
+    stochastic_norm: float = choice(
+        0.0,
+        "share of BatchNorm channels that a step normalises by the moving statistics",
+        float,
+        low=0,
+        high=1,
+        source="Kou et al., StochNorm, NeurIPS 2020",
+        helps="small batches and few images",
+    )
+    dropout: float = choice(
+        0.0,
+        "share of the features that the head does not see in training",
+        float,
+        low=0,
+        high=1,
+        below=True,
+        source="Srivastava et al., JMLR 2014",
+        helps="few images",
+    )
+    drop_path: float = choice(
+        0.0,
+        "largest share of images for which a residual branch is left out",
+        float,
+        low=0,
+        high=1,
+        below=True,
+        source="Huang et al., ECCV 2016",
+        helps="deep models, long training",
+    )
+    ema: float = choice(
+        0.0,
+        "decay of the moving average of weights that is scored and kept, 0 for none",
+        float,
+        low=0,
+        high=1,
+        below=True,
+        source="Polyak and Juditsky 1992; timm",
+        helps="noisy validation, high rates",
+    )
+    swa_epochs: int = choice(
+        0,
+        "last epochs whose weights are averaged, 0 for none",
+        int,
+        low=0,
+        high=_MANY,
+        source="Izmailov et al., UAI 2018",
+        helps="with schedule constant or step",
+    )
+    batch_norm: str = choice(
         "train",
         "BatchNorm of trained blocks: train, frozen_stats (running statistics fixed) or frozen (affine fixed too)",
         str,
         options=("train", "frozen_stats", "frozen"),
+        helps="small batches, or images much like the pretraining's",
     )
-    augment: str = _choice(
+
+    # Seen how.
+    augment: str = choice(
         "none",
         "augmentation level; custom is what the fields from crop_area to erase say",
         str,
         options=("none", "light", "medium", "strong", "custom"),
+        helps="few images, many epochs",
     )
-    crop_area: float = _choice(0.6, "least share of the area that a random crop keeps", float, low=0.01, high=1)
-    flip: float = _choice(0.5, "share of images mirrored left to right", float, low=0, high=1)
-    rotate: float = _choice(0.0, "largest rotation in degrees", float, low=0, high=180)
-    colour: float = _choice(0.0, "largest relative change of brightness and contrast", float, low=0, high=1)
-    saturation: float = _choice(0.0, "largest relative change of saturation", float, low=0, high=1)
-    hue: float = _choice(0.0, "largest turn of hues in degrees", float, low=0, high=180)
-    erase: float = _choice(0.0, "share of images with a rectangle blanked", float, low=0, high=1)
-    policy: str = _choice(
+    crop_area: float = choice(
+        0.6,
+        "least share of the area that a random crop keeps",
+        float,
+        low=0.01,
+        high=1,
+        source="Szegedy et al., CVPR 2015",
+    )
+    flip: float = choice(0.5, "share of images mirrored left to right", float, low=0, high=1)
+    rotate: float = choice(0.0, "largest rotation in degrees", float, low=0, high=180)
+    colour: float = choice(0.0, "largest relative change of brightness and contrast", float, low=0, high=1)
+    saturation: float = choice(0.0, "largest relative change of saturation", float, low=0, high=1)
+    hue: float = choice(0.0, "largest turn of hues in degrees", float, low=0, high=180)
+    erase: float = choice(
+        0.0, "share of images with a rectangle blanked", float, low=0, high=1, source="Zhong et al., AAAI 2020"
+    )
+    policy: str = choice(
         "none",
         "augmentation policy before the level: AutoAugment, RandAugment or TrivialAugment",
         str,
         options=("none", "auto", "rand", "trivial"),
+        source="Cubuk et al., CVPR 2019 and NeurIPS 2020; Müller and Hutter, ICCV 2021",
+        helps="natural photographs, long training",
     )
-    policy_ops: int = _choice(2, "operations an image, with policy rand", int, low=1, high=4)
-    policy_magnitude: float = _choice(9.0, "strength of operations, with policy rand; 30 is all", float, low=0, high=30)
-    mixup: float = _choice(0.0, "alpha of mixup, 0 for none", float, low=0, high=100)
-    cutmix: float = _choice(0.0, "alpha of CutMix, 0 for none", float, low=0, high=100)
-    mix_prob: float = _choice(1.0, "share of images that mixup or CutMix mixes", float, low=0, high=1)
-    tta: str = _choice(
+    policy_ops: int = choice(2, "operations an image, with policy rand", int, low=1, high=4)
+    policy_magnitude: float = choice(9.0, "strength of operations, with policy rand; 30 is all", float, low=0, high=30)
+    mixup: float = choice(
+        0.0,
+        "alpha of mixup, 0 for none",
+        float,
+        low=0,
+        high=100,
+        source="Zhang et al., ICLR 2018",
+        helps="long training, noisy labels",
+    )
+    cutmix: float = choice(
+        0.0,
+        "alpha of CutMix, 0 for none",
+        float,
+        low=0,
+        high=100,
+        source="Yun et al., ICCV 2019",
+        helps="long training of photographs",
+    )
+    mix_prob: float = choice(1.0, "share of images that mixup or CutMix mixes", float, low=0, high=1)
+    image_scale: float = choice(
+        1.0,
+        "size at which images are shown, as a share of data.image_size",
+        float,
+        low=0.1,
+        high=1,
+        source="Touvron et al., FixRes, NeurIPS 2019",
+        helps="what a smaller image costs in score and saves in time",
+    )
+    grow_from: float = choice(
+        1.0,
+        "size of training images in the first epoch, as a share of the last's (progressive resizing)",
+        float,
+        low=0.1,
+        high=1,
+        source="Howard, fastai 2018; Tan and Le, EfficientNetV2, ICML 2021",
+        helps="time; long training",
+    )
+    tta: str = choice(
         "none",
         "views whose outputs are averaged in validation, test and serving: mirrored, or mirrored corners",
         str,
         options=("none", "flip", "crops"),
+        source="Krizhevsky et al., NeurIPS 2012",
+        helps="answers may take several times as long",
     )
-    batch_size: int = _choice(64, "images a step", int, low=1, high=65536)
-    epochs: int = _choice(5, "passes over the training images", int, low=1, high=100_000)
+    batch_size: int = choice(64, "images a step", int, low=1, high=65536, helps="together with lr")
+    epochs: int = choice(5, "passes over the training images", int, low=1, high=_MANY, helps="time allows")
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if not choices.accepts(value):
                 raise ConfigError(f"strategy.{name}: {value!r} is not {choices.expected()}")
-            if choices.kinds == (float,):
+            if choices.kinds == (float,) and value is not None:
                 # 1 and 1.0 train alike, so they must print and hash alike.
                 object.__setattr__(self, name, float(value))
         if isinstance(self.depth, float) and self.depth > 1:
@@ -196,7 +545,7 @@ class Strategy:
                 f"strategy.depth: {self.depth!r} is not a fraction between 0 and 1; for a number of blocks write it "
                 "without a decimal point"
             )
-        for name in ("warmup_epochs", "unfreeze_epochs"):
+        for name in ("warmup_epochs", "unfreeze_epochs", "swa_epochs"):
             if getattr(self, name) > self.epochs:
                 raise ConfigError(f"strategy.{name}: {getattr(self, name):g} is longer than epochs: {self.epochs}")
 
@@ -271,30 +620,3 @@ class Strategy:
 
 CHOICES: dict[str, Choices] = {f.name: f.metadata["choices"] for f in dataclasses.fields(Strategy)}
 CHOICES_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Strategy)}
-
-Condition = tuple[tuple[str, ...], Callable[..., bool]]
-
-_DEEP: Condition = (("depth",), lambda depth: depth > 0)
-_CUSTOM: Condition = (("augment",), lambda augment: augment == "custom")
-_RAND: Condition = (("policy",), lambda policy: policy == "rand")
-
-# What a field depends on: other fields, and whether it has an effect with their values. One absent here always has.
-CONDITIONS: dict[str, Condition] = {
-    "label_smoothing": (("loss",), lambda loss: loss == "label_smoothing"),
-    "focal_gamma": (("loss",), lambda loss: loss == "focal"),
-    "probe_lr": (("probe_epochs",), lambda epochs: epochs > 0),
-    **dict.fromkeys(
-        ("reinit_blocks", "depth_from", "parameters", "unfreeze_epochs", "layer_decay", "batch_norm"), _DEEP
-    ),
-    **dict.fromkeys(("crop_area", "flip", "rotate", "colour", "saturation", "hue", "erase"), _CUSTOM),
-    **dict.fromkeys(("policy_ops", "policy_magnitude"), _RAND),
-    "mix_prob": (("mixup", "cutmix"), lambda mixup, cutmix: mixup > 0 or cutmix > 0),
-}
-
-
-def has_effect(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether the field ``name`` changes training, given the ``values`` of the fields that control it."""
-    if name not in CONDITIONS:
-        return True
-    controllers, condition = CONDITIONS[name]
-    return condition(*(values[controller] for controller in controllers))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
 from strategies import CHOICES, LOSSES, TASK_LOSSES, Strategy
-from strategies.losses import distillation, poly1_loss, scaled_mse
+from strategies.losses import distillation
 
 OUTPUTS = np.random.default_rng(0).normal(0, 2, (8, 5))
 CLASSES = np.array([0, 1, 2, 3, 4, 0, 1, 2])
@@ -17,12 +17,14 @@ TARGETS = {"classification": CLASSES, "multilabel": SHOWN, "regression": NUMBERS
 LOG_P = log_softmax(OUTPUTS, axis=1)
 P_TRUE = np.where(SHOWN == 1, 1 / (1 + np.exp(-OUTPUTS)), 1 / (1 + np.exp(OUTPUTS)))
 ERROR = np.abs(OUTPUTS - NUMBERS)
-STRATEGY = Strategy(label_smoothing=0.2, focal_gamma=1.5)
+STRATEGY = Strategy(label_smoothing=0.2, focal_gamma=1.5, poly1_epsilon=2.0)
+SCALED = Strategy(loss="mse", mse_weight=3.0, mse_target=7.0)
 
 REFERENCES = {
     ("classification", "cross_entropy"): -(ONE_HOT * LOG_P).sum(1).mean(),
     ("classification", "label_smoothing"): -((0.8 * ONE_HOT + 0.2 / 5) * LOG_P).sum(1).mean(),
     ("classification", "focal"): -(ONE_HOT * (1 - np.exp(LOG_P)) ** 1.5 * LOG_P).sum(1).mean(),
+    ("classification", "poly1"): (-LOG_P + 2.0 * (1 - np.exp(LOG_P)))[np.arange(8), CLASSES].mean(),
     ("classification", "bce"): (
         (np.log1p(np.exp(-OUTPUTS)) * ONE_HOT + np.log1p(np.exp(OUTPUTS)) * (1 - ONE_HOT)).sum(1).mean()
     ),
@@ -65,8 +67,9 @@ CLASSIFIERS = {
         name: lambda outputs, targets, weights=None, loss=loss: loss(outputs, targets, STRATEGY, weights)
         for name, loss in LOSSES["classification"].items()
     },
-    "poly1": lambda outputs, targets, weights=None: poly1_loss(outputs, targets, 2.0, weights),
-    "scaled_mse": lambda outputs, targets, weights=None: scaled_mse(outputs, targets, 3.0, 7.0, weights),
+    "scaled_mse": lambda outputs, targets, weights=None: LOSSES["classification"]["mse"](
+        outputs, targets, SCALED, weights
+    ),
 }
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0], dtype=torch.float64)
 SHARES = torch.from_numpy(np.random.default_rng(3).dirichlet(np.full(5, 0.5), 8))
@@ -75,12 +78,14 @@ SHARES = torch.from_numpy(np.random.default_rng(3).dirichlet(np.full(5, 0.5), 8)
 def test_poly1_adds_the_share_that_is_missed_to_cross_entropy():
     p = np.exp(LOG_P[np.arange(8), CLASSES])
     for epsilon in (-1.0, 0.0, 2.5):
-        found = poly1_loss(torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES), epsilon)
+        found = LOSSES["classification"]["poly1"](
+            torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES), Strategy(loss="poly1", poly1_epsilon=epsilon)
+        )
         assert found.item() == pytest.approx((-np.log(p) + epsilon * (1 - p)).mean(), rel=1e-9)
 
 
 def test_scaled_squared_error_weighs_and_stretches_the_true_class():
-    found = scaled_mse(torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES), 3.0, 7.0)
+    found = LOSSES["classification"]["mse"](torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES), SCALED)
     total = 0.0
     for row, true in zip(OUTPUTS, CLASSES, strict=True):
         total += sum(3 * (value - 7) ** 2 if c == true else value**2 for c, value in enumerate(row)) / 5

@@ -11,16 +11,16 @@ def value_of(name: str) -> st.SearchStrategy:
     choices = CHOICES[name]
     if name == "depth":
         return st.one_of(st.integers(0, 9), st.floats(0, 1))
-    if name in ("warmup_epochs", "unfreeze_epochs"):
-        return st.just(0.0)
-    if choices.options:
-        return st.sampled_from(choices.options)
+    if name in ("warmup_epochs", "unfreeze_epochs", "swa_epochs"):
+        return st.just(0)
+    if choices.optional:
+        return st.none() | (st.booleans() if choices.kinds == (bool,) else st.floats(0, 0.99))
     if choices.kinds == (str,):
-        return st.sampled_from(["adamw", "sgd", "lion"])
+        return st.sampled_from(choices.options or ("adamw", "sgd", "lion"))
     low, high = max(choices.low, 0), min(choices.high, 1000)
     if choices.kinds == (int,):
         return st.integers(int(low), int(high))
-    return st.floats(low, high, exclude_min=choices.above)
+    return st.floats(low, high, exclude_min=choices.above, exclude_max=choices.below)
 
 
 STRATEGIES = st.builds(Strategy, **{name: value_of(name) for name in CHOICES})

@@ -1,0 +1,79 @@
+"""Stochastic normalisation: BatchNorm that trusts the pretrained statistics in some channels of each step."""
+
+import torch
+from timm.layers import BatchNormAct2d, register_notrace_module  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+# Leaves of torch.fx, as the classes they stand for are: a traced forward would fix what depends on the mode.
+@register_notrace_module
+class StochNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d that, while it trains, normalises each channel by the moving statistics with probability ``p``.
+
+    In eval mode, and without running statistics, it is BatchNorm2d. Made by :func:`use_stochastic_norm`.
+    """
+
+    p: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input``, (N, C, H, W) float, to the same shape."""
+        return _normalise(self, input, self.p)
+
+
+@register_notrace_module
+class StochNormAct2d(BatchNormAct2d):
+    """Timm's BatchNorm2d with an activation behind it, changed as :class:`StochNorm2d` is."""
+
+    p: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``, (N, C, H, W) float, drop and activate, to the same shape."""
+        activated: Tensor = self.act(self.drop(_normalise(self, x, self.p)))
+        return activated
+
+
+_STOCHASTIC: dict[type[nn.Module], type[StochNorm2d] | type[StochNormAct2d]] = {
+    nn.BatchNorm2d: StochNorm2d,
+    BatchNormAct2d: StochNormAct2d,
+}
+
+
+def use_stochastic_norm(model: nn.Module, p: float) -> int:
+    """Turn a model's BatchNorm2d modules, in place, into stochastic normalisation (StochNorm).
+
+    Kou, You, Long, Wang: Stochastic Normalization, NeurIPS 2020. A step draws for each channel which of two branches it
+    takes: the batch's statistics, as BatchNorm, or the moving ones as they stood before the step. The moving ones are
+    updated by the batch in every channel, as by BatchNorm. The draws come from torch's global generator of the device.
+
+    The modules stay the same objects with the same parameters, buffers, hooks and names, so an optimizer made before
+    stays right, and state dicts fit both ways. Subclasses of BatchNorm2d other than timm's BatchNormAct2d have a
+    forward of their own and are left as they are.
+
+    Args:
+        model: Any model; what is in eval mode is not changed in its results.
+        p: Probability of the moving statistics, in [0, 1]: 0 is BatchNorm, 1 the moving statistics always. The paper
+            takes 0.5.
+
+    Returns:
+        How many modules were turned.
+    """
+    turned = 0
+    for module in model.modules():
+        kind = _STOCHASTIC.get(type(module))
+        if kind is not None:
+            module.__class__ = kind
+            module.p = p  # type: ignore[assignment]
+            turned += 1
+    return turned
+
+
+def _normalise(norm: nn.BatchNorm2d, x: Tensor, p: float) -> Tensor:
+    if not norm.training or norm.running_mean is None or norm.running_var is None or p == 0:
+        return nn.BatchNorm2d.forward(norm, x)
+    # Copies, because the other branch updates the buffers in place and this one's backward pass reads them.
+    mean, var = norm.running_mean.clone(), norm.running_var.clone()
+    by_moving = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps)
+    by_batch = nn.BatchNorm2d.forward(norm, x)
+    moving = torch.rand(norm.num_features, device=x.device) < p
+    return torch.where(moving[:, None, None], by_moving, by_batch)
