@@ -12,7 +12,6 @@ A row is marked as done only after its pixels have reached the disk: whenever th
 on from the rows that are marked.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from strategies import DataError
 from trainers.data.decoding import Pixels, Preprocessing
 from trainers.data.file_index import DIGEST_BYTES
+from trainers.durable import FULL, PART, make_room, reserve, sync, write_at
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ WAITING = "waiting for another process that decodes these images"
 _CHUNK = 16
 _COMMIT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class AccessError(DataError):
@@ -156,7 +155,7 @@ class PixelCache:
     def _build(
         self, folder: Path, wanted: _Wanted, decoded: Callable[[int], Pixels], progress: Progress
     ) -> PixelArray | None:
-        part = folder.with_suffix(".part")
+        part = folder.with_suffix(PART)
         _remove_damaged(folder)
         others = [other for other in _folders(folder.parent) if other not in {folder, part}]
         # Opened before room is made: what is mapped can be copied from even when its name is gone.
@@ -173,7 +172,7 @@ class PixelCache:
                 donors.clear()
                 filling.decode(decoded)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 shutil.rmtree(part, ignore_errors=True)
             raise
         if not filling.unread:
@@ -198,23 +197,12 @@ class PixelCache:
         return _opened(part, wanted.shape)
 
     def _make_room(self, need: int) -> bool:
-        """Remove left-over parts and then arrays, oldest first, until ``need`` bytes more are within the bound."""
         sizes = {folder: _size(folder) for shelf in _folders(self._root) for folder in _folders(shelf)}
-        by_age = sorted(sizes, key=lambda folder: (folder.suffix != ".part", _used(folder), folder.name))
-        for folder in by_age:
-            building = sum(size for other, size in sizes.items() if other.suffix == ".part")
-            if sum(sizes.values()) + need <= self._max_bytes:
-                return True
-            # What others are building stays: where that is too much, removing arrays would not help.
-            if folder.suffix != ".part" and building + need > self._max_bytes:
-                return False
-            if self._removed(folder):
-                log.info("%s made room: %.1f GiB", folder, sizes.pop(folder) / 2**30)
-        return sum(sizes.values()) + need <= self._max_bytes
+        return make_room(sizes, need, self._max_bytes, self._removed)
 
     def _removed(self, folder: Path) -> bool:
         """Remove an array, or a part unless a process is building it."""
-        if folder.suffix != ".part":
+        if folder.suffix != PART:
             shutil.rmtree(folder, ignore_errors=True)
             return True
         try:
@@ -237,7 +225,7 @@ class PixelCache:
             except Timeout:
                 if attempt == 0:
                     log.info("another process is decoding these images; waiting for it")
-                other = _opened(folder.with_suffix(".part"), wanted.shape)
+                other = _opened(folder.with_suffix(PART), wanted.shape)
                 if other is not None:
                     progress(WAITING, int(other.done.sum()), len(other.done))
         try:
@@ -246,7 +234,7 @@ class PixelCache:
             lock.release()
 
     def _refusal(self, error: OSError, need: int) -> DataError:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             return DataError(f"data.cache={self._folder} cannot be used: {error}")
         free = shutil.disk_usage(self._folder).free
         return DataError(
@@ -324,12 +312,7 @@ class _Filling:
         return True
 
     def _write(self, row: int, pixels: NDArray[np.uint8]) -> None:
-        # A write to a full disk raises; a store to mapped memory would end the process.
-        left = np.ascontiguousarray(pixels).reshape(-1).data
-        offset = self._start + row * self._row_bytes
-        while left:
-            written = os.pwrite(self._pixels_file, left, offset)
-            left, offset = left[written:], offset + written
+        write_at(self._pixels_file, np.ascontiguousarray(pixels).reshape(-1).data, self._start + row * self._row_bytes)
 
     def _count(self, good: list[int], finished: int) -> None:
         self._written += good
@@ -360,7 +343,7 @@ def cores() -> int:
 
 def _found(folder: Path, wanted: _Wanted) -> PixelArray | None:
     """What is wanted, from the array of that name or from a larger one."""
-    shelf = [other for other in _folders(folder.parent) if other != folder and other.suffix != ".part"]
+    shelf = [other for other in _folders(folder.parent) if other != folder and other.suffix != PART]
     for candidate in (folder, *shelf):
         stored = _opened(candidate, wanted.shape)
         if stored is None or int(stored.done.sum()) + len(stored.reasons) != len(stored.done):
@@ -381,7 +364,7 @@ def _opened(folder: Path, shape: tuple[int, int, int, int]) -> _Stored | None:
         done = np.fromfile(folder / "done", dtype=np.uint8)
         mapped = np.lib.format.open_memmap(folder / "pixels.npy", mode="r")
         whole = (folder / "pixels.npy").stat().st_size == mapped.offset + mapped.nbytes
-        reasons = {} if folder.suffix == ".part" else json.loads((folder / "reasons.json").read_text())
+        reasons = {} if folder.suffix == PART else json.loads((folder / "reasons.json").read_text())
         reasons = {int(row): str(reason) for row, reason in reasons.items()}
     except (OSError, ValueError, AttributeError):
         return None
@@ -404,38 +387,18 @@ def _allocate(part: Path, wanted: _Wanted) -> None:
         about = {"descr": "|u1", "fortran_order": False, "shape": wanted.shape}
         np.lib.format.write_array_header_1_0(file, about)
         file.flush()
-        _reserve(file.fileno(), file.tell() + wanted.bytes)
+        reserve(file.fileno(), file.tell() + wanted.bytes)
     (part / "done").write_bytes(bytes(len(wanted.contents)))
     (part / "contents").write_bytes(wanted.contents.tobytes())
-
-
-def _reserve(file: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file, 0, size)
-            return
-        except OSError as error:
-            # Some file systems cannot; there a full disk shows when rows are written.
-            if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
-                raise
-    os.ftruncate(file, size)
 
 
 def _finish(part: Path, folder: Path, reasons: dict[int, str]) -> None:
     """Give a built array its name, once all of it is on the disk."""
     (part / "reasons.json").write_text(json.dumps(reasons))
     for path in (*part.iterdir(), part):
-        _sync(path)
+        sync(path)
     part.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    sync(folder.parent)
 
 
 def _tasks(rows: NDArray[np.int64]) -> list[list[int]]:
@@ -457,12 +420,5 @@ def _folders(folder: Path) -> list[Path]:
 def _size(folder: Path) -> int:
     try:
         return (folder / "pixels.npy").stat().st_size
-    except OSError:
-        return 0
-
-
-def _used(folder: Path) -> int:
-    try:
-        return folder.stat().st_mtime_ns
     except OSError:
         return 0
