@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from strategies import ConfigError, WeightsError
+from strategies import ConfigError, WeightsError, split_blocks
 from trainers.weights import Weights, check_model_name
 
 __all__ = ["ModelSource", "check_model_name", "create_classifier", "parameter_count"]
@@ -33,6 +33,7 @@ class ModelSource:
 
     ``mean`` and ``std`` are what images with pixels in 0 ... 1 are normalised with, a number a channel: the model's
     own for red, green and blue; their average for one channel; red, green, blue, red, ... in turn for any other number.
+    ``num_blocks`` is how many blocks can be unfrozen.
 
     Args:
         name: A timm model, with or without a pretrained tag.
@@ -42,7 +43,8 @@ class ModelSource:
         in_chans: Channels of the images.
 
     Raises:
-        ConfigError: timm knows no such model, or the model cannot take images of this size and so many channels.
+        ConfigError: timm knows no such model, the model cannot take images of this size and so many channels, or its
+            blocks are not known.
         WeightsError: The weights do not fit the model.
     """
 
@@ -56,24 +58,82 @@ class ModelSource:
         twin = self._create_twin()
         self.mean = _per_channel(twin.pretrained_cfg["mean"], in_chans)
         self.std = _per_channel(twin.pretrained_cfg["std"], in_chans)
+        self.num_blocks = len(split_blocks(twin))
         self._template = None if weights.state_dict is None else self._fit(weights.state_dict, twin)
 
         #: Heads that were fitted before a fine-tuning, by all that they depend on; shared by trials.
         self.probes: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        #: For Co-Tuning, how the weights' classes go with those of a data set.
+        self.relationships: dict[tuple[Any, ...], Tensor] = {}
 
-    def build(self, seed: int) -> nn.Module:
+    def build(self, seed: int, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh model on the CPU, in float32 and training mode; the global random state stays as it was.
 
         The pretrained part is equal in every build. The classifier is always drawn from ``seed``, also where
         the weights bring one for as many classes: a trial starts from the body and its head is always new, so
         that trials stay comparable whatever the weights. Without weights all is drawn from ``seed``.
+
+        Args:
+            seed: Draws what is not pretrained.
+            dropout: Share of features that the head does not see in training.
+            drop_path: Largest share of images for which a residual branch is left out in training.
+
+        Raises:
+            ConfigError: The architecture has no residual branches to leave out.
         """
-        model: Any = self._create(seed) if self._template is None else deepcopy(self._template)
+        how = ({"drop_rate": dropout} if dropout > 0 else {}) | ({"drop_path_rate": drop_path} if drop_path > 0 else {})
+        if self._template is None:
+            model: Any = self._create_dropping(seed, how)
+        elif not how:
+            model = deepcopy(self._template)
+        else:
+            model = self._create_dropping(seed, how)
+            model.load_state_dict(self._template.state_dict(), strict=True)
         if self._template is not None:
             with _seeded(seed):
                 model.reset_classifier(self.num_classes)
         assert isinstance(model, nn.Module)
         return model
+
+    def _create_dropping(self, seed: int, how: dict[str, float]) -> Any:
+        try:
+            return self._create(seed, **how)
+        except TypeError as error:
+            raise ConfigError(f"strategy.drop_path: {self.name} has no residual branches to leave out") from error
+
+    def can_drop_path(self) -> bool:
+        """Whether the architecture takes a rate of dropped residual branches."""
+        try:
+            with torch.device("meta"):
+                create_classifier(self.name, self.num_classes, self.image_size, self.in_chans, drop_path_rate=0.1)
+        except TypeError:
+            return False
+        return True
+
+    def takes(self, size: int) -> bool:
+        """Whether the model can be shown images of ``size`` x ``size`` pixels, and all up to its own size."""
+        if size == self.image_size:
+            return True
+        if self._create_twin().pretrained_cfg.get("fixed_input_size"):
+            return False
+        model = self.build(_TWIN_SEED).eval()
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, self.in_chans, size, size))
+        except Exception:  # timm's architectures refuse sizes by assertions, RuntimeError, ValueError ...
+            return False
+        return True
+
+    def pretrained_classifier(self) -> tuple[Tensor, Tensor] | None:
+        """Weight (S, D) and bias (S,) of the classifier that the weights bring; None if they bring none."""
+        names = [f"{name}.weight" for name in _classifier_names(self._create_twin())]
+        state = self.weights.state_dict or {}
+        weights = [name for name in names if name in state and state[name].flatten(1).shape[0] > 1]
+        if len(weights) != 1:
+            return None
+        weight = state[weights[0]].flatten(1)
+        bias = state.get(weights[0].removesuffix("weight") + "bias")
+        return weight, torch.zeros(len(weight)) if bias is None else bias
 
     def draw_anew(self, model: nn.Module, names: Collection[str], seed: int) -> None:
         """Give the parameters and buffers of these names what a model without weights has, drawn from ``seed``."""
@@ -178,6 +238,12 @@ def create_classifier(name: str, num_classes: int, image_size: int, in_chans: in
 def parameter_count(model: nn.Module) -> int:
     """Number of the model's parameters, trainable or not."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _classifier_names(model: Any) -> tuple[str, ...]:
+    """Names of the module or modules that a timm model classifies with, as its configuration has them."""
+    names = model.pretrained_cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _weight_names(model: Any) -> list[str]:

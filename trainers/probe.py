@@ -1,20 +1,27 @@
 """Fitting the head to the frozen body before fine-tuning: the first half of LP-FT (Kumar et al., ICLR 2022)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from strategies import LOSSES, Strategy, TrialError
 from trainers.data import Split
 from trainers.device import Device
+from trainers.prediction import Normalise
 from trainers.tasks import Task
 
 _BATCH = 256
 
 
 def probe_head(
-    model: nn.Module, strategy: Strategy, task: Task, split: Split, normalise: Any, seed: int, device: Device
+    model: nn.Module,
+    strategy: Strategy,
+    task: Task,
+    split: Split,
+    normalise: Normalise,
+    seed: int,
+    device: Device,
+    class_weights: Tensor | None = None,
+    features: Tensor | None = None,
 ) -> None:
     """Train the classifier alone for ``probe_epochs`` on the body's features, which are computed once.
 
@@ -29,12 +36,15 @@ def probe_head(
         normalise: Makes the model's input of (N, C, H, W) float in [0, 1].
         seed: Draws the order of images.
         device: Where to compute.
+        class_weights: (C,) float on the device, or None for all alike.
+        features: What :func:`features_of` gives for the split, if it is known already.
 
     Raises:
         TrialError: The model has not one classifier but several.
     """
     classifier = classifier_of(model)
-    features = _features(model, classifier, split, normalise, device)
+    if features is None:
+        features = features_of(model, split, normalise, device)
     scale = task.scale(split.targets)
     targets = (split.targets if scale is None else scale.standardise(split.targets)).to(device.torch)
     loss = LOSSES[task.name][strategy.loss]
@@ -45,7 +55,7 @@ def probe_head(
     for _ in range(strategy.probe_epochs):
         order = torch.randperm(len(targets), generator=generator)[: updates * strategy.batch_size].to(device.torch)
         for rows in torch.split(order, strategy.batch_size):
-            value = loss(classifier(features[rows]).float(), targets[rows], strategy)
+            value = loss(classifier(features[rows]).float(), targets[rows], strategy, class_weights)
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -66,8 +76,13 @@ def classifier_of(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _features(model: nn.Module, classifier: nn.Module, split: Split, normalise: Any, device: Device) -> Tensor:
-    """What the classifier is given for each image, (N, ...) float32 on the device."""
+def features_of(model: nn.Module, split: Split, normalise: Normalise, device: Device) -> Tensor:
+    """What the classifier is given for each image of a split, (N, ...) float32 on the device; in eval mode.
+
+    Raises:
+        TrialError: The model has not one classifier but several.
+    """
+    classifier = classifier_of(model)
     model.eval()
     caught: list[Tensor] = []
     hook = classifier.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float().clone()))

@@ -3,33 +3,56 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from strategies import (
+    HEAD,
     LOSSES,
     ConfigError,
+    Holding,
+    RelativeGradients,
+    Sam,
     Strategy,
     TrialError,
+    WeightAverage,
     check_applied,
-    entries_of_last_blocks,
+    class_weights,
+    distillation,
+    ema_weight,
+    fixed_batch_stats,
     freeze,
     make_optimizer,
     make_plan,
     make_scheduler,
     mix_batch,
+    refit_batch_norm,
+    rescale,
+    resize,
+    sampling_order,
     set_train_mode,
-    tta_views,
+    shown_size,
+    swa_weight,
     vary,
 )
 from trainers.data import ImageData, Split
 from trainers.device import Device
+from trainers.frozen import NOTHING_REUSED, Reuse, Setting
 from trainers.models import ModelSource
-from trainers.probe import classifier_of, probe_head
+from trainers.prediction import normaliser, predict
+from trainers.range_test import RangeTest, range_test
+from trainers.rows import Rows
+from trainers.start import prepare_model, source_classes
 from trainers.tasks import TASKS
+from trainers.teacher import Teacher
+
+# Batches from which relative gradients are measured before an epoch, as in the code of Lee et al. (ICLR 2023).
+_RATED_BATCHES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,53 +82,58 @@ class Trainer:
         strategy: How to fine-tune.
         seed: Draws the new head, the order of images, augmentation and dropout.
         device: Where to compute.
+        teacher: Whose answers are learnt from where the strategy gives them a weight.
+        reuse: Finds what the frozen part of the model gives, so that it is not computed again; None computes it anew.
 
     Raises:
         ConfigError: The strategy cannot be applied to this model, or its loss not to this task.
         TrialError: From ``next()``: the loss is no longer finite, or the strategy was not applied as planned.
     """
 
-    def __init__(self, source: ModelSource, data: ImageData, strategy: Strategy, seed: int, device: Device) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        data: ImageData,
+        strategy: Strategy,
+        seed: int,
+        device: Device,
+        teacher: Teacher | None = None,
+        reuse: Reuse | None = None,
+    ) -> None:
+        # What has no effect must have none, whoever made the strategy.
+        strategy = strategy.canonical(source.num_blocks)
         self.strategy = strategy
         self.device = device
         self.epoch = 0
         self._data = data
         self._task = TASKS[data.task]
-        if strategy.loss not in LOSSES[data.task]:
-            names = ", ".join(LOSSES[data.task])
-            raise ConfigError(f"strategy.loss: {strategy.loss!r} cannot train task {data.task}, only {names} can")
-        self._loss = LOSSES[data.task][strategy.loss]
+        self._loss = loss_of(data.task, strategy)
+        self._teacher = _teacher_of(teacher, strategy)
         self._scale = self._task.scale(data.train.targets)
+        self._class_weights = weights_of_classes(data, strategy, device)
         self._order_rng = torch.Generator().manual_seed(seed)
         self._augment_rng = torch.Generator().manual_seed(seed + 1)
         torch.manual_seed(seed)
-        model = source.build(seed)
-        # What stays frozen must not be random.
-        anew = min(strategy.reinit_blocks, make_plan(model, strategy).depth)
-        if anew > 0:
-            source.draw_anew(model, entries_of_last_blocks(model, anew), seed)
-        self.model = model.to(device.torch)
-        self.model.to(memory_format=torch.channels_last)
-        self._mean = torch.tensor(source.mean, device=device.torch).view(1, -1, 1, 1)
-        self._std = torch.tensor(source.std, device=device.torch).view(1, -1, 1, 1)
-        if strategy.probe_epochs > 0:
-            self._start_from_a_probe(source, seed)
+        self._normalise = normaliser(source.mean, source.std, device)
+        self.model = prepare_model(source, data, strategy, seed, device, self._class_weights)
         self.plan = make_plan(self.model, strategy)
         freeze(self.model, self.plan)
+        self.reused = NOTHING_REUSED
+        if reuse is not None:
+            setting = Setting(source, self.model, self.plan, strategy, seed, data, self._normalise, device)
+            self.reused = reuse.look_up(setting)
         # The last, smaller batch is dropped: BatchNorm cannot train on a single image.
         self._updates_per_epoch = max(1, len(data.train) // strategy.batch_size)
         self.optimizer = make_optimizer(self.model, self.plan, strategy)
+        self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = make_scheduler(self.optimizer, strategy, self._updates_per_epoch)
-
-    def _start_from_a_probe(self, source: ModelSource, seed: int) -> None:
-        """Fit the head first; trials that agree on all that it depends on share it."""
-        fields = ("probe_epochs", "probe_lr", "batch_size", "loss", "label_smoothing", "focal_gamma", "reinit_blocks")
-        key = (self._data.fingerprint, self.device.description, seed, *(getattr(self.strategy, f) for f in fields))
-        head = classifier_of(self.model)
-        if key not in source.probes:
-            probe_head(self.model, self.strategy, self._task, self._data.train, self._normalise, seed, self.device)
-            source.probes[key] = {name: tensor.detach().cpu().clone() for name, tensor in head.state_dict().items()}
-        head.load_state_dict(source.probes[key])
+        self._sam = Sam(self.optimizer, strategy.sam_rho) if strategy.sam_rho > 0 else None
+        averages = strategy.ema > 0 or strategy.swa_epochs > 0
+        self._average = WeightAverage(self.model, self.plan.trainable) if averages else None
+        self._holding: Holding | None = None
+        if Holding.is_asked_for(strategy):
+            classes = source_classes(source, data, seed, device) if strategy.co_tuning > 0 else None
+            self._holding = Holding(self.model, self.plan, strategy, classes)
 
     def __iter__(self) -> Iterator[EpochResult]:
         return self
@@ -116,64 +144,172 @@ class Trainer:
         start = time.perf_counter()
         train_loss = self._train_epoch()
         self.epoch += 1
+        self._average_epoch()
         scale = self.strategy.head_lr_scale
         lr = next(group["lr"] / scale for group in self.optimizer.param_groups if group["lr_scale"] == scale)
         metrics = {"train_loss": train_loss, "lr": lr}
         metrics |= {f"val_{name}": value for name, value in self._task.scores(*self.predict(self._data.val)).items()}
         if not math.isfinite(metrics["val_loss"]):
             raise TrialError(f"validation loss is {metrics['val_loss']} after epoch {self.epoch}")
+        self.scheduler.step(self.epoch, -metrics["val_loss"])
         return EpochResult(self.epoch, metrics, time.perf_counter() - start)
 
     def _train_epoch(self) -> float:
         if self.epoch in self.plan.turns:
             freeze(self.model, self.plan, self.epoch)
         set_train_mode(self.model, self.plan, self.epoch)
-        order = torch.randperm(len(self._data.train), generator=self._order_rng)
-        order = order[: self._updates_per_epoch * self.strategy.batch_size]
+        if self.strategy.lr_by == "gradient":
+            self.plan = rescale(self.plan, self.optimizer, self._relative_gradients())
         loss_sum = torch.zeros((), device=self.device.torch)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        batches = self._data.train.batches(order, self.strategy.batch_size, self.device.torch)
-        for i, (images, targets) in enumerate(batches):
+        for i, (batch, targets) in enumerate(self._batches()):
             self.scheduler.step_update(self.epoch * self._updates_per_epoch + i)
             if i == 0:
                 check_applied(self.model, self.plan, self.optimizer, self.epoch)
-            pixels = vary(images.float().div_(255), self.strategy, self._augment_rng)
-            wanted = targets if self._scale is None else self._scale.standardise(targets)
-            pixels, wanted = mix_batch(pixels, wanted, len(self._data.classes), self.strategy, self._augment_rng)
-            with self.device.autocast():
-                outputs = self.model(self._normalise(pixels))
-            loss = self._loss(outputs.float(), wanted, self.strategy)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if self.strategy.clip_grad > 0:
-                nn.utils.clip_grad_norm_(trained, self.strategy.clip_grad)
-            self.optimizer.step()
-            loss_sum += loss.detach()
+            loss_sum += self._update(batch, targets)
         mean_loss = loss_sum.item() / self._updates_per_epoch
         if not math.isfinite(mean_loss):
             raise TrialError(f"training loss became {mean_loss} in epoch {self.epoch + 1}")
         return mean_loss
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        return ((pixels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+    def _update(self, batch: Tensor | Rows, targets: Tensor) -> Tensor:
+        """One step on a batch; returns the loss before it, which is not waited for."""
+        inputs, wanted, taught = self._shown(batch, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss_on(inputs, wanted, taught)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._sam is not None:
+            self._sam.climb()
+            with fixed_batch_stats(self.model):
+                self._loss_on(inputs, wanted, taught).backward()  # type: ignore[no-untyped-call]
+        if self.strategy.clip_grad > 0:
+            nn.utils.clip_grad_norm_(self._trained, self.strategy.clip_grad)
+        (self._sam or self.optimizer).step()
+        if self._average is not None and self.strategy.ema > 0:
+            self._average.update(ema_weight(self._average.updates, self.strategy.ema))
+        return loss.detach()
 
-    @torch.inference_mode()
-    def predict(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Outputs and targets of a split, both on the CPU, in its order.
+    def try_rates(self, low: float, high: float, updates: int) -> RangeTest:
+        """Train with learning rates that rise from ``low`` to ``high``, and see what the loss says of them.
 
-        Returns:
-            Logits (N, C) float32 and class indices (N,) int64; for multilabel logits and targets (N, C) float32; for
-            regression numbers (N, K) float32, both in the units of the targets.
+        The trainer is of no use for anything else afterwards.
+
+        Raises:
+            ConfigError: A number is out of its range.
         """
-        self.model.eval()
-        outputs = []
-        # Without gradients a batch takes a fraction of the memory of a training batch.
-        for images, _ in split.batches(torch.arange(len(split)), 4 * self.strategy.batch_size, self.device.torch):
-            with self.device.autocast():
-                views = tta_views(self._normalise(images.float().div_(255)), self.strategy.tta)
-                outputs.append(torch.stack([self.model(view).float() for view in views]).mean(0))
-        found = torch.cat(outputs)
-        return (found if self._scale is None else self._scale.restore(found)).cpu(), split.targets.cpu()
+        set_train_mode(self.model, self.plan)
+        batches = (batch for _ in count() for batch in self._batches())
+
+        def step(lr: float) -> float:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+            return self._update(*next(batches)).item()
+
+        return range_test(step, low, high, updates)
+
+    def _batches(self) -> Iterator[tuple[Tensor | Rows, Tensor]]:
+        """An epoch's batches, of full size unless there are too few images for one."""
+        order = sampling_order(self._data.train.targets, self.strategy.sampling, self._order_rng)
+        return self._training_batches(order[: self._updates_per_epoch * self.strategy.batch_size])
+
+    def _training_batches(self, order: Tensor) -> Iterator[tuple[Tensor | Rows, Tensor]]:
+        """Images (B, C, H, W) uint8, or what is known of them, and targets."""
+        train, batch_size, device = self._data.train, self.strategy.batch_size, self.device.torch
+        known = self.reused.known.get("train")
+        if known is None:
+            return train.batches(order, batch_size, device)
+        targets = torch.split(train.targets[order].to(device), batch_size)
+        return zip(known.rows.batches(order, batch_size, device), targets, strict=True)
+
+    def _relative_gradients(self) -> dict[int, float]:
+        """Factors on the learning rates of the blocks trained in this epoch, from a few batches."""
+        names: dict[int, list[str]] = {}
+        for param in self.plan.params:
+            if param.block != HEAD and param.trained_in(self.epoch):
+                names.setdefault(param.block, []).append(param.name)
+        if not names:
+            return {}
+        ratios = RelativeGradients(self.model, list(names.values()))
+        # Drawn by chance, but not from the order's generator: the epoch is the same as with other rates.
+        rng = torch.Generator().manual_seed(self.epoch)
+        order = torch.randperm(len(self._data.train), generator=rng)[: _RATED_BATCHES * self.strategy.batch_size]
+        with fixed_batch_stats(self.model):
+            for batch, targets in self._training_batches(order):
+                if len(targets) == 1 < len(order):
+                    continue  # a last single image, on which BatchNorm cannot train
+                self.model.zero_grad(set_to_none=True)
+                inputs, wanted, taught = self._shown(batch, targets, as_they_are=True)
+                self._loss_on(inputs, wanted, taught).backward()  # type: ignore[no-untyped-call]
+                ratios.add()
+        return dict(zip(names, ratios.factors(), strict=True))
+
+    def _shown(
+        self, batch: Tensor | Rows, targets: Tensor, as_they_are: bool = False
+    ) -> tuple[Tensor | Rows, Tensor, Tensor | None]:
+        """What the model is given, what it is to learn of it, and the teacher's answers if there is a teacher.
+
+        Images are varied and mixed as the strategy says, unless ``as_they_are``; what is known of them is given on.
+        """
+        wanted = targets if self._scale is None else self._scale.standardise(targets)
+        if not isinstance(batch, Tensor):
+            return batch, wanted, None
+        pixels = batch.float().div_(255)
+        if not as_they_are:
+            pixels = vary(pixels, self.strategy, self._augment_rng)
+            pixels, wanted = mix_batch(pixels, wanted, len(self._data.classes), self.strategy, self._augment_rng)
+        pixels = resize(pixels, shown_size(batch.shape[-1], self.strategy, self.epoch))
+        return self._normalise(pixels), wanted, None if self._teacher is None else self._teacher.logits(pixels)
+
+    def _loss_on(self, inputs: Tensor | Rows, wanted: Tensor, taught: Tensor | None) -> Tensor:
+        """The training loss with all that the strategy adds to it, from a new forward pass."""
+        with self.device.autocast():
+            outputs = self._forward(inputs).float()
+        loss: Tensor = self._loss(outputs, wanted, self.strategy, self._class_weights)
+        if taught is not None:
+            distance = distillation(outputs, taught, self.strategy.distill_temperature)
+            loss = loss.lerp(distance, self.strategy.distill_weight)
+        if self._holding is not None:
+            loss = loss + self._holding.penalty(inputs if isinstance(inputs, Tensor) else None, wanted)
+        return loss
+
+    def _forward(self, inputs: Tensor | Rows) -> Tensor:
+        known = self.reused.known
+        outputs: Tensor = (
+            self.model(inputs) if isinstance(inputs, Tensor) else known["train"].cut.suffix(self.model, inputs)
+        )
+        return outputs
+
+    def _average_epoch(self) -> None:
+        """Take the weights after one of the last epochs into their average (SWA)."""
+        if self._average is None or self.epoch <= self.strategy.epochs - self.strategy.swa_epochs:
+            return
+        self._average.update(swa_weight(self._average.updates))
+        with self._average.swapped():
+            set_train_mode(self.model, self.plan, self.epoch - 1)
+            order = torch.arange(self._updates_per_epoch * self.strategy.batch_size) % len(self._data.train)
+            batches = self._data.train.batches(order, self.strategy.batch_size, self.device.torch)
+            size = shown_size(self._data.preprocessing.image_size, self.strategy)
+            refit_batch_norm(self.model, (self._normalise(resize(x.float().div_(255), size)) for x, _ in batches))
+
+    def _as_scored(self) -> AbstractContextManager[None]:
+        """A context in which the model has the weights that are scored and kept: their average, if there is one."""
+        return self._average.swapped() if self._average is not None and self._average.updates else nullcontext()
+
+    def predict(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of a split; see :func:`trainers.prediction.predict`."""
+        known = self.reused.known.get("val") if split is self._data.val else None
+        with self._as_scored():
+            return predict(self.model, split, self.strategy, self._normalise, self._scale, self.device, known)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that were scored, on the CPU, named as in a plain timm model: low-rank updates are added in."""
+        with self._as_scored():
+            state = self.model.state_dict()
+            if self.strategy.parameters == "lora":
+                # Only here: peft takes seconds to import.
+                from strategies import merged_state_dict
+
+                state = merged_state_dict(self.model)
+            return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on after the epoch just done: tensors and plain values only, no pickled objects."""
@@ -181,10 +317,13 @@ class Trainer:
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
             "order_rng": self._order_rng.get_state(),
             "augment_rng": self._augment_rng.get_state(),
             "torch_rng": torch.get_rng_state(),
         }
+        if self._average is not None:
+            state["average"] = self._average.state_dict()
         if self.device.torch.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device.torch)
         return state
@@ -196,8 +335,43 @@ class Trainer:
         # Of what is unfrozen since an epoch before this one.
         freeze(self.model, self.plan, self.epoch)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
         self._order_rng.set_state(state["order_rng"])
         self._augment_rng.set_state(state["augment_rng"])
         torch.set_rng_state(state["torch_rng"])
         if "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device.torch)
+
+
+def loss_of(task: str, strategy: Strategy) -> Any:
+    """The strategy's loss.
+
+    Raises:
+        ConfigError: The task cannot be trained with it.
+    """
+    if strategy.loss not in LOSSES[task]:
+        names = ", ".join(LOSSES[task])
+        raise ConfigError(f"strategy.loss: {strategy.loss!r} cannot train task {task}, only {names} can")
+    return LOSSES[task][strategy.loss]
+
+
+def _teacher_of(teacher: Teacher | None, strategy: Strategy) -> Teacher | None:
+    if strategy.distill_weight > 0 and teacher is None:
+        raise ConfigError("strategy.distill_weight: the study has no teacher")
+    return teacher if strategy.distill_weight > 0 else None
+
+
+def weights_of_classes(data: ImageData, strategy: Strategy, device: Device) -> Tensor | None:
+    """How much each class counts in the strategy's loss, (C,) float32 on the device; None for all alike.
+
+    Raises:
+        ConfigError: The task has no classes.
+    """
+    if strategy.class_weights == "none":
+        return None
+    if data.task == "regression":
+        raise ConfigError("strategy.class_weights: task regression has no classes")
+    how, beta = strategy.class_weights, strategy.class_weights_beta
+    return class_weights(data.train.targets, len(data.classes), how, beta).to(device.torch)

@@ -6,7 +6,7 @@ import importlib
 import logging
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -77,6 +77,7 @@ def find_weights(
     preferences: Sequence[str],
     resolve_uri: ResolveUri | None = None,
     progress: Progress | None = None,
+    beside: Collection[str] = (),
 ) -> Weights:
     """Read the first of the preferred weights that is available.
 
@@ -88,6 +89,8 @@ def find_weights(
             exactly one ``.safetensors``; raises WeightsError or OSError where there is nothing to download.
         progress: Told of a download from the hub: what, bytes done, bytes in all. Without it the hub's library
             shows a bar of its own on a terminal.
+        beside: Models that the same preferences are meant for; a package of theirs is passed over, where a package of
+            any other model is an error.
 
     Raises:
         ConfigError: timm knows no such model.
@@ -98,7 +101,7 @@ def find_weights(
     if not preferences:
         raise WeightsError("model.weights: empty; write none to start from random weights")
     finders = [(preference, _finder(preference)) for preference in preferences]
-    helpers = _Helpers(resolve_uri, progress)
+    helpers = _Helpers(resolve_uri, progress, frozenset(name.partition(".")[0] for name in beside))
     refused: list[str] = []
     for position, (preference, find) in enumerate(finders, start=1):
         try:
@@ -219,6 +222,7 @@ class _Helpers(NamedTuple):
 
     resolve_uri: ResolveUri | None
     progress: Progress | None
+    beside: frozenset[str]
 
 
 Finder = Callable[[str, str, _Helpers], Found]
@@ -266,12 +270,18 @@ def _from_uri(model_name: str, preference: str, helpers: _Helpers) -> Found:
                 f"model.weights: {preference}: expected exactly one .safetensors in it, found {len(files)}"
             )
         path = files[0]
-    return preference, read_state_dict(path)
+    try:
+        return preference, read_state_dict(path)
+    except WeightsError as error:
+        # The user knows the URI, not the folder that its file was downloaded into.
+        raise WeightsError(str(error).replace(str(path), preference)) from error
 
 
 def _from_package(model_name: str, preference: str, helpers: _Helpers) -> Found:
     package = _PACKAGES[preference.partition(":")[2]]
     if model_name.partition(".")[0] != package.architecture:
+        if package.architecture in helpers.beside:
+            raise _UnavailableError(f"it holds weights of {package.architecture}, not of {model_name}")
         raise WeightsError(
             f"model.weights: {preference} holds weights of {package.architecture}, model.name is {model_name}"
         )

@@ -682,13 +682,13 @@ taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpages
 resource.setrlimit(resource.RLIMIT_AS, (taken + 300 * 2**20,) * 2)
 outcomes = {}
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         decode(path, Preprocessing(8, 5 if "bands" in path.name else 1))
         outcome = "decoded"
     except DataError as error:
         outcome = "refused"
-    outcomes[path.name] = (outcome, time.perf_counter() - start)
+    outcomes[path.name] = (outcome, time.process_time() - start)
 print(json.dumps(outcomes))
 """
 
@@ -711,7 +711,7 @@ def test_neither_bombs_nor_damage_take_time_or_memory_and_nobody_is_warned(tmp_p
         (tmp_path / name).write_bytes(content)
     root = Path(__file__).parents[2]
     command = [sys.executable, "-W", "always", "-c", _MEASURE, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert "tifffile" not in done.stderr

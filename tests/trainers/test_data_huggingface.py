@@ -3,6 +3,7 @@
 import io
 import logging
 import pickle
+import socket
 import sys
 import time
 
@@ -301,14 +302,16 @@ def write_to_cache(cache, config):
 
 
 def test_a_set_of_the_hub_is_taken_from_the_cache_without_asking(monkeypatch, own_cache):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     write_to_cache(own_cache, "default")
     write_to_cache(own_cache, "large")
-    started = time.monotonic()
-    assert fetch(found("owner/pets").images[1]) == png(1)
-    assert fetch(found("owner/pets:large").images[1]) == png(11)
-    assert found("owner/pets").names[0] == "owner/pets/train/0"
-    assert time.monotonic() - started < 2
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        assert fetch(found("owner/pets").images[1]) == png(1)
+        assert fetch(found("owner/pets:large").images[1]) == png(11)
+        assert found("owner/pets").names[0] == "owner/pets/train/0"
+        hub.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            hub.accept()
 
 
 def test_the_only_cached_configuration_is_taken_when_the_hub_cannot_be_asked_for_the_default(monkeypatch, own_cache):

@@ -1,10 +1,16 @@
 """Opening: bad images, duplicates, the fingerprint, and batches that are the same from the cache and from disk."""
 
+import io
+import json
 import logging
 import os
 import shutil
+import tarfile
+from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -166,6 +172,85 @@ def test_the_fingerprint_is_the_same_wherever_the_images_lie_and_whatever_their_
     assert int(fingerprint, 16) >= 0
     assert opened(tmp_path / "elsewhere").fingerprint == fingerprint
     assert opened(root, image_size=16, cache_gib=0.0, workers=1).fingerprint == fingerprint
+
+
+@pytest.fixture
+def divided(tmp_path):
+    """Folders train, val and test of two classes, 12 images a class in all."""
+    for c, name in enumerate("ab"):
+        for k in range(12):
+            path = tmp_path / "divided" / ("train", "train", "val", "test")[k % 4] / name / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise(100 * c + k).save(path)
+    return tmp_path / "divided"
+
+
+def rows(divided):
+    """Path, label and split of every image."""
+    paths = sorted(divided.rglob("*.png"))
+    return pd.DataFrame(
+        [(str(path), *path.relative_to(divided).parts[:2]) for path in paths], columns=["path", "split", "label"]
+    )
+
+
+def as_csv(divided):
+    rows(divided).to_csv("set.csv", index=False)
+    return {"source": "manifest", "manifest": "set.csv"}
+
+
+def as_parquet(divided):
+    rows(divided).to_parquet("set.parquet")
+    return {"source": "manifest", "manifest": "set.parquet"}
+
+
+def as_coco(divided):
+    files = {}
+    for split, part in rows(divided).groupby("split"):
+        content = {
+            "categories": [{"id": 1, "name": "a"}, {"id": 5, "name": "b"}],
+            "images": [{"id": k, "file_name": path} for k, path in enumerate(part.path)],
+            "annotations": [
+                {"id": k, "image_id": k, "category_id": {"a": 1, "b": 5}[label], "bbox": [0, 0, 1, 1]}
+                for k, label in enumerate(part.label)
+            ],
+        }
+        files[split] = f"{split}.json"
+        Path(files[split]).write_text(json.dumps(content))
+    return {"source": "coco", "annotations": files}
+
+
+def as_huggingface(divided):
+    parts = {
+        split: datasets.Dataset.from_dict({"image": list(part.path), "label": list(part.label)})
+        for split, part in rows(divided).groupby("split")
+    }
+    images = datasets.DatasetDict(parts).cast_column("image", datasets.Image())
+    images.save_to_disk("saved")
+    return {"source": "huggingface", "dataset": "saved"}
+
+
+def as_webdataset(divided):
+    for split, part in rows(divided).groupby("split"):
+        with tarfile.open(f"{split}-0000.tar", "w") as archive:
+            for k, row in enumerate(part.itertuples()):
+                archive.add(row.path, f"{k:04}.png")
+                label = tarfile.TarInfo(f"{k:04}.cls")
+                label.size = len(row.label)
+                archive.addfile(label, io.BytesIO(row.label.encode()))
+    return {"source": "webdataset", "shards": "*-0000.tar"}
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+@pytest.mark.parametrize("given_as", [as_csv, as_parquet, as_coco, as_huggingface, as_webdataset])
+def test_the_same_images_are_the_same_data_set_from_whichever_source(divided, given_as, cache_gib):
+    folder = opened(divided)
+    data = opened(None, cache_gib=cache_gib, **given_as(divided))
+    assert [len(split) for split in (data.train, data.val, data.test)] == [12, 6, 6]
+    assert data.fingerprint == folder.fingerprint
+    assert data.classes == folder.classes
+    for (images, targets), (same, same_targets) in zip(whole(data), whole(folder), strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(targets, same_targets)
 
 
 def test_the_fingerprint_changes_with_an_image_a_label_the_seed_or_a_limit(root):

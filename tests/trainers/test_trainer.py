@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 
 from strategies import ConfigError, Strategy, TrialError, tta_views
-from trainers import ModelSource, Preprocessing, Trainer, Weights, choose_device
+from trainers import ModelSource, Preprocessing, Teacher, Trainer, Weights, choose_device, predict
 from trainers.data import ImageData
 from trainers.data.split import ResidentSplit
 
@@ -205,3 +206,208 @@ def test_predictions_come_in_the_order_of_the_split(source):
     logits, targets = found.predict(DATA.test)
     assert torch.equal(targets, DATA.test.targets)
     assert (logits.argmax(1) == targets).double().mean() > 0.9
+
+
+# What a strategy can ask for, one by one
+
+
+def test_dropping_out_features_changes_training_and_not_the_answers(source):
+    assert metrics(trainer(source, dropout=0.5)) != metrics(trainer(source))
+    found = trainer(source, dropout=0.5)
+    first, again = found.predict(DATA.val)[0], found.predict(DATA.val)[0]
+    assert torch.equal(first, again)
+    assert torch.equal(first, trainer(source).predict(DATA.val)[0]), "the same weights, whatever is dropped"
+
+
+def test_dropping_paths_is_for_trained_blocks_of_models_that_have_them(source):
+    assert metrics(trainer(source, drop_path=0.5)) != metrics(trainer(source))
+    assert metrics(trainer(source, drop_path=0.5, depth=0)) == metrics(trainer(source, depth=0))
+    with pytest.raises(ConfigError, match=r"strategy.drop_path: vgg11 has no residual branches"):
+        trainer(ModelSource("vgg11", Weights("none", "random", None), 2, 32), drop_path=0.5)
+
+
+def test_sharpness_aware_steps_differ_from_plain_ones_and_learn(source):
+    results = metrics(trainer(source, sam_rho=0.05, epochs=6))
+    assert results != metrics(trainer(source, epochs=6))
+    assert results[-1]["val_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("how", [{"ema": 0.9}, {"swa_epochs": 2}])
+def test_what_is_scored_and_kept_is_the_average(source, how):
+    averaged, plain = trainer(source, **how), trainer(source)
+    list(averaged), list(plain)
+    live = averaged.model.state_dict()
+    assert all(torch.equal(live[name], tensor) for name, tensor in plain.model.state_dict().items())
+    kept = averaged.weights()
+    assert any(not torch.equal(live[name], tensor) for name, tensor in kept.items())
+    fresh = source.build(0)
+    fresh.load_state_dict(kept)
+    outputs, _ = averaged.predict(DATA.val)
+    assert torch.allclose(predict(fresh, DATA.val, averaged.strategy, averaged._normalise, None, DEVICE)[0], outputs)
+
+
+def test_the_average_of_the_last_epochs_begins_with_them(source):
+    found = trainer(source, swa_epochs=2, epochs=3)
+    next(found)
+    assert all(torch.equal(found.model.state_dict()[name], tensor) for name, tensor in found.weights().items())
+    weights = []
+    for _ in found:
+        weights.append(found.model.state_dict()["fc.weight"].clone())
+    assert torch.allclose(found.weights()["fc.weight"], (weights[0] + weights[1]) / 2)
+
+
+def test_low_rank_updates_are_trained_alone_and_folded_into_what_is_kept(source):
+    found = trainer(source, parameters="lora", lora_rank=2, depth=2, epochs=6)
+    start = source.build(0).state_dict()
+    list(found)
+    kept = found.weights()
+    assert kept.keys() == start.keys()
+    trained = {p.name for p in found.plan.params if p.from_epoch is not None}
+    assert all(".lora_" in name or name.startswith("fc.") for name in trained)
+    changed = {name for name, tensor in kept.items() if not torch.equal(tensor, start[name]) and "running" not in name}
+    assert {"fc.weight", "fc.bias"} < changed
+    fresh = source.build(0)
+    fresh.load_state_dict(kept)
+    outputs = predict(fresh, DATA.val, found.strategy, found._normalise, None, DEVICE)[0]
+    assert torch.allclose(outputs, found.predict(DATA.val)[0], atol=1e-5)
+
+
+def test_penalties_hold_the_body_near_its_start(source):
+    start = source.build(0).state_dict()
+
+    def moved(**strategy) -> float:
+        found = trainer(source, optimizer="sgd", lr=0.05, weight_decay=0.0, **strategy)
+        list(found)
+        return sum((p - start[n]).square().sum().item() for n, p in found.model.named_parameters() if "fc" not in n)
+
+    free = moved()
+    assert moved(l2_sp=10.0) < 0.5 * free
+    assert moved(delta=0.5) != free
+    assert moved(bss=1.0) != free
+
+
+def test_co_tuning_learns_from_the_weights_own_classes_and_says_when_there_are_none(source):
+    state = timm.create_model("test_resnet", num_classes=7).state_dict()
+    pretrained = ModelSource("test_resnet", Weights("file:tests", "0" * 16, state), 2, 32)
+    results = metrics(trainer(pretrained, co_tuning=1.0))
+    assert all(math.isfinite(result["train_loss"]) for result in results)
+    assert results[0]["train_loss"] > metrics(trainer(pretrained))[0]["train_loss"]
+    with pytest.raises(ConfigError, match=r"strategy.co_tuning: the pretrained weights bring no classifier"):
+        trainer(source, co_tuning=1.0)
+
+
+def test_a_student_learns_from_its_teacher_alone(source):
+    teacher = trainer(source, epochs=8)
+    list(teacher)
+    says = Teacher(teacher.model, teacher._normalise, 32, DEVICE)
+    strategy = Strategy(epochs=6, batch_size=16, lr=3e-3, distill_weight=1.0, mixup=0.2)
+    # Labels turned round: whatever the student gets right, it has from the teacher.
+    wrong = halves(retarget=lambda half: 1 - half)
+    wrong.val.targets = DATA.val.targets
+    results = list(Trainer(source, wrong, strategy, 1, DEVICE, says))
+    assert results[-1].metrics["val_accuracy"] > 0.9
+    with pytest.raises(ConfigError, match=r"strategy.distill_weight: the study has no teacher"):
+        trainer(source, distill_weight=0.5)
+
+
+def lopsided() -> ImageData:
+    """Nine images of the one class for one of the other."""
+    data = halves()
+    data.train.targets = (torch.arange(64) % 10 == 0).long()
+    return data
+
+
+def test_rare_classes_are_shown_as_often_as_the_sampling_says(source):
+    shown = []
+    for sampling in ("natural", "sqrt", "balanced"):
+        found = Trainer(source, lopsided(), Strategy(batch_size=16, sampling=sampling), 0, DEVICE)
+        shown.append(sum(int(targets.sum()) for _, targets in found._batches()))
+    assert shown == [7, pytest.approx(16, abs=1), 32]
+
+
+def test_rare_classes_weigh_as_much_as_the_class_weights_say(source):
+    found = Trainer(source, lopsided(), Strategy(class_weights="balanced"), 0, DEVICE)
+    weights = found._class_weights
+    assert (weights[1] / weights[0]).item() == pytest.approx(57 / 7)
+    data = halves("regression", lambda half: half[:, None].float())
+    with pytest.raises(ConfigError, match=r"strategy.class_weights: task regression has no classes"):
+        Trainer(source, data, Strategy(loss="l1", class_weights="balanced"), 0, DEVICE)
+
+
+def test_rates_follow_relative_gradients_anew_in_each_epoch(source):
+    found = trainer(source, lr_by="gradient", depth=3, head_lr_scale=2.0)
+    factors = []
+    for _ in found:
+        scales = {p.block: p.lr_scale for p in found.plan.params if p.from_epoch is not None}
+        assert scales.pop(-1) == 2.0
+        assert max(scales.values()) == 1.0
+        assert min(scales.values()) < 1.0
+        factors.append(scales)
+    assert factors[0] != factors[1]
+
+
+def test_measuring_gradients_leaves_batch_statistics_and_draws_alone(source):
+    rated, plain = trainer(source, lr_by="gradient", lr=1e-30), trainer(source, lr=1e-30)
+    next(rated), next(plain)
+    for (name, tensor), other in zip(rated.model.named_buffers(), plain.model.buffers(), strict=True):
+        assert torch.equal(tensor, other), name
+
+
+def test_images_grow_over_the_epochs_and_are_scored_at_their_final_size(source):
+    found = trainer(source, grow_from=0.5, image_scale=0.75, epochs=3)
+    sizes = []
+    found.model.register_forward_pre_hook(lambda module, inputs: sizes.append((module.training, inputs[0].shape[-1])))
+    list(found)
+    assert [size for training, size in sizes if training] == [16] * 4 + [16] * 4 + [24] * 4
+    assert {size for training, size in sizes if not training} == {24}
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "one_cycle", "multistep", "step", "poly"])
+def test_every_schedule_ends_where_it_should_and_can_be_resumed(source, schedule):
+    strategy = {"schedule": schedule, "warmup_steps": 3, "epochs": 4, "lr": 3e-3}
+    whole = metrics(trainer(source, **strategy))
+    first = trainer(source, **strategy)
+    begun = [next(first).metrics, next(first).metrics]
+    state = first.state_dict()
+    second = trainer(source, **strategy)
+    second.load_state_dict(state)
+    assert begun + metrics(second) == whole
+    assert whole[-1]["lr"] <= whole[0]["lr"]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"ema": 0.9},
+        {"swa_epochs": 2},
+        {"sam_rho": 0.05},
+        {"lr_by": "gradient"},
+        {"parameters": "lora"},
+        {"sampling": "balanced", "class_weights": "effective_number"},
+        {"stochastic_norm": 0.5, "dropout": 0.2, "drop_path": 0.2},
+        {"l2_sp": 0.1, "delta": 0.1, "bss": 0.01},
+        {"grow_from": 0.5},
+    ],
+    ids="-".join,
+)
+def test_whatever_is_asked_for_a_break_changes_nothing(source, strategy):
+    whole = metrics(trainer(source, **strategy))
+    first = trainer(source, **strategy)
+    begun = [next(first).metrics, next(first).metrics]
+    state = first.state_dict()
+    second = trainer(source, **strategy)
+    second.load_state_dict(state)
+    assert begun + metrics(second) == whole
+
+
+def test_what_has_no_effect_has_none(source):
+    idle = {"l2_sp": 1.0, "stochastic_norm": 0.5, "lr_by": "gradient", "parameters": "norms", "focal_gamma": 5.0}
+    assert metrics(trainer(source, depth=0, **idle)) == metrics(trainer(source, depth=0))
+
+
+def test_a_range_test_finds_a_rate_that_trains(source):
+    found = trainer(source, optimizer="sgd").try_rates(1e-5, 10.0, 60)
+    assert found.rates[0] == pytest.approx(1e-5)
+    assert found.suggestion is not None
+    good, slow = (metrics(trainer(source, optimizer="sgd", lr=lr)) for lr in (found.suggestion, found.suggestion / 300))
+    assert good[-1]["train_loss"] < slow[-1]["train_loss"]

@@ -196,6 +196,14 @@ def test_packaged_weights_of_another_architecture_are_an_error():
         find_weights("resnet18", ["package:efficientnet-lite0", "none"])
 
 
+def test_packaged_weights_of_another_model_of_the_study_are_passed_over():
+    weights = find_weights(MODEL, ["package:efficientnet-lite0", "none"], beside=[MODEL, "tf_efficientnet_lite0.in1k"])
+    assert weights.source == "none"
+    assert weights.refused == (
+        f"package:efficientnet-lite0: it holds weights of tf_efficientnet_lite0, not of {MODEL}",
+    )
+
+
 def test_an_architecture_that_does_not_come_with_unfreeze_falls_back(caplog):
     weights = find_weights(MODEL, ["embedded", "none"])
     assert weights.source == "none"
