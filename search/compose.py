@@ -212,7 +212,7 @@ def _draft(job: Job) -> tuple[dict[str, Any], list[str]]:
 def _merged(study: Mapping[str, Any]) -> dict[str, Any]:
     values = StudyConfig().model_dump(mode="json")
     # Unless somebody says them, they follow from other keys.
-    del values["data"]["source"], values["metric"]
+    del values["data"]["source"], values["metric"], values["pruner"]["name"]
     for key, given in study.items():
         value = load_space(given) if key == "strategy" and isinstance(given, str) else given
         if key in values and value is None and isinstance(values[key], dict):

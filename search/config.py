@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -45,6 +45,11 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "multilabel": ("mean_average_precision", "macro_f1", "micro_f1", "exact_match", "loss"),
     "regression": ("rmse", "mae", "r2", "spearman", "loss"),
 }
+
+Cost = Literal["seconds", "parameters_trained"]
+
+# Of Optuna's samplers, those that refuse a study with more than one objective.
+ONE_OBJECTIVE_SAMPLERS = ("cmaes",)
 
 WEIGHTS_PACKAGES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -177,15 +182,30 @@ def _unknown(key: str, known: tuple[str, ...]) -> str:
 
 
 class ModelConfig(_Section):
-    """Which model, from which weights."""
+    """Which model, or which models to choose from, and from which weights."""
 
-    name: Text = Field("resnet18", description="any timm classifier")
+    name: Text | tuple[Text, ...] = Field("resnet18", description="any timm classifier, or a list of them to search")
     in_chans: int = Field(3, ge=1, le=1024, description="channels of the images: 1 for grey, 3 for RGB, or any other")
     weights: tuple[str, ...] = Field(
         ("hub",),
         description="the first of these that can be had: hub, embedded, none, package:efficientnet-lite0, a file, "
         "models:/name@alias, runs:/id/path",
     )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models to choose from, as they were listed."""
+        return (self.name,) if isinstance(self.name, str) else self.name
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        if not value or not all(isinstance(name, str) and name for name in value):
+            raise _problems(f"model.name: {list(value)!r} is not a timm model, nor a list of at least one")
+        _refuse_twice("model.name", value)
+        return tuple(value) if len(value) > 1 else value[0]
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -199,6 +219,12 @@ class ModelConfig(_Section):
         if found:
             raise _problems(*found)
         return tuple(listed)
+
+
+def _refuse_twice(key: str, listed: Sequence[str]) -> None:
+    twice = next((one for one in listed if listed.count(one) > 1), None)
+    if twice is not None:
+        raise _problems(f"{key}: {twice!r} is there twice")
 
 
 def _weights_problem(form: Any) -> str | None:
@@ -248,6 +274,14 @@ class CheckpointsConfig(_Section):
     keep: int = Field(3, ge=1, description="checkpoints of the best trials that are kept")
 
 
+class AfterConfig(_Section):
+    """What is done with the weights that a search found."""
+
+    wise_ft: bool = Field(False, description="try the winner's weights interpolated with those it started from")
+    soups: bool = Field(False, description="try the mean of the checkpoints that are kept, and of the best of them")
+    calibrate: bool = Field(True, description="fit a temperature, so that the winner's probabilities can be trusted")
+
+
 class StoreConfig(_Section):
     """Where Optuna keeps the study."""
 
@@ -283,6 +317,12 @@ class StudyConfig(_Section):
         default_factory=lambda: deepcopy(DEFAULT_SPACE),
         description="per field a plain value, {low, high, log, step} or {choices: [...]}",
     )
+    centre_lr: bool = Field(
+        False, description="move the range of strategy.lr to where a learning-rate range test of full fine-tuning says"
+    )
+    teacher: Text | None = Field(
+        None, description="classifier to learn from with strategy.distill_weight: models:/name@alias, runs:/id/path"
+    )
     presets: dict[str, dict[str, Any]] = Field(
         default_factory=lambda: deepcopy(DEFAULT_PRESETS),
         description="named strategies that are tried first; {} for none",
@@ -293,9 +333,20 @@ class StudyConfig(_Section):
         description="validation metric that decides, by default the first of the task's: "
         + "; ".join(f"{task}: {', '.join(names)}" for task, names in TASK_METRICS.items()),
     )
+    costs: tuple[Cost, ...] = Field(
+        (), description="what is minimised beside the metric, for a Pareto front; nothing is pruned then"
+    )
+    probe_sweep: int = Field(
+        64, ge=0, description="linear probes trained together before the first trial, to seed the presets; 0 for none"
+    )
+    reuse: Literal["auto", "on", "off"] = Field(
+        "auto", description="read what the frozen part of a model gives from a cache: where that pays, always, or never"
+    )
+    reuse_gib: float = Field(20.0, ge=0, description="bound of that cache, which lies in data.cache")
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="how the next strategy is chosen")
     pruner: PrunerConfig = Field(default_factory=PrunerConfig, description="when a hopeless trial is stopped")
     checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig, description="which are kept")
+    after: AfterConfig = Field(default_factory=AfterConfig, description="what is done with the weights found")
     retries: int = Field(2, ge=0, description="times that a killed trial is tried again")
     store: StoreConfig = Field(default_factory=StoreConfig, description="where Optuna keeps the study")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where MLflow keeps runs")
@@ -320,14 +371,81 @@ class StudyConfig(_Section):
             filled["strategy"] = {**space, "loss": TASK_LOSSES[task][0]}
         return filled
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follows_costs(cls, values: Any) -> Any:
+        """With costs, a pruner that nobody chose is none."""
+        if not isinstance(values, Mapping) or not values.get("costs"):
+            return values
+        pruner = values.get("pruner", {})
+        if not isinstance(pruner, Mapping) or "name" in pruner:
+            return values
+        return {**values, "pruner": {**pruner, "name": "none"}}
+
     @field_validator("metric")
     @classmethod
     def _scores_task(cls, value: str, info: ValidationInfo) -> str:
         known = TASK_METRICS[info.data.get("task", "classification")]
         if value not in known:
-            hint = nearest(value, known)
-            hint = f"; {hint}" if hint.startswith("did you mean") else ""
-            raise _problems(f"metric: {value!r} is not one of {', '.join(known)}{hint}")
+            raise _problems(f"metric: {value!r} is not one of {', '.join(known)}{_close(value, known)}")
+        return value
+
+    @field_validator("costs", mode="before")
+    @classmethod
+    def _are_costs(cls, value: Any) -> tuple[str, ...]:
+        known = get_args(Cost)
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple):
+            raise _problems(f"costs: {value!r} is not a list of {', '.join(known)}")
+        unknown = [one for one in listed if one not in known]
+        if unknown:
+            raise _problems(
+                *(f"costs: {one!r} is not one of {', '.join(known)}{_close(one, known)}" for one in unknown)
+            )
+        _refuse_twice("costs", listed)
+        # One order, whatever the user's: the study keeps values by their place.
+        return tuple(cost for cost in known if cost in listed)
+
+    @field_validator("sampler")
+    @classmethod
+    def _samples_costs(cls, value: SamplerConfig, info: ValidationInfo) -> SamplerConfig:
+        if info.data.get("costs") and value.name in ONE_OBJECTIVE_SAMPLERS:
+            able = [name for name in get_args(SamplerConfig.model_fields["name"].annotation) if name != value.name]
+            raise _problems(
+                f"sampler.name: {value.name!r} cannot search with costs, Optuna allows it one objective only; "
+                f"choose one of {', '.join(able)}"
+            )
+        return value
+
+    @field_validator("pruner")
+    @classmethod
+    def _prunes_no_costs(cls, value: PrunerConfig, info: ValidationInfo) -> PrunerConfig:
+        if info.data.get("costs") and value.name != "none":
+            raise _problems(
+                f"pruner.name: {value.name!r} cannot stop trials of a study with costs, Optuna prunes by one objective "
+                "only; leave it out or say none"
+            )
+        return value
+
+    @field_validator("centre_lr")
+    @classmethod
+    def _has_rates(cls, value: bool, info: ValidationInfo) -> bool:
+        space = info.data.get("strategy")
+        if value and space is not None:
+            rates = parse_space(space).get("lr")
+            if not isinstance(rates, FloatRange) or not rates.log:
+                raise _problems(
+                    "centre_lr: strategy.lr must be a range on a log scale: {low: ..., high: ..., log: true}"
+                )
+        return value
+
+    @field_validator("teacher")
+    @classmethod
+    def _is_logged(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not re.match(r"(models|runs):/.", value):
+            raise _problems(f"teacher: {value!r} is not a model that MLflow has: models:/... or runs:/...")
+        if value is not None and info.data.get("task", "classification") != "classification":
+            raise _problems(f"teacher: task {info.data['task']} cannot learn from one, only classification can")
         return value
 
     @field_validator("name")
@@ -388,6 +506,18 @@ class StudyConfig(_Section):
         if found:
             raise _problems(*found)
         return value
+
+    @model_validator(mode="after")
+    def _has_soup_members(self) -> "StudyConfig":
+        if self.after.soups and self.checkpoints.keep < 2:
+            raise _problems(f"after.soups: a soup needs checkpoints.keep of at least 2, it is {self.checkpoints.keep}")
+        return self
+
+
+def _close(value: Any, known: Sequence[str]) -> str:
+    """A hint at the name that was meant; empty if none is close."""
+    hint = nearest(str(value), known)
+    return f"; {hint}" if hint.startswith("did you mean") else ""
 
 
 def _unfit_losses(key: str, losses: Sequence[str], info: ValidationInfo) -> list[str]:

@@ -1,6 +1,6 @@
 """What makes trials comparable: a study refuses to go on when any of it has changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna import Study
@@ -19,17 +19,24 @@ from trainers import ImageData, ModelSource
 IDENTITY = "identity"
 
 
-def identity(config: StudyConfig, data: ImageData, source: ModelSource) -> dict[str, Any]:
-    """The facts that all trials of a study have in common, by the key a user would change."""
+def identity(config: StudyConfig, data: ImageData, sources: Sequence[ModelSource]) -> dict[str, Any]:
+    """The facts that all trials of a study have in common, by the key a user would change.
+
+    Several models are told in the order of the alphabet, since another order chooses among the same.
+    """
+    digests = {source.name: source.weights.digest for source in sorted(sources, key=lambda source: source.name)}
+    names: list[str] = list(digests)
     return {
         "task": config.task,
         "metric": config.metric,
+        # A study without costs is one of before there were any.
+        **({"costs": list(config.costs)} if config.costs else {}),
         "data.image_size": config.data.image_size,
         "data.max_value": config.data.max_value,
         "data (fingerprint)": data.fingerprint,
-        "model.name": source.name,
+        "model.name": names if len(names) > 1 else names[0],
         "model.in_chans": config.model.in_chans,
-        "model.weights (digest)": source.weights.digest,
+        "model.weights (digest)": digests if len(names) > 1 else digests[names[0]],
     }
 
 

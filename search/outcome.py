@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 Outcome = Literal["complete", "pruned", "failed", "killed"]
 
 # Attributes of an Optuna trial.
-OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, STRATEGY, DEPTH = (
+OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, MODEL, STRATEGY, DEPTH = (
     "outcome",
     "reason",
     "mlflow_run_id",
@@ -17,6 +17,7 @@ OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, STRATE
     "fingerprint",
     "checkpoint",
     "preset",
+    "model",
     "strategy",
     "depth_blocks",
 )
@@ -50,3 +51,11 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
         # One that another host's heartbeat gave up on carries no outcome of its own.
         return "failed" if trial.user_attrs.get(OUTCOME) == "failed" else "killed"
     return None
+
+
+def score_of(trial: FrozenTrial) -> float | None:
+    """The trial's value of the study's metric; ``None`` where it has none.
+
+    Unlike ``FrozenTrial.value`` it can be asked of trials with costs, whose values follow the metric's.
+    """
+    return trial.values[0] if trial.values else None

@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.outcome import ATTEMPT, OUTCOME, OWNER, PRESET, REASON
+from search.sqlite import write_ahead
 
 # A heartbeat a minute and three minutes' grace: shorter ones kill live trials whose process is busy (optuna#5470).
 HEARTBEAT_SECONDS = 60
@@ -124,6 +125,7 @@ def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:
         if attempt_of(trial) < retries():
             requeue(study, trial, attempt_of(trial) + 1)
 
+    write_ahead(url)
     return RDBStorage(
         url,
         heartbeat_interval=HEARTBEAT_SECONDS,
@@ -142,11 +144,12 @@ class Heartbeat:
 
     def _beat(self) -> None:
         storage = cast(RDBStorage, self._trial.storage)
-        while not self._stop.wait(HEARTBEAT_SECONDS):
+        while True:
             storage.record_heartbeat(self._trial._trial_id)
+            if self._stop.wait(HEARTBEAT_SECONDS):
+                return
 
     def __enter__(self) -> "Heartbeat":
-        cast(RDBStorage, self._trial.storage).record_heartbeat(self._trial._trial_id)
         self._thread.start()
         return self
 

@@ -88,7 +88,8 @@ def _kind(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
     if origin is tuple:
-        return "a list of texts"
+        inner = typing.get_args(kind)[0]
+        return "a list of " + (", ".join(typing.get_args(inner)) if typing.get_origin(inner) is Literal else "texts")
     if origin is dict:
         return "a mapping"
     if isinstance(kind, type) and issubclass(kind, BaseModel):

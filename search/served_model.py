@@ -16,7 +16,7 @@ import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from safetensors.torch import load_file
 
-from strategies import DataError, tta_views
+from strategies import DataError, resize, tta_views
 from trainers import TASKS, Preprocessing, create_classifier, decode
 from trainers.tasks import Scale
 
@@ -34,6 +34,9 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
         self.scale = card["scale"] and Scale(**{name: torch.tensor(values) for name, values in card["scale"].items()})
         self.preprocessing = how = Preprocessing(**card["preprocessing"])
         self.tta: str = card["tta"]
+        self.shown_size: int = card.get("shown_size", how.image_size)
+        # Cards of earlier versions have none.
+        self.temperature: float | None = card.get("temperature")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.mean, self.std = (torch.tensor(card[k], device=self.device).view(1, -1, 1, 1) for k in ("mean", "std"))
         model = create_classifier(card["model"], len(self.classes), how.image_size, how.in_chans)
@@ -48,12 +51,18 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
         """
         parts = [self._outputs(model_input[start : start + _BATCH]) for start in range(0, len(model_input), _BATCH)]
         outputs = torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
-        return pd.DataFrame(self.task.answers(outputs, self.classes))
+        answers = self.task.answers(outputs, self.classes)
+        if self.temperature is not None:
+            calibrated = self.task.answers(outputs.double() / self.temperature, self.classes)
+            # Labels, the only texts, are those of the outputs as they are: rounding must not change one.
+            answers |= {name: column for name, column in calibrated.items() if column.dtype != object}
+        return pd.DataFrame(answers)
 
     @torch.inference_mode()
     def _outputs(self, images: list[Any]) -> torch.Tensor:
         pixels = torch.from_numpy(np.stack([decode(_as_image(image), self.preprocessing) for image in images]))
-        batch = (pixels.to(self.device).float().div_(255) - self.mean) / self.std
+        shown = resize(pixels.to(self.device).float().div_(255), self.shown_size)
+        batch = (shown - self.mean) / self.std
         views = tta_views(batch, self.tta)
         outputs = torch.stack([self.model(view).float() for view in views]).mean(0).cpu()
         restored: torch.Tensor = outputs if self.scale is None else self.scale.restore(outputs)

@@ -5,45 +5,36 @@ import shlex
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-import torch
 from optuna import Study
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from search.config import StudyConfig
-from search.identity import check_identity, check_space, identity
-from search.outcome import CHECKPOINT, PRESET, REASON, RUN_ID, outcome_of
-from search.recovery import open_storage, recover
-from search.samplers import make_pruner, make_sampler
+from search.ledger import Ledger
+from search.outcome import CHECKPOINT, MODEL, PRESET, REASON, RUN_ID, outcome_of, score_of
+from search.preparation import prepare
+from search.ranking import pareto_front, ranked
+from search.recovery import recover
+from search.samplers import make_sampler
+from search.sweep import seeded_presets, sweep_probes
 from search.terminal import Terminal
-from search.tracking import Tracker, absolute_sqlite, fetch_uri, git_commit, without_password
-from search.trial import Bench, ranked, run_trial
+from search.tracking import without_password
+from search.trial import Bench, run_trial
 from search.winner import crown
 from strategies import (
-    ConfigError,
     Fixed,
     Strategy,
     TrialError,
-    check_depths,
-    check_optimizer_names,
     project,
-    split_blocks,
-)
-from trainers import (
-    TASKS,
-    ModelSource,
-    check_model_name,
-    choose_device,
-    find_weights,
-    open_data,
 )
 
-PARENT_RUN, PRESETS_QUEUED = "mlflow_parent_run", "presets_queued"
+PRESETS_QUEUED, FRONT = "presets_queued", "pareto_front"
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +48,7 @@ def run_study(config: StudyConfig) -> None:
 
     Raises:
         UnfreezeError: Something in the configuration, data or weights is wrong; nothing was trained then.
+        WriteError: MLflow cannot be written to; the running trial is tried again when the study goes on.
         NoTrialFinishedError: Every trial failed.
         KeyboardInterrupt: After the running trial was queued again.
     """
@@ -65,100 +57,24 @@ def run_study(config: StudyConfig) -> None:
     # We beat ourselves, in search.recovery.
     warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
     warnings.filterwarnings("ignore", message="Some regimes for parameter")
-    with _terminate_by_exit(), Terminal(config.metric) as terminal:
-        bench = _prepare(config, terminal)
+    with _terminate_by_exit(), Terminal(config.metric, costs=config.costs) as terminal:
+        bench = prepare(config, terminal)
         try:
             # Recovered trials are told before runs are compared with them.
             for trial in recover(bench.study, config.retries):
                 again = "is tried again" if outcome_of(trial) == "killed" else "has failed for good"
                 terminal.say(f"trial {trial.number} had been killed; it {again}")
             _settle(bench)
+            sweep_probes(bench)
             _queue_presets(bench)
             _run_trials(bench, terminal)
             _finish(bench, terminal)
         except Exception:
-            bench.tracker.finish(bench.parent_run, "failed")
+            bench.tracker.try_to_finish(bench.parent_run, "failed")
             raise
         except (KeyboardInterrupt, SystemExit):
-            bench.tracker.finish(bench.parent_run, "killed")
+            bench.tracker.try_to_finish(bench.parent_run, "killed")
             raise
-
-
-def _prepare(config: StudyConfig, terminal: Terminal) -> Bench:
-    """Check and open everything that trials share, the cheapest first."""
-    space = config.space()
-    check_model_name(config.model.name)
-    check_optimizer_names(space)
-    device = choose_device(config.device, config.precision)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    assert config.name is not None, "composition names every study"
-    data = open_data(
-        task=config.task, in_chans=config.model.in_chans, **config.data.model_dump(), progress=terminal.reading
-    )
-    weights = find_weights(
-        config.model.name,
-        config.model.weights,
-        resolve_uri=lambda uri: fetch_uri(uri, config.tracking.uri),
-        progress=terminal.downloading,
-    )
-    source = ModelSource(config.model.name, weights, len(data.classes), config.data.image_size, config.model.in_chans)
-    num_blocks = len(split_blocks(source.build(0)))
-    check_depths(space, num_blocks)
-
-    # A study that is refused above or here leaves nothing behind in the stores.
-    tracker = Tracker(config.tracking.uri, config.tracking.artifacts, config.name)
-    study = _open_study(config)
-    check_identity(study, identity(config, data, source))
-    check_space(study, space)
-    run_tags = {
-        "unfreeze.study": config.name,
-        "unfreeze.model": source.name,
-        "unfreeze.weights": weights.source,
-        "unfreeze.weights_digest": weights.digest,
-        "unfreeze.data_fingerprint": data.fingerprint,
-        "unfreeze.device": device.description,
-        "mlflow.source.git.commit": git_commit(),
-    }
-    parent = tracker.open_parent(study.user_attrs.get(PARENT_RUN), config.name, {"unfreeze.kind": "study", **run_tags})
-    study.set_user_attr(PARENT_RUN, parent)
-    tracker.log_json(parent, "study.json", _to_show(config))
-    terminal.say(f"Study   {config.name}: {len(study.get_trials(deepcopy=False))} trials so far, {device.description}")
-    terminal.say(f"Data    {data.summary()}")
-    terminal.say(f"Model   {source.name}, {num_blocks} blocks, weights {weights.source} ({weights.digest})")
-    return Bench(config, space, source, data, device, num_blocks, study, tracker, parent, run_tags, terminal)
-
-
-def _to_show(config: StudyConfig) -> dict[str, Any]:
-    """The configuration without passwords."""
-    content = config.model_dump(mode="json")
-    content["store"]["url"] = without_password(config.store.url)
-    content["tracking"]["uri"] = without_password(config.tracking.uri)
-    return content
-
-
-def _open_study(config: StudyConfig) -> Study:
-    direction: Literal["minimize", "maximize"] = (
-        "minimize" if config.metric in TASKS[config.task].lower_is_better else "maximize"
-    )
-    try:
-        storage = open_storage(absolute_sqlite(config.store.url), retries=lambda: config.retries)
-        study = optuna.create_study(
-            study_name=config.name,
-            storage=storage,
-            direction=direction,
-            pruner=make_pruner(config.pruner),
-            load_if_exists=True,
-        )
-    except Exception as error:  # each database driver has errors of its own
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"store.url: {without_password(config.store.url)!r} cannot be opened: {first}") from error
-    if study.direction.name.lower() != direction:
-        raise ConfigError(
-            f"study {study.study_name!r} has trials that would not be comparable: it was searched to "
-            f"{study.direction.name.lower()} its metric; begin a new study with name={study.study_name}-2"
-        )
-    return study
 
 
 def _settle(bench: Bench) -> None:
@@ -174,16 +90,23 @@ def _settle(bench: Bench) -> None:
             bench.tracker.delete_checkpoint(run_id)
         reason = trial.user_attrs.get(REASON, "") if trial is not None and outcome == "failed" else ""
         bench.tracker.finish(run_id, outcome or "killed", reason)
-    for beaten in ranked(bench.study, bench.lower_is_better)[bench.config.checkpoints.keep :]:
-        if beaten.user_attrs.get(CHECKPOINT):
+    ledger = Ledger(bench.study)
+    still_kept = {trial.number for trial in ledger.kept(bench.config.checkpoints.keep)}
+    for beaten in ledger.ranked:
+        if beaten.number not in still_kept and beaten.user_attrs.get(CHECKPOINT):
             bench.tracker.delete_checkpoint(beaten.user_attrs[RUN_ID])
 
 
 def _queue_presets(bench: Bench) -> None:
-    """Queue the presets, moved into the space, as first trials; those queued by an earlier run are not queued again."""
+    """Queue the presets, moved into the space, as first trials; those queued by an earlier run are not queued again.
+
+    Of several models, they are for the first.
+    """
+    source = bench.first_source
+    model = {MODEL: source.name} if bench.chooses_model else {}
     queued: dict[str, dict[str, Any]] = dict(bench.study.user_attrs.get(PRESETS_QUEUED, {}))
-    for name, preset in bench.config.presets.items():
-        params = project(Strategy.from_dict(preset), bench.space, bench.num_blocks)
+    for name, preset in seeded_presets(bench).items():
+        params = model | project(Strategy.from_dict(preset), bench.spaces[source.name], source.num_blocks)
         if name not in queued and params not in queued.values():
             queued[name] = params
             bench.study.set_user_attr(PRESETS_QUEUED, queued)
@@ -193,34 +116,52 @@ def _queue_presets(bench: Bench) -> None:
 def _run_trials(bench: Bench, terminal: Terminal) -> None:
     budget = bench.config.budget
     deadline = time.monotonic() + budget.hours * 3600 if budget.hours is not None else None
-    done = _counted(bench.study)
-    terminal.study_started(done, budget.trials)
-    while (budget.trials is None or done < budget.trials) and (deadline is None or time.monotonic() < deadline):
+    ledger = Ledger(bench.study)
+    terminal.study_started(ledger.counted, budget.trials)
+    while (budget.trials is None or ledger.counted < budget.trials) and (
+        deadline is None or time.monotonic() < deadline
+    ):
         # A killed trial and its next attempt are one, lest a study that was interrupted draws other strategies.
-        asked = sum(outcome_of(t) != "killed" for t in bench.study.get_trials(deepcopy=False))
-        bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, asked)
-        run_trial(bench)
-        done = _counted(bench.study)
-
-
-def _counted(study: Study) -> int:
-    """Trials that count against the budget: told, and not killed, since a killed one is tried again."""
-    return sum(outcome_of(t) not in (None, "killed") for t in study.get_trials(deepcopy=False))
+        bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, ledger.asked)
+        run_trial(bench, ledger)
 
 
 def _finish(bench: Bench, terminal: Terminal) -> None:
+    # A model is logged to the winner's run, which has to have ended by then.
+    bench.tracker.flush()
     trials = bench.study.get_trials(deepcopy=False)
-    best = ranked(bench.study, bench.lower_is_better)
+    best = ranked(bench.study)
     if not best:
         terminal.counts(trials)
         raise NoTrialFinishedError("no trial completed, so there is no winner")
+    if bench.config.after.wise_ft or bench.config.after.soups:
+        terminal.say("Scoring what can be mixed from the best weights, on validation")
     winner = crown(bench, best[0])
-    searched = [name for name, entry in bench.space.items() if not isinstance(entry, Fixed)]
+    entries = {name: entry for space in bench.spaces.values() for name, entry in space.items()}
+    searched = [name for name, entry in entries.items() if not isinstance(entry, Fixed)]
+    shares = _importances(bench.study)
+    # What is always asked first, then what mattered most.
+    searched = sorted(searched, key=lambda name: (name not in ("depth", "lr"), -shares.get(name, 0.0)))
+    searched = [MODEL, *searched] if bench.chooses_model else searched
     terminal.table(best, searched)
+    if bench.config.costs:
+        front = pareto_front(bench.study)
+        _tag_front(bench, front)
+        terminal.front(front, searched)
     terminal.counts(trials)
-    terminal.importances(_importances(bench.study))
+    terminal.importances(shares)
     terminal.winner(winner, _how_to_look(bench.tracker.uri))
     bench.tracker.finish(bench.parent_run, "complete")
+    bench.tracker.flush()
+
+
+def _tag_front(bench: Bench, front: Sequence[FrozenTrial]) -> None:
+    """Tag the runs on the Pareto front, and those that an earlier front held and that were beaten since."""
+    runs = {trial.user_attrs[RUN_ID] for trial in front}
+    for run_id in {*runs, *bench.study.user_attrs.get(FRONT, ())}:
+        bench.tracker.log(run_id, tags={"unfreeze.pareto": "true" if run_id in runs else "false"})
+    # Last, so that a cut before it leaves nothing that the next end would not tag.
+    bench.study.set_user_attr(FRONT, sorted(runs))
 
 
 def _how_to_look(tracking_uri: str) -> str:
@@ -232,10 +173,15 @@ def _how_to_look(tracking_uri: str) -> str:
 def _importances(study: Study) -> dict[str, float]:
     """Share of each field by Optuna's default evaluator; empty when trials are too few or all alike."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < 4 or len({t.value for t in complete}) == 1:
+    if len(complete) < 4 or len({score_of(t) for t in complete}) == 1:
         return {}
+    # Told what to look at, Optuna 5.0 looks for low values, and says so; by itself it goes in the study's direction.
+    sign = 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
+    target = (lambda trial: sign * trial.values[0]) if len(study.directions) > 1 else None
     try:
-        return optuna.importance.get_param_importances(study)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
+            return optuna.importance.get_param_importances(study, target=target)
     except (RuntimeError, ValueError) as error:
         logger.info("importances cannot be estimated: %s", error)
         return {}

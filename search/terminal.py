@@ -10,13 +10,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from search.outcome import DEPTH, ENDINGS, PRESET, REASON, STRATEGY, outcome_of
+from search.after import TRIAL
+from search.config import Cost
+from search.outcome import DEPTH, ENDINGS, MODEL, PRESET, REASON, STRATEGY, outcome_of, score_of
 from search.winner import Winner
 from strategies import Strategy
 from trainers import EpochResult
 
+# Of a large space a table would be wider than any terminal, and a list longer; MLflow has everything.
+_MAX_FIELDS, _MAX_IMPORTANCES, _LEAST_SHARE = 8, 10, 0.005
+
 # Lines in a log file are not wrapped at 80 columns.
 _LOG_WIDTH = 160
+
+_COST_FORMATS: dict[Cost, str] = {"seconds": ".1f", "parameters_trained": ",.0f"}
 
 
 class Terminal:
@@ -25,13 +32,15 @@ class Terminal:
     Args:
         metric: Name of the score.
         console: Where to print.
+        costs: Names of the values that follow the score in each trial.
     """
 
-    def __init__(self, metric: str, console: Console | None = None) -> None:
+    def __init__(self, metric: str, console: Console | None = None, costs: Sequence[Cost] = ()) -> None:
         self._console = console or Console(highlight=False)
         if not self._console.is_terminal:
             self._console.width = _LOG_WIDTH
         self._metric = metric
+        self._costs = costs
         self._label = ""
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -98,7 +107,8 @@ class Terminal:
         """Print the trial's line and advance the bar of trials."""
         outcome = outcome_of(trial)
         assert outcome is not None, "the trial was just told"
-        score = f"{self._metric} {trial.value:.4f}" if trial.value is not None else ""
+        value = score_of(trial)
+        score = f"{self._metric} {value:.4f}" if value is not None else ""
         seconds = trial.duration.total_seconds() if trial.duration else 0.0
         note = trial.user_attrs.get(REASON, "") or (f"preset {p}" if (p := trial.user_attrs.get(PRESET)) else "")
         self._console.print(
@@ -112,23 +122,42 @@ class Terminal:
                 self._progress.update(self._study_bar, note=f"best {self._metric} {best:.4f}")
 
     def table(self, trials: Sequence[FrozenTrial], names: Sequence[str], count: int = 10) -> None:
-        """Print the best strategies: rank, trial, score, the searched fields in which they differ, and seconds."""
+        """Print the best strategies: rank, trial, score, the searched fields in which they differ, and seconds.
+
+        Args:
+            trials: From best to worst.
+            names: Searched fields, the most telling first; of those that differ the first few are shown.
+            count: Rows at most.
+        """
         shown = trials[:count]
-        searched = {name: [_searched_value(trial, name) for trial in shown] for name in names}
-        columns = {
-            "rank": [str(rank + 1) for rank in range(len(shown))],
-            "trial": [str(trial.number) for trial in shown],
-            self._metric: [f"{trial.value:.4f}" for trial in shown],
-            **{name: values for name, values in searched.items() if len(set(values)) > 1},
-            "seconds": [f"{trial.duration.total_seconds():.1f}" if trial.duration else "" for trial in shown],
+        ranks = {"rank": [str(rank + 1) for rank in range(len(shown))]}
+        self._print_table(f"Best strategies by validation {self._metric}", ranks | self._columns(shown, names))
+
+    def front(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> None:
+        """Print the Pareto front: trial, score, the searched fields in which the trials differ, and costs."""
+        objectives = " and ".join((self._metric, *self._costs)).replace("_", " ")
+        self._print_table(f"Pareto front of validation {objectives}", self._columns(trials, names))
+
+    def _columns(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, list[str]]:
+        searched = {name: [_searched_value(trial, name) for trial in trials] for name in names}
+        differing = [name for name, values in searched.items() if len(set(values)) > 1][:_MAX_FIELDS]
+        costs: dict[str, list[str]] = {
+            cost: [f"{trial.values[place]:{_COST_FORMATS[cost]}}" for trial in trials]
+            for place, cost in enumerate(self._costs, start=1)
         }
-        table = Table(
-            title=f"Best strategies by validation {self._metric}",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1),
-            pad_edge=False,
-        )
+        return {
+            "trial": [str(trial.number) for trial in trials],
+            self._metric: [f"{score_of(trial):.4f}" for trial in trials],
+            **{name: searched[name] for name in names if name in differing},
+            # With the cost of that name it is the training alone.
+            "seconds": [f"{trial.duration.total_seconds():.1f}" if trial.duration else "" for trial in trials],
+            **costs,
+        }
+
+    def _print_table(self, title: str, columns: Mapping[str, Sequence[str]]) -> None:
+        # As a title of rich's it would be broken to the width of a narrow table.
+        self._console.print(title, soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
         for heading, cells in columns.items():
             # Spaces let a narrow terminal break headings and names in two lines; words and numbers are never cut.
             words = " ".join((heading.replace("_", " "), *cells)).split()
@@ -143,8 +172,10 @@ class Terminal:
             self._console.print("Which fields mattered: too few comparable trials to tell.")
             return
         self._console.print("Which fields mattered (share of the score's variation, estimated):")
-        for name, share in shares.items():
-            self._console.print(f"  {name:<16} {share:6.1%}  {'█' * round(share * 30)}")
+        shown = {name: share for name, share in list(shares.items())[:_MAX_IMPORTANCES] if share >= _LEAST_SHARE}
+        width = max(map(len, shown), default=0)
+        for name, share in shown.items():
+            self._console.print(f"  {name:<{width}} {share:6.1%}  {'█' * round(share * 30)}")
 
     def counts(self, trials: Sequence[FrozenTrial]) -> None:
         """Print how many trials ended in which way, and why the failed ones did."""
@@ -157,17 +188,45 @@ class Terminal:
 
     def winner(self, winner: Winner, how_to_look: str) -> None:
         """Print the winner's test score, where its model is and how to look at everything."""
+        if len(winner.candidates) > 1:
+            self._candidates(winner)
+        trials = f"trial{'s' if len(winner.trials) > 1 else ''} {', '.join(map(str, winner.trials or (winner.trial,)))}"
+        name = trials if winner.kind == TRIAL else f"{winner.kind} ({trials})"
         self._console.print(
-            f"Winner: trial {winner.trial}, test {winner.metric} {winner.test_score:.4f} "
+            f"Winner: {name}, test {winner.metric} {winner.test_score:.4f} "
             f"(95% interval {winner.test_low:.4f} to {winner.test_high:.4f}, {winner.test_images} images)"
         )
+        if (found := winner.calibration) is not None:
+            self._console.print(
+                f"Calibration: temperature {found.temperature:.3g}, expected calibration error on the test images "
+                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}",
+                soft_wrap=True,
+            )
         self._console.print(f"Model:  {winner.model_uri}")
         self._console.print(f"Look:   {how_to_look}", soft_wrap=True)
+
+    def _candidates(self, winner: Winner) -> None:
+        """Print what was scored on validation after the search; a star marks the winner."""
+        table = Table(
+            title="After the search, by validation", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
+        table.add_column("weights")
+        table.add_column("of trials")
+        table.add_column(winner.metric.replace("_", " "), justify="right")
+        for one in winner.candidates:
+            mark = " *" if one.kind == winner.kind else ""
+            table.add_row(one.kind + mark, ", ".join(map(str, one.trials)), f"{one.score:.4f}")
+        self._console.print(table)
 
 
 def _searched_value(trial: FrozenTrial, name: str) -> str:
     """A field's value in a table; empty where the trial did not draw it."""
     if name not in trial.params:
         return ""
-    value = trial.user_attrs[DEPTH] if name == "depth" else trial.user_attrs[STRATEGY][name]
-    return f"{value:.2g}" if isinstance(value, float) else str(value).replace("_", " ")
+    if name == MODEL:
+        value = trial.params[MODEL]
+    elif name == "depth":
+        value = trial.user_attrs[DEPTH]
+    else:
+        value = trial.user_attrs[STRATEGY][name]
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")

@@ -1,4 +1,4 @@
-"""Writing a study to MLflow: a parent run, a child run a trial, in a few batched calls."""
+"""Writing a study to MLflow: a parent run, a child run a trial, in a few batched calls from another thread."""
 
 import json
 import logging
@@ -8,7 +8,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,15 @@ import sqlalchemy
 import torch
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 from safetensors.torch import save_file
 
 from search.outcome import ENDINGS, Outcome
+from search.sqlite import write_ahead
+from search.writer import WriteError, Writer
 from strategies import ConfigError, UnfreezeError, WeightsError
 
 # One bar a file, amid our own; MLflow reads the variable at each transfer.
@@ -32,9 +38,32 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 PARENT_TAG = "mlflow.parentRunId"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
+# Epochs that are shorter share a call: each costs some 5 ms of Python, which a training on the CPU would feel.
+BATCH_SECONDS = 0.2
+
+logger = logging.getLogger(__name__)
+
+# A run that was begun, or one whose beginning is still to be written.
+RunId = str | Future[str]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is to be written of one run in one call, or the fewest that MLflow allows."""
+
+    run: RunId
+    metrics: list[Metric] = field(default_factory=list)
+    params: list[Param] = field(default_factory=list)
+    tags: list[RunTag] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+
 
 class Tracker:
     """The MLflow side of one study.
+
+    What is written goes through ``writer``, in order and off the calling thread, and is there for sure after
+    :meth:`flush`; what is read waits for it. Every method that writes raises :class:`search.writer.WriteError` when an
+    earlier write has failed. One thread at a time may call.
 
     Args:
         uri: MLflow tracking URI; a ``sqlite:///`` path is made when it is not there.
@@ -52,6 +81,7 @@ class Tracker:
         self._study, self._artifacts = study, artifacts
         try:
             self.uri = absolute_sqlite(uri)
+            write_ahead(self.uri)
             _check_database(self.uri)
             self._client = mlflow.MlflowClient(tracking_uri=self.uri)
             with _few_retries():
@@ -66,6 +96,10 @@ class Tracker:
             )
         self._experiment_id = str(experiment.experiment_id) if experiment is not None else None
         mlflow.set_tracking_uri(self.uri)
+        self.writer = Writer(f"MLflow at {without_password(self.uri)}")
+        self._batch: _Batch | None = None
+        self._last_sent = 0.0
+        self._artifact_uris: dict[str, str] = {}
 
     @property
     def experiment_id(self) -> str:
@@ -88,50 +122,127 @@ class Tracker:
                 self.log(run_id, tags=tags)
                 return run_id
             except MlflowException:
-                logging.getLogger(__name__).warning("the study's parent run %s is gone; a new one begins", run_id)
-        return self._create(name, tags)
+                logger.warning("the study's parent run %s is gone; a new one begins", run_id)
+        return self._create(name, tags, self.experiment_id, _now())
 
-    def start_trial(self, parent: str, name: str, tags: Mapping[str, Any]) -> str:
-        """Begin a child run and return its id."""
-        return self._create(name, {PARENT_TAG: parent, **tags})
+    def start_trial(self, parent: str, name: str, tags: Mapping[str, Any]) -> "Future[str]":
+        """Begin a child run; its id is there once it is written."""
+        tags = {PARENT_TAG: parent, **tags}
+        experiment_id, now = self.experiment_id, _now()
+        self._send()
+        # What is logged of a new run need not wait.
+        self._last_sent = 0.0
+        return self.writer.put(lambda: self._create(name, tags, experiment_id, now))
 
-    def _create(self, name: str, tags: Mapping[str, Any]) -> str:
+    def _create(self, name: str, tags: Mapping[str, Any], experiment_id: str, now: int) -> str:
         texts = {key: str(value) for key, value in tags.items()}
-        return str(self._client.create_run(self.experiment_id, run_name=name, tags=texts).info.run_id)
+        info = self._client.create_run(experiment_id, start_time=now, run_name=name, tags=texts).info
+        self._artifact_uris[info.run_id] = info.artifact_uri
+        return str(info.run_id)
 
     def log(
         self,
-        run_id: str,
+        run: RunId,
         *,
         step: int = 0,
         metrics: Mapping[str, float] | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write metrics, parameters and tags in one call."""
-        now = int(time.time() * 1000)
-        self._client.log_batch(
-            run_id,
-            metrics=[Metric(name, float(value), now, step) for name, value in (metrics or {}).items()],
-            params=[Param(name, str(value)) for name, value in (params or {}).items()],
-            tags=[RunTag(name, str(value)) for name, value in (tags or {}).items()],
-        )
+        """Write metrics, parameters and tags."""
+        now = _now()
+        batch = self._batch_of(run)
+        batch.metrics += [Metric(name, float(value), now, step) for name, value in (metrics or {}).items()]
+        batch.params += [Param(name, str(value)) for name, value in (params or {}).items()]
+        batch.tags += [RunTag(name, str(value)) for name, value in (tags or {}).items()]
+        self._send_if_due()
 
-    def log_json(self, run_id: str, name: str, content: Any) -> None:
+    def log_json(self, run: RunId, name: str, content: Any) -> None:
         """Write ``content`` as a JSON artifact."""
-        self._client.log_text(run_id, json.dumps(content, indent=1), name)
+        self.log_text(run, name, json.dumps(content, indent=1))
 
-    def log_text(self, run_id: str, name: str, text: str) -> None:
+    def log_text(self, run: RunId, name: str, text: str) -> None:
         """Write ``text`` as an artifact."""
-        self._client.log_text(run_id, text, name)
+        self._batch_of(run).texts[name] = text
+        self._send_if_due()
 
-    def finish(self, run_id: str, outcome: Outcome, reason: str = "") -> None:
+    def finish(self, run: RunId, outcome: Outcome, reason: str = "") -> None:
         """End a run with the status and tag of its outcome, and the reason if there is one."""
-        self.log(run_id, tags={"unfreeze.outcome": outcome} | ({"unfreeze.reason": reason[:500]} if reason else {}))
-        self._client.set_terminated(run_id, ENDINGS[outcome].status)
+        self.log_outcome(run, outcome, reason)
+        self.end(run, outcome)
+
+    def log_outcome(self, run: RunId, outcome: Outcome, reason: str = "") -> None:
+        """Write what is known of a run's end before it ends: its outcome, and the reason if there is one."""
+        self.log(run, tags={"unfreeze.outcome": outcome} | ({"unfreeze.reason": reason[:500]} if reason else {}))
+
+    def end(self, run: RunId, outcome: Outcome) -> None:
+        """End a run with the status of its outcome."""
+        now = _now()
+        self._send()
+        self.writer.put(lambda: self._client.set_terminated(_id_of(run), ENDINGS[outcome].status, end_time=now))
+
+    def try_to_finish(self, run: RunId, outcome: Outcome) -> None:
+        """End a run and wait for it, on the way out of an error: a store that cannot be written to is only logged."""
+        try:
+            self.finish(run, outcome)
+            self.flush()
+        except WriteError as error:
+            logger.warning("%s", error)
+
+    def flush(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            WriteError: Something could not be.
+        """
+        self._send()
+        self.writer.flush()
+
+    def _batch_of(self, run: RunId) -> _Batch:
+        """The batch that is being gathered; another run's is sent before."""
+        if self._batch is None or self._batch.run != run:
+            self._send()
+            self._batch = _Batch(run)
+        return self._batch
+
+    def _send_if_due(self) -> None:
+        if self.writer.is_idle and time.monotonic() - self._last_sent >= BATCH_SECONDS:
+            self._send()
+
+    def _send(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._last_sent = time.monotonic()
+            self.writer.put(lambda: self._write(batch))
+
+    def _write(self, batch: _Batch) -> None:
+        run_id = _id_of(batch.run)
+        most = MAX_PARAMS_TAGS_PER_BATCH
+        while batch.params or batch.tags or batch.metrics:
+            params, batch.params = batch.params[:most], batch.params[most:]
+            tags, batch.tags = batch.tags[:most], batch.tags[most:]
+            room = MAX_ENTITIES_PER_BATCH - len(params) - len(tags)
+            metrics, batch.metrics = batch.metrics[:room], batch.metrics[room:]
+            self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+        if batch.texts:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, text in batch.texts.items():
+                    (Path(folder) / name).write_text(text, encoding="utf-8")
+                self._artifacts_of(run_id).log_artifacts(folder)  # type: ignore[no-untyped-call]
+
+    def _artifacts_of(self, run_id: str) -> ArtifactRepository:
+        if run_id not in self._artifact_uris:
+            self._artifact_uris[run_id] = str(self._client.get_run(run_id).info.artifact_uri)
+        return get_artifact_repository(self._artifact_uris[run_id])
+
+    def params(self, run_id: str) -> dict[str, str]:
+        """The parameters of a run, as texts."""
+        self.flush()
+        return dict(self._client.get_run(run_id).data.params)
 
     def running(self) -> dict[str, str]:
         """Runs of this experiment that MLflow shows as running: id to the number of their trial, ``""`` for none."""
+        self.flush()
         found: dict[str, str] = {}
         token = None
         while True:
@@ -143,18 +254,27 @@ class Tracker:
             if not token:
                 return found
 
-    def save_checkpoint(self, run_id: str, state_dict: Mapping[str, torch.Tensor]) -> str:
-        """Store a model's tensors as a safetensors artifact of a run and return the artifact's path."""
+    def save_checkpoint(self, run: RunId, state_dict: Mapping[str, torch.Tensor]) -> str:
+        """Store a model's tensors as a safetensors artifact of a run, at once, and return the artifact's path."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / CHECKPOINT_FILE
-            # safetensors takes neither tensors that share memory nor channels_last ones.
-            save_file({name: t.detach().cpu().contiguous().clone() for name, t in state_dict.items()}, path)
-            self._client.log_artifact(run_id, str(path))
+            save_weights(state_dict, path)
+            self._artifacts_of(_id_of(run)).log_artifact(str(path))  # type: ignore[no-untyped-call]
         return CHECKPOINT_FILE
 
-    def delete_checkpoint(self, run_id: str) -> None:
+    def delete_checkpoint(self, run: RunId) -> None:
         """Remove a run's checkpoint; one already gone is no error."""
-        repository = get_artifact_repository(self._client.get_run(run_id).info.artifact_uri)
+        self._send()
+        self.writer.put(lambda: self._delete_checkpoint(_id_of(run)))
+
+    def _delete_checkpoint(self, run_id: str) -> None:
+        try:
+            repository = self._artifacts_of(run_id)
+        except MlflowException as error:
+            # Someone deleted the whole run, or a power cut took it back.
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return
         if any(entry.path == CHECKPOINT_FILE for entry in repository.list_artifacts()):
             repository.delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
 
@@ -168,6 +288,21 @@ class Tracker:
             return Path(self._client.download_artifacts(run_id, CHECKPOINT_FILE, str(folder)))
         except (MlflowException, OSError) as error:
             raise UnfreezeError(f"the checkpoint of run {run_id} cannot be read: {_first_line(error)}") from error
+
+
+def _id_of(run: RunId) -> str:
+    return run if isinstance(run, str) else run.result()
+
+
+def _now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
+
+
+def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a model's tensors to a safetensors file."""
+    # safetensors takes neither tensors that share memory nor channels_last ones.
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in state_dict.items()}, path)
 
 
 def fetch_uri(uri: str, tracking_uri: str) -> Path:

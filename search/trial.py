@@ -1,23 +1,26 @@
 """One trial from ask to tell: sample a strategy, train it epoch by epoch, report, prune, keep the checkpoint."""
 
+import hashlib
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from optuna import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial
 from torch import Tensor
 
-from search.config import StudyConfig
+from search.config import Cost, StudyConfig
+from search.ledger import Ledger
 from search.outcome import (
     ATTEMPT,
     CHECKPOINT,
     DEPTH,
     ENDINGS,
     FINGERPRINT,
+    MODEL,
     OUTCOME,
     OWNER,
     PRESET,
@@ -25,16 +28,22 @@ from search.outcome import (
     RUN_ID,
     STRATEGY,
     Outcome,
-    outcome_of,
+    score_of,
 )
 from search.recovery import Heartbeat, interrupt, owner
-from search.tracking import Tracker
+from search.tracking import RunId, Tracker
 from strategies import Space, Strategy, TrialError, UnfreezeError, sample
-from trainers import TASKS, Device, EpochResult, ImageData, ModelSource, Trainer
+from trainers import TASKS, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer
 
 
 class Watcher(Protocol):
     """Is told what happens, to show it."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """How far something has come that all trials wait for."""
 
     def trial_started(self, number: int, strategy: Strategy, label: str) -> None:
         """A trial was sampled and begins to train."""
@@ -48,24 +57,39 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all trials of a study share."""
+    """What all trials of a study share; ``spaces`` and ``sources`` by the model's name."""
 
     config: StudyConfig
-    space: Space
-    source: ModelSource
+    spaces: Mapping[str, Space]
+    sources: Mapping[str, ModelSource]
     data: ImageData
     device: Device
-    num_blocks: int
     study: Study
     tracker: Tracker
     parent_run: str
     run_tags: Mapping[str, str]
     watcher: Watcher
+    teacher: Teacher | None
+    reuse: Reuse | None
 
     @property
     def lower_is_better(self) -> bool:
         """Whether the study minimises its metric."""
         return self.config.metric in TASKS[self.config.task].lower_is_better
+
+    @property
+    def chooses_model(self) -> bool:
+        """Whether the model is searched too."""
+        return len(self.sources) > 1
+
+    @property
+    def first_source(self) -> ModelSource:
+        """What builds the first of the models that the study names."""
+        return self.sources[self.config.model.names[0]]
+
+    def source_of(self, trial: FrozenTrial) -> ModelSource:
+        """What built the model of a trial."""
+        return self.sources[trial.params[MODEL]] if self.chooses_model else self.first_source
 
 
 @dataclass(slots=True)
@@ -81,67 +105,116 @@ class _PrunedError(Exception):
     """The pruner stopped the trial."""
 
 
-def run_trial(bench: Bench) -> FrozenTrial:
+def run_trial(bench: Bench, ledger: Ledger) -> FrozenTrial:
     """Ask for one strategy, train it and tell the result.
 
     A trial that goes wrong is told as failed with its reason. One that is interrupted (Ctrl-C, SIGTERM) is told as
     killed and queued again before the interrupt is passed on.
+
+    Args:
+        bench: What the study's trials share.
+        ledger: The study's, which takes the trial in when it was told.
+
+    Raises:
+        WriteError: MLflow cannot even be told that the trial failed. It is not told then, so that it is tried again.
     """
     trial = bench.study.ask()
     trial.set_user_attr(OWNER, owner())
-    run_id = bench.tracker.start_trial(
+    run = bench.tracker.start_trial(
         bench.parent_run, f"trial {trial.number}", {"unfreeze.trial": trial.number, **bench.run_tags}
     )
-    trial.set_user_attr(RUN_ID, run_id)
-    score: float | None = None
+    bench.tracker.writer.put(lambda: _note(trial, {RUN_ID: run.result()}))
+    values: list[float] | None = None
     outcome: Outcome
     with Heartbeat(trial):
         try:
-            best = _train(bench, trial, run_id)
-            score, outcome, reason = best.score, "complete", ""
-            _keep_checkpoint(bench, trial, run_id, best)
+            best, costs = _train(bench, ledger, trial, run)
+            values = [best.score, *(costs[cost] for cost in bench.config.costs)]
+            outcome, reason = "complete", ""
+            if ledger.would_be_kept(values, bench.config.checkpoints.keep):
+                trial.set_user_attr(CHECKPOINT, bench.tracker.save_checkpoint(run, best.state))
+            bench.tracker.log_outcome(run, outcome)
+            bench.tracker.flush()
         except _PrunedError:
             outcome, reason = "pruned", ""
         except (KeyboardInterrupt, SystemExit):
+            # First, since attributes that still wait to be written could not be once it is told.
+            bench.tracker.try_to_finish(run, "killed")
             frozen = next(t for t in bench.study.get_trials(deepcopy=False) if t.number == trial.number)
             interrupt(bench.study, frozen)
-            bench.tracker.finish(run_id, "killed")
             raise
         except Exception as error:
             outcome, reason = "failed", _reason(error)
-            bench.tracker.log_text(run_id, "traceback.txt", traceback.format_exc())
-    return _tell(bench, trial, run_id, outcome, score, reason)
+            bench.tracker.log_text(run, "traceback.txt", traceback.format_exc())
+    return _tell(bench, ledger, trial, run, outcome, values, reason)
 
 
-def _train(bench: Bench, trial: Trial, run_id: str) -> _Best:
-    strategy = sample(bench.space, trial)
-    fingerprint = strategy.fingerprint(bench.num_blocks)
+def _train(bench: Bench, ledger: Ledger, trial: Trial, run: RunId) -> tuple[_Best, dict[Cost, float]]:
+    source = _choose_model(bench, trial)
+    strategy = sample(bench.spaces[source.name], trial)
+    canonical = strategy.canonical(source.num_blocks)
+    fingerprint = _fingerprint(bench, source, strategy)
     # One seed for all strategies, so that they are compared on the same draw; the same strategy again gets the next.
-    seed = bench.config.seed + _times_tried(bench.study, fingerprint)
-    trial.set_user_attr(FINGERPRINT, fingerprint)
-    trial.set_user_attr(STRATEGY, strategy.to_dict())
-    canonical = strategy.canonical(bench.num_blocks)
-    trial.set_user_attr(DEPTH, canonical.depth)
-    label = describe(canonical)
+    seed = bench.config.seed + ledger.times_tried(fingerprint)
+    label = describe(canonical, source.name if bench.chooses_model else "")
     bench.watcher.trial_started(trial.number, strategy, label)
-    trainer = Trainer(bench.source, bench.data, strategy, seed, bench.device)
     attrs = trial.user_attrs
     bench.tracker.log(
-        run_id,
-        params={**strategy.to_dict(), DEPTH: canonical.depth, "seed": seed},
+        run,
+        params={MODEL: source.name, **strategy.to_dict(), DEPTH: canonical.depth, "seed": seed},
         tags={
+            **model_tags([source]),
             "mlflow.runName": f"{trial.number} · {label}",
             "unfreeze.fingerprint": fingerprint,
             "unfreeze.attempt": attrs.get(ATTEMPT, 0),
             "unfreeze.preset": attrs.get(PRESET, ""),
         },
     )
-    bench.tracker.log_json(run_id, "manifest.json", trainer.plan.manifest())
-    bench.tracker.log_text(run_id, "strategy.yaml", strategy.to_yaml())
-    return _run_epochs(bench, trial, run_id, trainer)
+    facts = {FINGERPRINT: fingerprint, STRATEGY: strategy.to_dict(), DEPTH: canonical.depth}
+    bench.tracker.writer.put(lambda: _note(trial, facts))
+    trainer = Trainer(source, bench.data, strategy, seed, bench.device, bench.teacher, bench.reuse)
+    bench.tracker.log(run, tags={"unfreeze.reuse": trainer.reused.reason})
+    bench.tracker.log_json(run, "manifest.json", trainer.plan.manifest())
+    bench.tracker.log_text(run, "strategy.yaml", strategy.to_yaml())
+    return _run_epochs(bench, trial, run, trainer)
 
 
-def _run_epochs(bench: Bench, trial: Trial, run_id: str, trainer: Trainer) -> _Best:
+def _note(trial: Trial, attributes: Mapping[str, Any]) -> None:
+    """Set attributes of a trial in the store alone: what the trial object holds is the training thread's."""
+    for name, value in attributes.items():
+        trial.storage.set_trial_user_attr(trial._trial_id, name, value)
+
+
+def _choose_model(bench: Bench, trial: Trial) -> ModelSource:
+    """Draw the model, where there are several."""
+    name = bench.first_source.name
+    if bench.chooses_model:
+        # Sorted, so that a list in another order is the same choice to Optuna.
+        name = trial.suggest_categorical(MODEL, sorted(bench.sources))
+    return bench.sources[name]
+
+
+def _fingerprint(bench: Bench, source: ModelSource, strategy: Strategy) -> str:
+    """Twelve hexadecimal digits, equal for trials that train alike: the same strategy on the same model."""
+    fingerprint = strategy.fingerprint(source.num_blocks)
+    if not bench.chooses_model:
+        return fingerprint
+    return hashlib.sha256(f"{source.name} {fingerprint}".encode()).hexdigest()[: len(fingerprint)]
+
+
+def model_tags(sources: Sequence[ModelSource]) -> dict[str, str]:
+    """MLflow tags that say which models, and from which weights."""
+    return {
+        "unfreeze.model": ", ".join(source.name for source in sources),
+        "unfreeze.weights": ", ".join(source.weights.source for source in sources),
+        "unfreeze.weights_digest": ", ".join(source.weights.digest for source in sources),
+    }
+
+
+def _run_epochs(bench: Bench, trial: Trial, run: RunId, trainer: Trainer) -> tuple[_Best, dict[Cost, float]]:
+    parameters_trained = _parameters_trained(trainer)
+    bench.tracker.log(run, metrics={"parameters_trained": parameters_trained})
+    prunes = bench.config.pruner.name != "none"
     best: _Best | None = None
     seconds = 0.0
     for result in trainer:
@@ -150,60 +223,68 @@ def _run_epochs(bench: Bench, trial: Trial, run_id: str, trainer: Trainer) -> _B
         if math.isnan(score):
             raise TrialError(f"validation {bench.config.metric} is not a number after epoch {result.step}")
         if best is None or (score < best.score if bench.lower_is_better else score > best.score):
-            state = {name: tensor.detach().cpu().clone() for name, tensor in trainer.model.state_dict().items()}
-            best = _Best(score, result.step, state)
-        bench.tracker.log(run_id, step=result.step, metrics={**result.metrics, "epoch_seconds": result.seconds})
-        trial.report(score, result.step)
+            best = _Best(score, result.step, trainer.weights())
+        # The seconds so far in each epoch, so that a trial that is stopped has them too.
+        took = {"epoch_seconds": result.seconds, "seconds": seconds}
+        bench.tracker.log(run, step=result.step, metrics={**result.metrics, **took})
         bench.watcher.epoch_ended(result, score)
-        # Stopping after the last epoch would save nothing and lose the trial's score.
-        if result.step < trainer.strategy.epochs and trial.should_prune():
+        if bench.config.costs:
+            continue  # Optuna 5.0 takes reports for one objective only
+        trial.report(score, result.step)
+        # Stopping after the last epoch would save nothing and lose the trial's score. Where nothing is pruned Optuna
+        # would still read the trial, for some 5 ms.
+        if prunes and result.step < trainer.strategy.epochs and trial.should_prune():
             raise _PrunedError
     assert best is not None, "a strategy has at least one epoch"
-    bench.tracker.log(run_id, metrics={"score": best.score, "best_epoch": best.step, "seconds": seconds})
-    return best
+    bench.tracker.log(run, metrics={"score": best.score, "best_epoch": best.step})
+    return best, {"seconds": seconds, "parameters_trained": parameters_trained}
 
 
-def _times_tried(study: Study, fingerprint: str) -> int:
-    earlier = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    return sum(t.user_attrs.get(FINGERPRINT) == fingerprint and outcome_of(t) != "killed" for t in earlier)
+def _parameters_trained(trainer: Trainer) -> int:
+    """How many numbers of the model are trained in some epoch."""
+    trainable = trainer.plan.trainable
+    return sum(tensor.numel() for name, tensor in trainer.model.named_parameters() if name in trainable)
 
 
-def _tell(bench: Bench, trial: Trial, run_id: str, outcome: Outcome, score: float | None, reason: str) -> FrozenTrial:
-    ranked_before = ranked(bench.study, bench.lower_is_better)
+def _tell(
+    bench: Bench,
+    ledger: Ledger,
+    trial: Trial,
+    run: RunId,
+    outcome: Outcome,
+    values: list[float] | None,
+    reason: str,
+) -> FrozenTrial:
+    if outcome != "complete":
+        bench.tracker.log_outcome(run, outcome, reason)
+    # Whatever was logged of a trial is there before it counts.
+    bench.tracker.flush()
     if reason:
         trial.set_user_attr(OUTCOME, outcome)
         trial.set_user_attr(REASON, reason)
     # The commit point: from here on the trial counts, whatever happens to this process.
-    values = score if outcome == "complete" else None
-    told = bench.study.tell(trial, values, state=ENDINGS[outcome].state)
-    bench.tracker.finish(run_id, outcome, reason)
-    keep = bench.config.checkpoints.keep
-    kept = {t.number for t in ranked(bench.study, bench.lower_is_better)[:keep]}
-    for beaten in ranked_before[:keep]:
-        if beaten.number not in kept:
-            bench.tracker.delete_checkpoint(beaten.user_attrs[RUN_ID])
-    leader = ranked(bench.study, bench.lower_is_better)[:1]
-    bench.watcher.trial_ended(told, leader[0].value if leader else None)
+    told = bench.study.tell(trial, values if outcome == "complete" else None, state=ENDINGS[outcome].state)
+    bench.tracker.end(run, outcome)
+    _drop_beaten(bench, ledger, told)
+    bench.watcher.trial_ended(told, score_of(ledger.ranked[0]) if ledger.ranked else None)
     return told
 
 
-def _keep_checkpoint(bench: Bench, trial: Trial, run_id: str, best: _Best) -> None:
-    others = [t.value for t in ranked(bench.study, bench.lower_is_better) if t.value is not None]
-    ahead = sum(value <= best.score if bench.lower_is_better else value >= best.score for value in others)
-    if ahead < bench.config.checkpoints.keep:
-        trial.set_user_attr(CHECKPOINT, bench.tracker.save_checkpoint(run_id, best.state))
+def _drop_beaten(bench: Bench, ledger: Ledger, told: FrozenTrial) -> None:
+    """Remove the checkpoints that the trial just told, and those that others told meanwhile, have beaten."""
+    keep = bench.config.checkpoints.keep
+    kept_before = ledger.kept(keep)
+    ledger.take(told)
+    still_kept = {trial.number for trial in ledger.kept(keep)}
+    for trial in (*kept_before, told):
+        if trial.number not in still_kept and CHECKPOINT in trial.user_attrs:
+            bench.tracker.delete_checkpoint(trial.user_attrs[RUN_ID])
 
 
-def ranked(study: Study, lower_is_better: bool) -> list[FrozenTrial]:
-    """Completed trials from best to worst; of equals the earlier first."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    sign = 1 if lower_is_better else -1
-    return sorted(complete, key=lambda t: (sign * (t.value if t.value is not None else 0.0), t.number))
-
-
-def describe(strategy: Strategy) -> str:
-    """A strategy in one short line: ``depth 4 · adamw 3e-04 · decay 0.7``."""
-    parts = [f"depth {strategy.depth}", f"{strategy.optimizer} {strategy.lr:.0e}"]
+def describe(strategy: Strategy, model: str = "") -> str:
+    """A strategy, and its model if one is given, in one short line: ``depth 4 · adamw 3e-04 · decay 0.7``."""
+    parts = [model] if model else []
+    parts += [f"depth {strategy.depth}", f"{strategy.optimizer} {strategy.lr:.0e}"]
     if strategy.layer_decay < 1:
         parts.append(f"decay {strategy.layer_decay:.2g}")
     if strategy.loss != "cross_entropy":

@@ -1,59 +1,52 @@
-"""The end of a study: the winner's test score, and the winner as an MLflow model."""
+"""The end of a study: the winner is chosen, scored on the test split and logged."""
 
-import base64
-import importlib.metadata
-import io
-import json
-import logging
-import shutil
 import tempfile
-import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
-import mlflow
-import numpy as np
-import torch
-from mlflow.models import set_signature
-from mlflow.types import ColSpec, Schema
 from optuna.trial import FrozenTrial
-from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
-import strategies
-import trainers
-from search.outcome import RUN_ID, STRATEGY
+from search.after import GREEDY_SOUP, TRIAL, UNIFORM_SOUP, Candidate, Judge, choose, make_judge, soup_trials
+from search.logged_model import log_model
+from search.outcome import RUN_ID, score_of
 from search.trial import Bench
-from strategies import Strategy
-from trainers import TASKS, Trainer
+from trainers import CALIBRATED_TASKS, TASKS, State, calibration_error, fit_temperature
 
 WINNER = "winner"
+CANDIDATES_FILE = "candidates.json"
 
-# Packages that the logged model imports, by way of trainers and strategies too.
-_NEEDED = (
-    "lazy_loader",
-    "mlflow",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pyyaml",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "tifffile",
-    "timm",
-    "torch",
-    "torchmetrics",
-    "torchvision",
-)
 
-logger = logging.getLogger(__name__)
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The winner's temperature, and its expected calibration error on the test split without and with it."""
+
+    temperature: float
+    test_ece: float
+    test_ece_calibrated: float
 
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The best trial: its score on the untouched test split, with a 95% interval, and where its model is."""
+    """The best trial, or what was mixed from it: its score on the untouched test split, and where its model is.
+
+    Args:
+        trial: Number of the best trial.
+        metric: The study's metric.
+        test_score: The winner's score on the test split.
+        test_low: Where its 95% interval begins.
+        test_high: Where its 95% interval ends.
+        test_images: Images of the test split.
+        model_uri: The winner as an MLflow model.
+        kind: ``trial``, ``wise_ft alpha=...``, ``uniform_soup`` or ``greedy_soup``.
+        trials: Numbers of the trials whose weights are in it.
+        candidates: All that were scored on validation, the best trial first.
+        calibration: None where there are no probabilities, or nobody wanted it.
+        asked: What the choice depended on besides the trial.
+    """
 
     trial: int
     metric: str
@@ -62,102 +55,102 @@ class Winner:
     test_high: float
     test_images: int
     model_uri: str
+    kind: str = TRIAL
+    trials: tuple[int, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    calibration: Calibration | None = None
+    asked: dict[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Winner":
+        """A winner as it was stored, by this version or an earlier one."""
+        read = {**values, "trials": tuple(values.get("trials", ()))}
+        read["candidates"] = tuple(
+            Candidate(one["kind"], tuple(one["trials"]), one["score"]) for one in values.get("candidates", ())
+        )
+        read["calibration"] = Calibration(**values["calibration"]) if values.get("calibration") else None
+        return cls(**read)
 
 
 def crown(bench: Bench, trial: FrozenTrial) -> Winner:
-    """Score the winner on the test split, once, and log it as a model; a winner already crowned is returned as it was.
+    """Choose among the best trial and what is mixed from it, score the choice on the test split and log it as a model.
+
+    A winner already crowned is returned as it was, unless more trials or other settings of ``after`` change what there
+    is to choose from; and if the choice is then the same, its test score and its model stay.
 
     Raises:
         UnfreezeError: Its checkpoint is gone.
     """
-    known = bench.study.user_attrs.get(WINNER)
-    if known is not None and known["trial"] == trial.number:
-        return Winner(**known)
-    run_id = trial.user_attrs[RUN_ID]
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = bench.tracker.fetch_checkpoint(run_id, Path(folder))
-        strategy = Strategy.from_dict(trial.user_attrs[STRATEGY])
-        trainer = Trainer(bench.source, bench.data, strategy, bench.config.seed, bench.device)
-        trainer.model.load_state_dict(load_file(checkpoint))
-        outputs, targets = trainer.predict(bench.data.test)
-        model_uri = _log_model(bench, run_id, checkpoint, Path(folder), strategy)
-    task, metric = TASKS[bench.data.task], bench.config.metric
-    found = task.scores(outputs, targets)
-    low, high = task.interval(metric, outputs, targets)
-    winner = Winner(trial.number, metric, found[metric], low, high, len(targets), model_uri)
-    bench.tracker.log(run_id, metrics={f"test_{name}": value for name, value in found.items()})
-    bench.tracker.log(
+    stored = bench.study.user_attrs.get(WINNER)
+    known = Winner.from_dict(stored) if stored is not None and stored["trial"] == trial.number else None
+    asked = _asked(bench)
+    if known is not None and _is_answered(known, asked):
+        return known
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = bench.tracker.fetch_checkpoint(trial.user_attrs[RUN_ID], folder)
+        judge = make_judge(bench, trial, load_file(checkpoint))
+        weights, candidates, chosen = choose(judge, trial, folder)
+        if known is not None and _is_the_same(known, chosen, asked):
+            winner = known
+        else:
+            winner = _present(bench, trial, judge, weights, folder, is_mixed=chosen.kind != TRIAL)
+    winner = replace(winner, kind=chosen.kind, trials=chosen.trials, candidates=candidates, asked=asked)
+    bench.tracker.log(bench.parent_run, tags={"unfreeze.winner_kind": winner.kind})
+    bench.tracker.log_json(
         bench.parent_run,
-        metrics={"best_score": trial.value or 0.0, **{f"test_{name}": value for name, value in found.items()}},
-        tags={"unfreeze.winner": trial.number, "unfreeze.model_uri": model_uri},
+        CANDIDATES_FILE,
+        {"metric": winner.metric, "winner": winner.kind, "candidates": [asdict(one) for one in candidates]},
     )
     bench.study.set_user_attr(WINNER, asdict(winner))
     return winner
 
 
-def _log_model(bench: Bench, run_id: str, checkpoint: Path, folder: Path, strategy: Strategy) -> str:
-    """Log the checkpoint as a pyfunc model of the trial's run and return its URI."""
-    task = TASKS[bench.data.task]
-    scale = task.scale(bench.data.train.targets)
-    card = {
-        "model": bench.source.name,
-        "task": task.name,
-        "classes": list(bench.data.classes),
-        "scale": None if scale is None else {"mean": scale.mean.tolist(), "std": scale.std.tolist()},
-        "preprocessing": asdict(bench.data.preprocessing),
-        "mean": bench.source.mean,
-        "std": bench.source.std,
-        "weights": bench.source.weights.source,
-        "tta": strategy.tta,
-        "strategy": strategy.to_dict(),
-    }
-    card_file = folder / "card.json"
-    card_file.write_text(json.dumps(card, indent=1))
-    columns = task.answers(torch.zeros(0, len(bench.data.classes)), bench.data.classes)
-    outputs = Schema([ColSpec("string" if c.dtype == object else "double", name) for name, c in columns.items()])
-    # Paths, bytes and arrays share no type that MLflow knows, so the hint is Any, of which it warns each time, past any
-    # filter; what else it warns of is for the log.
-    with warnings.catch_warnings(record=True) as caught, mlflow.start_run(run_id=run_id):
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"weights": str(checkpoint), "card": str(card_file)},
-            code_paths=[_copied(package, folder) for package in (strategies, trainers)],
-            input_example=[_example_image(bench)],
-            pip_requirements=_requirements(),
-        )
-    for warning in caught:
-        logger.info("%s", warning.message)
-    # The signature comes from the type hints of predict, which cannot say what the columns are. It must stay that very
-    # one: MLflow would press lists of arrays into tables for any signature that is not marked as coming from hints.
-    signature = info.signature
-    assert signature is not None, "predict has type hints"
-    signature.outputs = outputs
-    set_signature(info.model_uri, signature)
-    return str(info.model_uri)
+def _asked(bench: Bench) -> dict[str, Any]:
+    after = bench.config.after
+    return {**after.model_dump(), "soup_trials": [t.number for t in soup_trials(bench)] if after.soups else []}
 
 
-def _copied(package: ModuleType, folder: Path) -> str:
-    """A copy of a package's code, without the embedded weights: the model brings its own."""
-    assert package.__file__ is not None
-    source = Path(package.__file__).parent
-    ignored = shutil.ignore_patterns("*.safetensors", "__pycache__")
-    return str(shutil.copytree(source, folder / source.name, ignore=ignored))
+def _is_answered(known: Winner, asked: Mapping[str, Any]) -> bool:
+    """Whether nothing that the choice depended on has changed; earlier versions had nothing to choose."""
+    if known.asked is None:
+        return not (asked["wise_ft"] or asked["soups"])
+    return known.asked == asked
 
 
-def _example_image(bench: Bench) -> str:
-    """The first validation image as base64 of a PNG, or of a .npy if neither grey nor RGB, which JSON can carry."""
-    images, _ = next(bench.data.val.batches(torch.tensor([0]), 1, torch.device("cpu")))
-    pixels = images[0].permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    if pixels.shape[2] in (1, 3):
-        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
-    else:
-        np.save(buffer, pixels)
-    return base64.b64encode(buffer.getvalue()).decode()
+def _is_the_same(known: Winner, chosen: Candidate, asked: Mapping[str, Any]) -> bool:
+    """Whether the choice is the known winner's weights: a greedy soup of all members is the uniform one."""
+    if known.asked is None or known.asked.get("calibrate") != asked["calibrate"] or known.trials != chosen.trials:
+        return False
+    return known.kind == chosen.kind or {known.kind, chosen.kind} == {UNIFORM_SOUP, GREEDY_SOUP}
 
 
-def _requirements() -> list[str]:
-    """What the logged model needs, at the versions it was made with."""
-    # A local part, such as +cu132, is not known to package indexes.
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _NEEDED]
+def _present(bench: Bench, trial: FrozenTrial, judge: Judge, weights: State, folder: Path, is_mixed: bool) -> Winner:
+    """Score the chosen weights on the test split and log them as a model."""
+    task, metric = TASKS[bench.data.task], bench.config.metric
+    judge.load(weights)
+    temperature = None
+    if bench.config.after.calibrate and task.name in CALIBRATED_TASKS:
+        temperature = fit_temperature(task.name, *judge.outputs(bench.data.val))
+    outputs, targets = judge.outputs(bench.data.test)
+    calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets)
+    # Weights that are not the trial's own belong to the study.
+    run_id = bench.parent_run if is_mixed else trial.user_attrs[RUN_ID]
+    model_uri = log_model(bench, judge.source, run_id, weights, folder, judge.strategy, temperature)
+    found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
+    found |= asdict(calibration) if calibration is not None else {}
+    low, high = task.interval(metric, outputs, targets)
+    if not is_mixed:
+        bench.tracker.log(run_id, metrics=found)
+    bench.tracker.log(
+        bench.parent_run,
+        metrics={"best_score": score_of(trial) or 0.0, **found},
+        tags={"unfreeze.winner": trial.number, "unfreeze.model_uri": model_uri},
+    )
+    score = found[f"test_{metric}"]
+    return Winner(trial.number, metric, score, low, high, len(targets), model_uri, calibration=calibration)
+
+
+def _calibration(task: str, temperature: float, outputs: Tensor, targets: Tensor) -> Calibration:
+    before, after = (calibration_error(task, outputs.double() / t, targets) for t in (1.0, temperature))
+    return Calibration(temperature, before, after)

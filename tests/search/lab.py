@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search import compose_study
 from search.config import StudyConfig
-from search.outcome import OWNER, outcome_of
+from search.outcome import OWNER, outcome_of, score_of
 from search.run import main
 from search.tracking import CHECKPOINT_FILE
 
@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
     "strategy": {"depth": {"low": 0.0, "high": 1.0}, "lr": {"low": 1e-4, "high": 1e-2, "log": True}}
     | {"epochs": 1, "batch_size": 32},
     "presets": {},
+    "probe_sweep": 0,
     "budget": {"trials": 2},
     "pruner": {"name": "none"},
     "device": "cpu",
@@ -87,7 +88,7 @@ class Lab:
 
     def wait_until(self, condition: Callable[[list[FrozenTrial]], bool], process: "subprocess.Popen[str]") -> None:
         """Poll the trials until the condition holds."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while time.monotonic() < end:
             assert process.poll() is None, process.communicate()
             if "lab" in optuna.get_all_study_names(self.optuna_url) and condition(self.trials()):
@@ -149,7 +150,7 @@ def is_counted(trial: FrozenTrial) -> bool:
 
 def scored(trials: list[FrozenTrial]) -> list[tuple[dict[str, Any], float | None]]:
     """Parameters and score of each trial that counts."""
-    return [(trial.params, trial.value) for trial in trials if is_counted(trial)]
+    return [(trial.params, score_of(trial)) for trial in trials if is_counted(trial)]
 
 
 def dead_owner() -> str:

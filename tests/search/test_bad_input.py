@@ -1,8 +1,11 @@
 """What a user can get wrong, by the command line: exit code 2, one message that names it, nothing left behind."""
 
+import os
 import pickle
 import shutil
 import sqlite3
+import struct
+import zlib
 from pathlib import Path
 
 import optuna
@@ -56,7 +59,10 @@ def refused(lab, capsys):
 def leftovers(lab) -> list[str]:
     """Whatever a study wrote to either store or to the artifacts; decoded images belong to no study."""
     cache = lab.folder / "mlruns" / "cache"
-    found = [p.name for p in cache.parent.rglob("*") if p.suffix != ".db" and p != cache and cache not in p.parents]
+    # An open database has its log beside it.
+    databases = (".db", ".db-wal", ".db-shm")
+    files = [p for p in cache.parent.rglob("*") if p != cache and cache not in p.parents]
+    found = [p.name for p in files if p.suffix not in databases]
     found += [run.info.run_id for run in lab.all_runs()]
     found += [e.name for e in lab.client.search_experiments() if e.name != "Default"]
     if (lab.folder / "mlruns" / "optuna.db").exists():
@@ -93,6 +99,50 @@ def test_a_corrupt_image_is_refused_by_name_and_count_or_left_out(lab, refused, 
     skipping = [f"data.root={tmp_path}", *limits, "data.on_bad_image=skip", "strategy.batch_size=4", "budget.trials=1"]
     assert lab.run(*skipping) == 0
     assert "1 bad images left out" in capsys.readouterr().out
+
+
+def bomb(path: Path) -> None:
+    """A PNG of a few bytes that claims 50,000 x 50,000 pixels."""
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+def half_a_jpeg(path: Path) -> None:
+    Image.radial_gradient("L").save(path, "JPEG")
+    os.truncate(path, path.stat().st_size // 2)
+
+
+UNREADABLE = {
+    "half.jpg": (half_a_jpeg, "damaged image: image file is truncated"),
+    "zero.png": (Path.touch, "empty file (0 bytes)"),
+    "bomb.png": (bomb, "refused as a possible decompression bomb"),
+    "text.jpg": (lambda path: path.write_text("hello"), "not an image in a known format"),
+    "loop": (lambda path: path.symlink_to(".."), "a folder, or a link that leads back to one"),
+    "itself.png": (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+    "gone.png": (lambda path: path.symlink_to("nowhere.png"), "No such file or directory"),
+}
+
+
+def test_every_kind_of_bad_image_is_named_in_one_message_and_none_ends_a_study_that_leaves_them_out(
+    lab, refused, tmp_path, capsys
+):
+    root = draw(
+        tmp_path / "Tiere 動物", *(f"{kind}/ünï 写真 {k}.png" for kind in ("Kätzchen", "犬") for k in range(20))
+    )
+    for name, (make, _) in UNREADABLE.items():
+        make(root / "犬" / name)
+    overrides = [f"data.root='{root}'", *(f"data.limit_{split}=null" for split in ("train", "val", "test"))]
+    first, *lines = refused(*overrides).splitlines()
+    assert first == "7 of 47 images cannot be read; data.on_bad_image=skip leaves them out"
+    for name, (_, reason) in UNREADABLE.items():
+        (line,) = [line for line in lines if line.startswith(f"  {root}/犬/{name}: ")]
+        assert reason in line
+    assert leftovers(lab) == []
+    assert lab.run(*overrides, "data.on_bad_image=skip", "strategy.batch_size=4", "budget.trials=1") == 0
+    assert "7 bad images left out" in capsys.readouterr().out
+    assert lab.outcomes() == ["complete"]
 
 
 def test_a_missing_manifest(lab, refused, tmp_path):
@@ -262,7 +312,7 @@ def test_a_hub_out_of_reach_says_which_file_to_pass_and_the_process_ends_with_2(
     settings = yaml.safe_load(lab.file.read_text())
     lab.file.write_text(yaml.safe_dump(settings | {"model": {"name": "test_resnet", "weights": "hub"}}))
     process = lab.start(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err.startswith("error: model.weights: none available for test_resnet: hub: could not reach the hub")
     assert "pass model.weights=/path/to/model.safetensors" in err

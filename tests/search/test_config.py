@@ -90,7 +90,15 @@ BAD = [
     ({"model": {"weights": ["hub", 5]}}, "model.weights: 5 is not one of hub"),
     ({"model": {"weights": []}}, "model.weights: [] is not one form of weights, nor a list of them"),
     ({"model": {"weights": ["none", "hub"]}}, "model.weights: ['none', 'hub']: what stands after none"),
-    ({"model": {"name": ""}}, "model.name: '' is not text"),
+    ({"model": {"name": ""}}, "model.name: '' is not text or a list of texts"),
+    ({"model": {"name": []}}, "model.name: [] is not a timm model, nor a list of at least one"),
+    ({"model": {"name": ["resnet18", 5]}}, "model.name: ['resnet18', 5] is not a timm model, nor a list"),
+    ({"model": {"name": ["resnet18", "resnet18"]}}, "model.name: 'resnet18' is there twice"),
+    ({"costs": ["second"]}, "costs: 'second' is not one of seconds, parameters_trained; did you mean 'seconds'?"),
+    ({"costs": 5}, "costs: 5 is not a list of seconds, parameters_trained"),
+    ({"costs": ["seconds", "seconds"]}, "costs: 'seconds' is there twice"),
+    ({"costs": ["seconds"], "sampler": {"name": "cmaes"}}, "sampler.name: 'cmaes' cannot search with costs, Optuna"),
+    ({"costs": ["seconds"], "pruner": {"name": "median"}}, "pruner.name: 'median' cannot stop trials of a study with"),
     ({"strategy": 5}, "strategy: 5 is not a mapping"),
     ({"strategy": {"lrr": 5}}, "strategy.lrr: unknown key; did you mean 'lr'?"),
     ({"strategy": {"lr": {"low": 1, "high": 0.1}}}, "strategy.lr: low 1 is above high 0.1"),
@@ -102,6 +110,13 @@ BAD = [
     ({"presets": {"a": 5}}, "presets.a: 5 is not a name with a mapping"),
     ({"presets": ["a"]}, "presets: ['a'] is not a mapping of names to strategies"),
     ({"checkpoints": {"keep": 0}}, "checkpoints.keep: 0 is not a whole number at least 1"),
+    (
+        {"checkpoints": {"keep": 1}, "after": {"soups": True}},
+        "after.soups: a soup needs checkpoints.keep of at least 2",
+    ),
+    ({"after": {"soup": True}}, "after.soup: unknown key; did you mean 'soups'?"),
+    ({"after": {"wise_ft": 1}}, "after.wise_ft: 1 is not true or false"),
+    ({"after": True}, "after: True is not a section with the keys wise_ft, soups, calibrate"),
     ({"retries": -1}, "retries: -1 is not a whole number at least 0"),
     ({"store": {"url": "optuna.db"}}, "store.url: 'optuna.db' is not a database URL"),
     ({"device": "cud"}, "device: 'cud' is not a device; did you mean 'cuda'?"),
@@ -161,6 +176,21 @@ def test_space_parses_the_strategy_section():
 def test_weights_may_be_one_form_or_a_list(weights):
     assert build_config({"model": {"weights": weights}}).model.weights == (weights,)
     assert build_config({"model": {"weights": ["hub", weights]}}).model.weights == ("hub", weights)
+
+
+def test_several_models_are_a_list_and_one_stays_a_name():
+    assert build_config({"model": {"name": ["resnet18", "resnet10t"]}}).model.names == ("resnet18", "resnet10t")
+    one = [build_config({"model": {"name": name}}).model for name in ("resnet10t", ["resnet10t"])]
+    assert one[0] == one[1]
+    assert (one[0].name, one[0].names) == ("resnet10t", ("resnet10t",))
+
+
+def test_costs_are_a_list_in_one_order_and_switch_the_pruner_off_unless_it_was_chosen():
+    config = build_config({"costs": ["parameters_trained", "seconds"], "pruner": {"patience": 3}})
+    assert config.costs == ("seconds", "parameters_trained")
+    assert (config.pruner.name, config.pruner.patience) == ("none", 3)
+    assert build_config({"costs": "seconds"}) == build_config({"costs": ["seconds"], "pruner": {"name": "none"}})
+    assert build_config({"costs": []}).pruner.name == build_config({}).pruner.name == "median"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,24 @@ def test_a_printed_configuration_is_a_study_file_of_the_same_configuration(name,
     assert compose_study([study(as_yaml(config), "elsewhere/other.yml")]) == config
 
 
+def test_a_list_of_models_and_costs_are_read_from_file_and_command_line_and_printed_alike(study):
+    file = study("model: {name: [resnet18, resnet10t]}\ncosts: [seconds]\n")
+    config = compose_study([file])
+    assert (config.model.names, config.costs, config.pruner.name) == (("resnet18", "resnet10t"), ("seconds",), "none")
+    said = ["model.name=[resnet18,resnet10t]", "costs=[seconds]"]
+    assert compose_study([study("name: mine\n", "mine.yaml"), *said]) == config
+    assert compose_study([study(as_yaml(config), "elsewhere/other.yml")]) == config
+    names = [job.model.names for job in compose_jobs([study("seed: 1\n"), "model.name=[a,b],c"], multirun=True)]
+    assert names == [("a", "b"), ("c",)]
+
+
+def test_a_pruner_of_the_study_file_is_not_dropped_for_costs_given_later(study):
+    file = study("pruner: {name: median}\n")
+    assert refusal(file, "costs=[seconds]").startswith("pruner.name: 'median' cannot stop trials of a study with costs")
+    assert compose_study([file, "costs=[seconds]", "pruner.name=none"]).costs == ("seconds",)
+    assert compose_study([file, "costs=[seconds]", "~pruner.name"]).pruner.name == "none"
+
+
 def test_a_file_anywhere_is_a_study_named_after_it(study):
     config = compose_study([study("seed: 7\n", "deep/er/my-own.v2.yaml")])
     assert (config.name, config.seed, config.strategy) == ("my-own.v2", 7, DEFAULT_SPACE)

@@ -1,7 +1,7 @@
 import optuna
 import pytest
 
-from search.config import PrunerConfig, SamplerConfig
+from search.config import ONE_OBJECTIVE_SAMPLERS, PrunerConfig, SamplerConfig
 from search.outcome import outcome_of
 from search.samplers import PRUNERS, SAMPLERS, make_pruner, make_sampler
 
@@ -43,6 +43,24 @@ def test_a_sampler_goes_on_where_it_stopped(name, tmp_path):
 def test_another_seed_draws_others(name):
     first, second = (search(optuna.create_study(), name, 5, seed) for seed in (0, 1))
     assert first != second
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sampler_that_is_not_known_to_be_unable_searches_with_costs(name):
+    def ask_and_tell() -> None:
+        study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+        for number in range(6):
+            study.sampler = make_sampler(SamplerConfig(name=name, startup_trials=3), 0, number)
+            trial = study.ask()
+            lr = trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+            deep = trial.suggest_categorical("model", ["a", "b"]) == "a"
+            study.tell(trial, [lr + deep, 1 / lr, 2.0 + deep])
+
+    if name not in ONE_OBJECTIVE_SAMPLERS:
+        ask_and_tell()
+        return
+    with pytest.raises(ValueError, match="multi-objective"):
+        ask_and_tell()
 
 
 @pytest.mark.parametrize("name", PRUNERS)

@@ -110,7 +110,7 @@ def test_loaded_elsewhere_without_the_repository_it_predicts_what_was_scored(don
     answers = json.loads(process.stdout.splitlines()[-1])
     expected = [CLASSES[i] for i in logits.argmax(1)]
     assert set(expected) == set(CLASSES)
-    probabilities = logits.softmax(1).numpy()
+    probabilities = (logits.double() / winner["calibration"]["temperature"]).softmax(1).numpy()
     for kind in ("paths", "bytes", "base64", "arrays"):
         answer = answers[kind]
         assert list(answer) == ["label", "probability", *(f"probability_{name}" for name in CLASSES)]

@@ -137,6 +137,7 @@ def test_a_pruned_trial_is_killed_in_mlflow_with_a_tag_and_counts(new_lab):
     assert lab.statuses() == ["FINISHED", "KILLED"]
     assert [run.data.tags["unfreeze.outcome"] for _, run in sorted(lab.runs().items())] == ["complete", "pruned"]
     assert list(lab.trials()[1].intermediate_values) == [1]
+    assert lab.runs()[1].data.metrics.keys() >= {"seconds", "parameters_trained"}
     assert lab.checkpoints() == {0}
 
 

@@ -51,6 +51,8 @@ def test_several_labels_an_image_are_learnt_and_served(new_lab, squares):
     winner, model = winner_of(new_lab, squares, {"label": "labels"}, task="multilabel")
     assert winner["metric"] == "mean_average_precision"
     assert winner["test_score"] > 0.9
+    assert winner["calibration"]["temperature"] == model.unwrap_python_model().temperature
+    assert 0 < winner["calibration"]["test_ece_calibrated"] < 0.5
     answers = model.predict([str(squares / f"{k}.png") for k in range(4)])
     assert list(answers) == ["labels", "probability_left", "probability_right"]
     shown = answers[["probability_left", "probability_right"]].to_numpy()

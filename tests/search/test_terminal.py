@@ -1,13 +1,15 @@
 import io
+from dataclasses import replace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
+from search.after import Candidate
 from search.outcome import DEPTH, OUTCOME, PRESET, REASON, STRATEGY
 from search.terminal import Terminal
-from search.winner import Winner
+from search.winner import Calibration, Winner
 from strategies import Strategy, parse_space, sample
 from trainers import EpochResult
 
@@ -110,8 +112,27 @@ def test_the_table_ranks_trials_by_the_fields_in_which_they_differ(log, study):
     rows = [line.split() for line in log.lines]
     assert log.lines[0] == "Best strategies by validation accuracy"
     assert ["rank", "trial", "accuracy", "lr", "loss", "seconds"] in rows
-    assert next(row for row in rows if row[:1] == ["1"])[:6] == ["1", "0", "0.9000", "0.0012", "label", "smoothing"]
+    assert next(row for row in rows if row[:1] == ["1"])[:6] == ["1", "0", "0.9000", "0.00123", "label", "smoothing"]
     assert next(row for row in rows if row[:1] == ["2"])[:5] == ["2", "1", "0.8000", "0.02", "focal"]
+
+
+def test_of_a_large_space_the_table_shows_the_first_fields_and_the_list_those_that_matter(log, study):
+    names = ["crop_area", "flip", "colour", "saturation", "erase", "mixup", "cutmix", "dropout", "ema", "warmup_lr"]
+    pair = [
+        optuna.trial.create_trial(
+            value=value,
+            params=dict.fromkeys(names, value),
+            distributions=dict.fromkeys(names, optuna.distributions.FloatDistribution(0, 1)),
+            user_attrs={STRATEGY: dict.fromkeys(names, value), DEPTH: 2},
+        )
+        for value in (0.9, 0.8)
+    ]
+    log.terminal.table(pair, names)
+    header = next(line.split() for line in log.lines if line.split()[:1] == ["rank"])
+    shown = " ".join(names[:8]).replace("_", " ").split()
+    assert header == ["rank", "trial", "accuracy", *shown, "seconds"]
+    log.terminal.importances(dict.fromkeys(names[:4], 0.2) | dict.fromkeys(names[4:], 0.001))
+    assert [line.split()[0] for line in log.lines if "%" in line] == names[:4]
 
 
 def test_the_table_shows_ten_trials_at_most(log, study):
@@ -144,6 +165,24 @@ def test_the_end_tells_score_interval_model_and_where_to_look_on_lines_that_can_
     assert "Winner: trial 4, test accuracy 0.9500 (95% interval 0.9100 to 0.9800, 360" in screen.text
     assert "Model:  models:/m-0123456789abcdef" in screen.lines
     assert f"Look:   {command}" in screen.lines
+
+
+def test_what_was_mixed_is_a_table_with_a_star_at_the_winner_and_calibration_a_line(log):
+    candidates = (
+        Candidate("trial", (4,), 0.9),
+        Candidate("uniform_soup", (4, 1), 0.8),
+        Candidate("greedy_soup", (4, 2), 0.95),
+    )
+    winner = Winner(4, "accuracy", 0.95, 0.91, 0.98, 360, "models:/m-0", "greedy_soup", (4, 2), candidates)
+    log.terminal.winner(replace(winner, calibration=Calibration(1.523, 0.0834, 0.0219)), "mlflow ui")
+    rows = [line.split() for line in log.lines]
+    assert ["weights", "of", "trials", "accuracy"] in rows
+    assert ["trial", "4", "0.9000"] in rows
+    assert ["uniform_soup", "4,", "1", "0.8000"] in rows
+    assert ["greedy_soup", "*", "4,", "2", "0.9500"] in rows
+    assert any(line.startswith("Winner: greedy_soup (trials 4, 2), test accuracy 0.9500 (95%") for line in log.lines)
+    error = "expected calibration error on the test images 0.0834 -> 0.0219"
+    assert f"Calibration: temperature 1.52, {error}" in log.lines
 
 
 def test_the_size_of_a_download_is_said_once_and_its_bar_counts_megabytes(log):

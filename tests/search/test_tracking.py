@@ -1,13 +1,15 @@
 import json
 import re
+import sqlite3
 import subprocess
+import threading
 from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from search.outcome import DEPTH, FINGERPRINT, RUN_ID, STRATEGY
+from search.outcome import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY
 from search.tracking import (
     CHECKPOINT_FILE,
     PARENT_TAG,
@@ -17,6 +19,7 @@ from search.tracking import (
     git_commit,
     without_password,
 )
+from search.writer import WriteError
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
 
 EPOCH_METRICS = {
@@ -53,10 +56,14 @@ def test_a_child_run_carries_the_whole_strategy_and_the_seed(done):
     for trial in done.trials():
         params = done.runs()[trial.number].data.params
         strategy = Strategy.from_dict(trial.user_attrs[STRATEGY])
-        assert set(params) == {*CHOICES, DEPTH, "seed"}
+        assert set(params) == {*CHOICES, DEPTH, "model", "seed"}
         assert {name: params[name] for name in CHOICES} == {k: str(v) for k, v in strategy.to_dict().items()}
-        assert params["seed"] == "3"
+        assert (params["model"], params["seed"]) == ("test_resnet", "3")
     assert done.runs()[0].data.params[DEPTH] == "3"
+
+
+def manifest_of(lab, run):
+    return json.loads(lab.artifact(run, "manifest.json").read_text())
 
 
 def test_metrics_are_there_for_each_epoch_by_step(done):
@@ -68,7 +75,11 @@ def test_metrics_are_there_for_each_epoch_by_step(done):
         assert {m.step: m.value for m in losses} == trial.intermediate_values
         assert run.data.metrics["score"] == trial.value
         assert trial.intermediate_values[run.data.metrics["best_epoch"]] == trial.value
-        assert run.data.metrics["seconds"] > 0
+        took = [done.client.get_metric_history(run.info.run_id, name) for name in ("epoch_seconds", "seconds")]
+        assert run.data.metrics["seconds"] == took[1][-1].value == sum(m.value for m in took[0]) > 0
+        trained = {entry["name"] for entry in manifest_of(done, run) if entry["from_epoch"] is not None}
+        state = load_file(done.artifact(run, CHECKPOINT_FILE))
+        assert run.data.metrics["parameters_trained"] == sum(state[name].numel() for name in trained)
 
 
 def test_every_run_says_on_what_it_ran(done):
@@ -94,8 +105,7 @@ def test_a_child_run_names_its_strategy_and_preset(done):
 
 def test_a_child_run_holds_what_was_planned_for_each_parameter(done):
     run = done.runs()[0]
-    manifest = json.loads(done.artifact(run, "manifest.json").read_text())
-    by_name = {entry["name"]: entry for entry in manifest}
+    by_name = {entry["name"]: entry for entry in manifest_of(done, run)}
     state = load_file(done.artifact(run, CHECKPOINT_FILE))
     assert set(by_name) == {name for name in state if "running_" not in name and "num_batches" not in name}
     assert by_name["fc.weight"]["from_epoch"] == 0
@@ -151,7 +161,7 @@ def test_a_parent_run_that_is_gone_is_begun_anew(lab, tracker, caplog):
 
 
 def test_a_checkpoint_comes_back_as_it_was_and_can_be_deleted_twice(lab, tracker, tmp_path):
-    run_id = tracker.start_trial(tracker.open_parent(None, "lab", {}), "t", {"unfreeze.trial": 0})
+    run_id = tracker.start_trial(tracker.open_parent(None, "lab", {}), "t", {"unfreeze.trial": 0}).result()
     base = torch.arange(24.0).reshape(1, 2, 3, 4)
     state = {"a": base.to(memory_format=torch.channels_last), "b": base[:, :1], "c": base}
     tracker.save_checkpoint(run_id, state)
@@ -159,6 +169,7 @@ def test_a_checkpoint_comes_back_as_it_was_and_can_be_deleted_twice(lab, tracker
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
     tracker.delete_checkpoint(run_id)
     tracker.delete_checkpoint(run_id)
+    tracker.flush()
     with pytest.raises(UnfreezeError, match=f"the checkpoint of run {run_id} cannot be read"):
         tracker.fetch_checkpoint(run_id, tmp_path)
 
@@ -172,7 +183,7 @@ def test_a_deleted_experiment_is_refused_by_name(lab, tracker):
 
 def test_running_finds_every_run_that_has_not_ended(lab, tracker):
     parent = tracker.open_parent(None, "lab", {"unfreeze.kind": "study"})
-    child, ended = (tracker.start_trial(parent, "t", {"unfreeze.trial": k}) for k in (0, 1))
+    child, ended = (tracker.start_trial(parent, "t", {"unfreeze.trial": k}).result() for k in (0, 1))
     tracker.finish(ended, "failed", "x" * 9000)
     assert tracker.running() == {parent: "", child: "0"}
     run = lab.client.get_run(ended)
@@ -186,6 +197,7 @@ def test_relative_paths_of_the_stores_are_those_of_the_working_folder(lab, monke
     run_id = tracker.open_parent(None, "lab", {})
     monkeypatch.chdir("/")
     tracker.log_text(run_id, "a.txt", "a")
+    tracker.flush()
     assert (lab.folder / "mlruns" / "artifacts" / "lab" / run_id / "artifacts" / "a.txt").read_text() == "a"
 
 
@@ -227,3 +239,85 @@ def test_the_commit_is_marked_when_files_differ_from_it(tmp_path, monkeypatch):
 )
 def test_a_password_in_a_url_is_not_shown(url, shown):
     assert without_password(url) == shown
+
+
+def refuse(lab, table: str, condition: str) -> None:
+    """Have the MLflow database refuse rows, as a server or a disk may."""
+    with sqlite3.connect(lab.folder / "mlruns" / "mlflow.db") as database:
+        database.execute(
+            f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN {condition} "
+            "BEGIN SELECT RAISE(ABORT, 'no room left'); END"
+        )
+
+
+def test_what_exceeds_mlflows_limits_is_written_in_as_many_calls_as_it_takes(lab, tracker):
+    run_id = tracker.open_parent(None, "lab", {})
+    release = threading.Event()
+    tracker.writer.put(release.wait)
+    for step in range(130):
+        tracker.log(run_id, step=step, metrics={f"m{k}": step + k for k in range(10)})
+    tracker.log(run_id, params={f"p{k}": k for k in range(250)}, tags={f"t{k}": k for k in range(150)})
+    tracker.log_text(run_id, "a.txt", "a")
+    tracker.log_json(run_id, "b.json", {"b": 1})
+    assert lab.client.get_run(run_id).data.params == {}
+    release.set()
+    tracker.flush()
+    data = lab.client.get_run(run_id).data
+    assert data.params == {f"p{k}": str(k) for k in range(250)}
+    assert {f"t{k}": str(k) for k in range(150)}.items() <= data.tags.items()
+    for k in range(10):
+        history = lab.client.get_metric_history(run_id, f"m{k}")
+        assert [(m.step, m.value) for m in history] == [(step, step + k) for step in range(130)]
+    assert {file.path for file in lab.client.list_artifacts(run_id)} == {"a.txt", "b.json"}
+
+
+def test_runs_are_written_in_the_order_in_which_they_were_begun_and_ended(lab, tracker):
+    parent = tracker.open_parent(None, "lab", {})
+    runs = []
+    for number in range(5):
+        run = tracker.start_trial(parent, "t", {"unfreeze.trial": number})
+        tracker.log(run, metrics={"score": number})
+        tracker.finish(run, "complete")
+        runs.append(run)
+    tracker.flush()
+    found = [lab.client.get_run(run.result()) for run in runs]
+    assert [run.data.metrics["score"] for run in found] == [0, 1, 2, 3, 4]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert all(later.info.start_time >= earlier.info.end_time for earlier, later in pairwise(found))
+
+
+def test_a_refused_write_names_the_store_and_the_reason_and_leaves_the_tracker_usable(lab, tracker):
+    run_id = tracker.open_parent(None, "lab", {})
+    refuse(lab, "metrics", "NEW.key = 'bad'")
+    tracker.log(run_id, metrics={"bad": 1.0})
+    with pytest.raises(WriteError, match=rf"^MLflow at {lab.mlflow_uri} cannot be written to: .*no room left"):
+        tracker.flush()
+    tracker.log(run_id, metrics={"good": 1.0})
+    tracker.flush()
+    assert lab.client.get_run(run_id).data.metrics == {"good": 1.0}
+
+
+def test_the_checkpoint_of_a_run_that_is_gone_needs_no_deleting(lab, tracker):
+    tracker.delete_checkpoint("0" * 32)
+    tracker.flush()
+
+
+def test_a_trial_whose_run_cannot_be_written_fails_with_the_reason_and_the_study_goes_on(lab):
+    is_first = "NEW.run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'unfreeze.trial' AND value = '0')"
+    refuse(lab, "metrics", f"NEW.key = 'score' AND {is_first}")
+    assert lab.run() == 0
+    assert lab.outcomes() == ["failed", "complete"]
+    assert lab.statuses() == ["FAILED", "FINISHED"]
+    assert "no room left" in lab.trials()[0].user_attrs[REASON]
+    assert "no room left" in lab.runs()[0].data.tags["unfreeze.reason"]
+    assert lab.checkpoints() == {1}
+
+
+def test_a_study_whose_runs_cannot_be_begun_ends_with_1_and_the_reason_and_tells_no_trial(lab, capsys):
+    refuse(lab, "tags", "NEW.key = 'unfreeze.trial' AND NEW.value = '1'")
+    assert lab.run() == 1
+    assert "cannot be written to" in (said := capsys.readouterr().err)
+    assert "no room left" in said
+    assert lab.outcomes() == ["complete", None]
+    assert lab.statuses() == ["FINISHED"]
+    assert lab.parent().info.status == "FAILED"

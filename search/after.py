@@ -1,0 +1,200 @@
+"""What is tried after a search with the weights it found: interpolations with the start, and soups."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from optuna.trial import FrozenTrial
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from search.outcome import CHECKPOINT, RUN_ID, STRATEGY, score_of
+from search.ranking import ranked
+from search.trial import Bench
+from strategies import Strategy, UnfreezeError, resize, shown_size
+from trainers import (
+    TASKS,
+    ModelSource,
+    Normalise,
+    Split,
+    State,
+    Trainer,
+    check_alike,
+    greedy_soup,
+    interpolate,
+    load_mixed,
+    normaliser,
+    predict,
+    random_at_start,
+    uniform_soup,
+)
+
+TRIAL, WISE_FT, UNIFORM_SOUP, GREEDY_SOUP = "trial", "wise_ft alpha={:g}", "uniform_soup", "greedy_soup"
+
+_ALPHAS = tuple(k / 10 for k in range(1, 10))
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Weights that may win.
+
+    Args:
+        kind: ``trial``, ``wise_ft alpha=...``, ``uniform_soup`` or ``greedy_soup``.
+        trials: Numbers of the trials whose weights are in it.
+        score: The study's metric on validation.
+    """
+
+    kind: str
+    trials: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Loads weights into one model and lets it answer, the way the best trial's were scored.
+
+    Args:
+        bench: Gives data, metric and device.
+        source: Built the best trial's model.
+        strategy: The best trial's: its views (``tta``) and batch size.
+        weights: The best trial's, on the CPU.
+        model: A model on the device.
+        normalise: Makes the model's input.
+    """
+
+    bench: Bench
+    source: ModelSource
+    strategy: Strategy
+    weights: State
+    model: nn.Module
+    normalise: Normalise
+
+    def load(self, weights: State) -> None:
+        """Load weights as they are."""
+        self.model.load_state_dict(weights)
+
+    def load_mixed(self, weights: State) -> None:
+        """Load weights and fit the BatchNorm statistics that they do not share with the best trial's."""
+        bench, batch_size = self.bench, self.strategy.batch_size
+        train, seed, device = bench.data.train, bench.config.seed, bench.device
+        size = shown_size(bench.data.preprocessing.image_size, self.strategy)
+        load_mixed(
+            self.model,
+            weights,
+            self.weights,
+            train,
+            batch_size,
+            lambda images: self.normalise(resize(images, size)),
+            seed,
+            device,
+        )
+
+    def outputs(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of a split; see :func:`trainers.predict`."""
+        scale = TASKS[self.bench.data.task].scale(self.bench.data.train.targets)
+        return predict(self.model, split, self.strategy, self.normalise, scale, self.bench.device)
+
+    def score(self, weights: State) -> float:
+        """The study's metric of mixed weights on validation."""
+        self.load_mixed(weights)
+        return TASKS[self.bench.data.task].metrics[self.bench.config.metric](*self.outputs(self.bench.data.val))
+
+
+def make_judge(bench: Bench, trial: FrozenTrial, weights: State) -> Judge:
+    """A judge for a study whose best trial has these weights."""
+    source = bench.source_of(trial)
+    model = source.build(bench.config.seed).to(bench.device.torch)
+    model.to(memory_format=torch.channels_last)
+    strategy = Strategy.from_dict(trial.user_attrs[STRATEGY]).canonical(source.num_blocks)
+    return Judge(bench, source, strategy, weights, model, normaliser(source.mean, source.std, bench.device))
+
+
+def soup_trials(bench: Bench) -> list[FrozenTrial]:
+    """The trials whose checkpoints are kept, from best to worst."""
+    best = ranked(bench.study)[: bench.config.checkpoints.keep]
+    return [trial for trial in best if trial.user_attrs.get(CHECKPOINT)]
+
+
+def choose(judge: Judge, trial: FrozenTrial, folder: Path) -> tuple[State, tuple[Candidate, ...], Candidate]:
+    """Score the best trial and what is mixed from it, all on validation, and choose.
+
+    Args:
+        judge: Has the best trial's weights.
+        trial: The best trial.
+        folder: For checkpoints.
+
+    Returns:
+        The chosen weights, on the CPU; all candidates in the order in which they were scored, the trial first; and the
+        chosen one, which is the first of the best, so that the trial only loses to what is better.
+    """
+    after, lower_is_better = judge.bench.config.after, judge.bench.lower_is_better
+    best = Candidate(TRIAL, (trial.number,), score if (score := score_of(trial)) is not None else float("nan"))
+    if not (after.wise_ft or after.soups):
+        return judge.weights, (best,), best
+    # Once more, because another device than that of the trial may differ in the last digits.
+    best = Candidate(TRIAL, (trial.number,), judge.score(judge.weights))
+    chosen, found = judge.weights, [best]
+    for kind, trials, weights in _mixtures(judge, trial, folder):
+        candidate = Candidate(kind, trials, judge.score(weights))
+        found.append(candidate)
+        if candidate.score < best.score if lower_is_better else candidate.score > best.score:
+            # Statistics that were fitted are part of it.
+            best, chosen = candidate, _on_cpu(judge.model)
+    return chosen, tuple(found), best
+
+
+def _mixtures(judge: Judge, trial: FrozenTrial, folder: Path) -> Iterator[tuple[str, tuple[int, ...], State]]:
+    if judge.bench.config.after.wise_ft:
+        for alpha, weights in _interpolations(judge, trial):
+            yield WISE_FT.format(alpha), (trial.number,), weights
+    if judge.bench.config.after.soups:
+        members = _fetch_members(judge, trial, folder)
+        if len(members) == 1:
+            logger.warning("after.soups: only trial %d has a checkpoint that is kept, there is no soup", trial.number)
+            return
+
+        def states() -> Iterator[State]:
+            return (load() for load in members.values())
+
+        yield UNIFORM_SOUP, tuple(members), uniform_soup(states())
+        soup, places = greedy_soup(states(), judge.score, judge.bench.lower_is_better)
+        yield GREEDY_SOUP, tuple(tuple(members)[place] for place in places), soup
+
+
+def _interpolations(judge: Judge, trial: FrozenTrial) -> Iterator[tuple[float, State]]:
+    bench = judge.bench
+    seed = int(bench.tracker.params(trial.user_attrs[RUN_ID])["seed"])
+    # A trainer that has not begun has the model that the trial started from, a probed head included.
+    start = Trainer(judge.source, bench.data, judge.strategy, seed, bench.device, bench.teacher).weights()
+    kept = random_at_start(judge.model, judge.strategy)
+    if all(torch.equal(start[name], tensor) for name, tensor in judge.weights.items() if name not in kept):
+        logger.warning("after.wise_ft: trial %d trained the head alone, there is nothing to interpolate", trial.number)
+        return
+    for alpha in _ALPHAS:
+        yield alpha, interpolate(start, judge.weights, alpha, kept)
+
+
+def _fetch_members(judge: Judge, trial: FrozenTrial, folder: Path) -> dict[int, Callable[[], State]]:
+    """By trial, from best to worst, what reads its weights; left out are checkpoints that are gone or do not fit."""
+    members: dict[int, Callable[[], State]] = {trial.number: lambda: judge.weights}
+    for other in soup_trials(judge.bench):
+        if other.number in members or judge.bench.source_of(other) is not judge.source:
+            continue
+        place = folder / str(other.number)
+        place.mkdir()
+        try:
+            path = judge.bench.tracker.fetch_checkpoint(other.user_attrs[RUN_ID], place)
+            check_alike(judge.weights, load_file(path))
+        except UnfreezeError as error:
+            logger.warning("after.soups: without trial %d: %s", other.number, error)
+            continue
+        members[other.number] = lambda path=path: load_file(path)  # type: ignore[misc]
+    return members
+
+
+def _on_cpu(model: nn.Module) -> State:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,57 @@
+"""SQLite databases whose many small transactions do not wait for the disk."""
+
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import event
+from sqlalchemy.engine import Engine, make_url
+
+# The write-ahead log is indexed in memory that processes share, which those of several hosts cannot.
+_SHARED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "beegfs")
+
+_paths: set[str] = set()
+
+
+def write_ahead(url: str) -> None:
+    """Let this process's connections to a SQLite database use a write-ahead log, and sync only to merge it.
+
+    A commit is then a write to the log (https://www.sqlite.org/wal.html, ``synchronous=NORMAL``): about 1 ms where a
+    sync takes 3 to 20 ms. What was committed survives the end of the process, ``kill -9`` included. A power cut can
+    take back the last commits, never one without those after it, and leaves the database sound.
+
+    Nothing happens to other databases and to files on network file systems.
+
+    Args:
+        url: SQLAlchemy URL; connections made after the call are concerned, whichever library makes them.
+    """
+    if not url.startswith("sqlite"):
+        return
+    path = make_url(url).database
+    if path and path != ":memory:" and not _is_shared(Path(path)):
+        _paths.add(str(Path(path).resolve()))
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether the file lies, or would lie, on a network file system."""
+    here = path.resolve()
+    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    kind = next((mounts[str(place)] for place in (here, *here.parents) if str(place) in mounts), "")
+    return kind.startswith(_SHARED_FILE_SYSTEMS)
+
+
+@event.listens_for(Engine, "connect")
+def _set_up(connection: Any, record: Any) -> None:
+    """Is called for every database connection that SQLAlchemy makes, MLflow's and Optuna's among them."""
+    if not _paths or not isinstance(connection, sqlite3.Connection):
+        return
+    (_, _, file), *_ = connection.execute("PRAGMA database_list").fetchall()
+    if not file or str(Path(file).resolve()) not in _paths:
+        return
+    # A database that another process is writing to in the old way is left in it, until the next connection.
+    with suppress(sqlite3.OperationalError):
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode == "wal":
+            connection.execute("PRAGMA synchronous=NORMAL")

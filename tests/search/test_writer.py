@@ -1,0 +1,82 @@
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from search.writer import WriteError, Writer
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer("the store")
+
+
+def fail():
+    raise OSError("no space left on device\nand more")
+
+
+def test_writes_are_done_in_order_in_another_thread(writer):
+    done = []
+    for number in range(100):
+        writer.put(lambda number=number: done.append((number, threading.current_thread())))
+    writer.flush()
+    assert [number for number, _ in done] == list(range(100))
+    (thread,) = {thread for _, thread in done}
+    assert thread is not threading.current_thread()
+
+
+def test_what_a_write_returns_can_be_waited_for(writer):
+    release = threading.Event()
+    future = writer.put(lambda: release.wait() and 7)
+    assert not writer.is_idle
+    release.set()
+    assert future.result() == 7
+    writer.flush()
+    assert writer.is_idle
+
+
+def test_the_first_failure_is_raised_at_the_flush_with_its_reason_and_what_follows_it_is_dropped(writer):
+    done, release = [], threading.Event()
+    writer.put(release.wait)
+    writer.put(lambda: done.append("before"))
+    writer.put(fail)
+    writer.put(lambda: done.append("after"))
+    release.set()
+    with pytest.raises(WriteError, match=r"^the store cannot be written to: no space left on device$"):
+        writer.flush()
+    assert done == ["before"]
+
+
+def test_the_reason_is_what_began_it(writer):
+    def wrapped():
+        try:
+            fail()
+        except OSError as error:
+            raise RuntimeError("(Background on this error at: https://example.org)") from error
+
+    writer.put(wrapped)
+    with pytest.raises(WriteError, match="no space left on device"):
+        writer.flush()
+
+
+def test_a_failure_is_raised_at_the_next_write_and_the_one_after_is_done(writer):
+    done = []
+    failed = writer.put(fail)
+    assert isinstance(failed.exception(), OSError)
+    with pytest.raises(WriteError):
+        writer.put(lambda: done.append("refused"))
+    writer.put(lambda: done.append("taken"))
+    writer.flush()
+    assert done == ["taken"]
+
+
+def test_everything_is_written_before_python_exits(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from search.writer import Writer\n"
+        "writer = Writer('the store'); file = Path(sys.argv[1])\n"
+        "writer.put(lambda: time.sleep(0.3))\n"
+        "for n in range(3): writer.put(lambda n=n: file.open('a').write(str(n)))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "file")], check=True)
+    assert (tmp_path / "file").read_text() == "012"
