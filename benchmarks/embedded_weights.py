@@ -1,22 +1,19 @@
 """What the embedded ResNet-18 is worth: whole searches with it and from random weights, at equal budget.
 
-``python benchmarks/embedded_weights.py`` runs ``resnet_cls`` on 500 Fashion-MNIST images, and a linear probe on 2,000
+``python -m benchmarks.embedded_weights`` runs ``resnet_cls`` on 500 Fashion-MNIST images, and a linear probe on 2,000
 of them and on scikit-learn's digits, each with both weights and with every seed, and prints one table of test scores.
 Needs Debian's package dataset-fashion-mnist.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
 
-import optuna
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t
+
+from benchmarks.searches import summary, test_score
 
 FASHION = [
     "data.source=torchvision",
@@ -35,29 +32,6 @@ CASES = {
 WEIGHTS = ("embedded", "none")
 
 
-def test_score(folder: Path, name: str, weights: str, seed: int, overrides: list[str]) -> float:
-    """Run one study in a process of its own and return its winner's test accuracy."""
-    store = f"sqlite:///{folder}/optuna.db"
-    where = [
-        f"store.url={store}",
-        f"tracking.uri=sqlite:///{folder}/mlflow.db",
-        f"tracking.artifacts={folder}/artifacts",
-    ]
-    where += [f"data.cache={folder}/cache", f"name={name}"]
-    command = [sys.executable, "-m", "search.run", "study=resnet_cls", f"model.weights={weights}", f"seed={seed}"]
-    # The sample of training images changes with the seed as well.
-    subprocess.run([*command, f"data.split_seed={seed}", *where, *overrides], check=True, stdout=subprocess.DEVNULL)
-    return float(optuna.load_study(study_name=name, storage=store).user_attrs["winner"]["test_score"])
-
-
-def summary(values: list[float]) -> str:
-    """Mean and, of several values, the half width of its 95% interval (Student's t)."""
-    if len(values) < 2:
-        return f"{mean(values):.4f}"
-    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.4f} ± {half:.4f}"
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,8 +46,11 @@ def main() -> None:
                 for seed in arguments.seeds:
                     name = f"case{place}-{weights}-{seed}"
                     # A case's own budget comes last and so holds.
-                    asked = [f"budget.trials={arguments.trials}", *overrides]
-                    scores[case][weights].append(test_score(Path(folder), name, weights, seed, asked))
+                    # Without the sweep of probes, so that all that is spent is trials.
+                    asked = [f"budget.trials={arguments.trials}", "probe_sweep=0", *overrides]
+                    scores[case][weights].append(
+                        test_score(Path(folder), name, "resnet_cls", seed, [f"model.weights={weights}", *asked])
+                    )
                     print(f"{case}, {weights}, seed {seed}: {scores[case][weights][-1]:.4f}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(

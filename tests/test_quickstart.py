@@ -28,8 +28,6 @@ def test_the_winner_of_quickstart_reaches_95_percent_and_predicts_the_same_elsew
 
     command = [sys.executable, "-m", "search.run", "study=quickstart"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    # This one is large enough to gain by threads.
-    environment.pop("OMP_NUM_THREADS", None)
     out = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     score = float(re.search(r"test accuracy (\d\.\d+)", out)[1])
     uri = re.search(r"Model:\s+(\S+)", out)[1]

@@ -1,0 +1,107 @@
+"""The benchmarks run, and both sides of a comparison train the same thing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks import plain_loop, search_speed, trainer_speed
+from search import StudyConfig, compose_study
+from strategies import ConfigError, Strategy
+from trainers import Trainer, choose_device, find_weights, open_data
+from trainers.models import ModelSource
+
+ROOT = Path(__file__).parent.parent
+PARTLY: dict[str, Any] = {"depth": 2, "lr": 1e-3, "layer_decay": 0.7, "weight_decay": 0.1, "loss": "label_smoothing"}
+PARTLY |= {"batch_norm": "frozen_stats", "batch_size": 32, "epochs": 2, "warmup_epochs": 0.5}
+WHOLLY: dict[str, Any] = {"depth": 1.0, "lr": 1e-2, "optimizer": "sgd", "batch_size": 32, "epochs": 2}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StudyConfig:
+    """A study of the quick benchmark's model and data."""
+    study = search_speed.study_of(search_speed.QUICK, tmp_path, {}, {}, trials=1, seed=3, pruner="none")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | {"device": "cpu"}))
+    return compose_study([f"study={tmp_path / 'study.yaml'}"])
+
+
+@pytest.mark.parametrize("values", [PARTLY, WHOLLY], ids=["partly", "wholly"])
+def test_the_plain_loop_trains_as_our_trainer_does(config: StudyConfig, values: dict[str, Any]):
+    strategy = plain_loop.strategy_of(values)
+    data = open_data(task="classification", in_chans=3, **config.data.model_dump())
+    weights = find_weights(config.model.names[0], config.model.weights)
+    source = ModelSource(config.model.names[0], weights, len(data.classes), config.data.image_size)
+    ours = [result.metrics for result in Trainer(source, data, strategy, config.seed, choose_device("cpu"))]
+
+    lesson = plain_loop.prepare(config)
+    plain = [(loss, accuracy) for _, loss, accuracy in plain_loop.fine_tune(lesson, strategy, config.seed)]
+
+    assert [loss for loss, _ in plain] == pytest.approx([metrics["train_loss"] for metrics in ours], rel=1e-3)
+    # Rounding may carry an image over the border between two classes.
+    one_image = 1.01 / len(data.val)
+    assert [score for _, score in plain] == pytest.approx([metrics["val_accuracy"] for metrics in ours], abs=one_image)
+
+
+def test_the_plain_loop_refuses_what_it_does_not_know():
+    with pytest.raises(ConfigError, match=r"strategy\.mixup: the plain loop knows only depth, "):
+        plain_loop.strategy_of({"mixup": 0.2})
+    with pytest.raises(ConfigError, match=r"strategy\.loss: 'focal'"):
+        plain_loop.strategy_of({"loss": "focal"})
+
+
+@pytest.mark.parametrize(("case", "depths"), [("probes", [0] * 4), ("shallow", [1, 1, 2, 2]), ("any", [0, 3, 6, 9])])
+def test_the_strategies_of_a_case_differ_and_spread_over_its_depths(case: str, depths: list[int]):
+    drawn = [Strategy.from_dict(values) for values in search_speed.draw(space_of(case), 4).values()]
+    assert sorted(strategy.depth for strategy in drawn) == depths
+    assert len({strategy.fingerprint(9) for strategy in drawn}) == 4
+
+
+def space_of(case: str) -> dict[str, Any]:
+    return search_speed.space_of(case, search_speed.QUICK)
+
+
+@pytest.mark.slow
+def test_search_speed_runs_both_sides_on_one_list_of_strategies_and_until_ours_is_as_good(tmp_path: Path):
+    search_speed.main(["--quick", "--json", str(tmp_path / "result.json")])
+    cases = json.loads((tmp_path / "result.json").read_text())["cases"]
+    assert list(cases) == list(search_speed.QUICK_CASES)
+    assert cases["shallow"]["plain_best"] == pytest.approx(cases["shallow"]["ours_best"], abs=0.04)
+    for case in cases.values():
+        assert all(run["seconds"] > 0 for side in search_speed.SIDES for run in case[side])
+    race = cases["time_to_best"]
+    assert all(run["first_best"] is not None for run in race["plain"])
+    assert race["ratio_is"] == ("at most" if race["ours"][0]["first_best"] is None else "exact")
+
+
+def test_trainer_speed_measures_every_loop_that_is_installed(tmp_path: Path):
+    trainer_speed.main(["--quick", "--device", "cpu", "--json", str(tmp_path / "result.json")])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [*result["loops"], *result["left_out"]] == list(trainer_speed.LOOPS)
+    assert result["left_out"].keys() <= {"fastai Learner"}
+    assert all(loop["images_per_second"] > 0 for loop in result["loops"].values())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path):
+    short = ["--trials", "5", "20", "--blocks", "1", "--block", "2", "--epoch-ms", "0"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "bookkeeping.py"),
+        *short,
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "unfreeze beyond plain calls" in done.stdout
+    sizes = json.loads((tmp_path / "out.json").read_text())["ms_a_trial"]
+    assert list(sizes) == ["5", "20"]
+    for ways in sizes.values():
+        assert len(ways) == 3
+        assert all(way["all"] > 0 for way in ways.values())
