@@ -1,16 +1,19 @@
 import typing
 from pathlib import Path
 
-from search.config import TASK_METRICS, DataConfig
-from strategies import CHOICES, TASK_LOSSES, Strategy
+from search.config import ONE_OBJECTIVE_SAMPLERS, TASK_METRICS, AfterConfig, Cost, DataConfig, SamplerConfig
+from search.reference import with_reference
+from strategies import CHOICES, TASK_LOSSES
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_table_of_strategies_says_what_the_code_says():
-    defaults = Strategy().to_dict()
-    rows = [f"| `{name}` | {defaults[name]} | {c.expected()} | {c.help} |" for name, c in CHOICES.items()]
-    assert "\n".join(rows) in (ROOT / "docs" / "strategies.md").read_text()
+    page = (ROOT / "docs" / "strategies.md").read_text()
+    assert page == with_reference(page), "python -m search.reference makes the table anew"
+    for name, choices in CHOICES.items():
+        assert f"| `strategy.{name}` |" in page
+        assert choices.help in page
 
 
 def test_every_study_in_the_repo_is_named_in_the_changelog_or_readme():
@@ -28,3 +31,19 @@ def test_every_source_task_and_key_of_the_data_is_explained():
         assert f"| {', '.join(TASK_LOSSES[task])} | {', '.join(metrics)} |" in row
     for key in DataConfig.model_fields:
         assert key in text
+
+
+def test_every_cost_and_every_sampler_that_takes_them_is_named():
+    text = (ROOT / "docs" / "studies.md").read_text()
+    for cost in typing.get_args(Cost):
+        assert f"| `{cost}` |" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("- Samplers: ")]
+    able, unable = row.split("`. `", 1)
+    for sampler in typing.get_args(SamplerConfig.model_fields["name"].annotation):
+        assert f"{sampler}`" in (f"`{unable}" if sampler in ONE_OBJECTIVE_SAMPLERS else f"{able}`")
+
+
+def test_every_key_of_what_comes_after_a_search_is_explained():
+    text = (ROOT / "docs" / "after.md").read_text()
+    for key, field in AfterConfig.model_fields.items():
+        assert f"| `after.{key}` | {str(field.default).lower()} |" in text
