@@ -9,26 +9,14 @@ from typing import Any
 import numpy as np
 
 from search.trial import Bench
-from strategies import Choice, Fixed, FloatRange, Space, sample
+from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, Space, sample
 from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, sweep
 
 #: Attribute of the study: the best probe's values, its score, and how many probes there were.
 SWEEP = "probe_sweep"
 
 # What a head depends on, beside its rate; of these the sweep tries what the space holds.
-_TRIED = (
-    "loss",
-    "label_smoothing",
-    "focal_gamma",
-    "poly1_epsilon",
-    "mse_weight",
-    "mse_target",
-    "class_weights",
-    "class_weights_beta",
-    "weight_decay",
-    "batch_size",
-    "epochs",
-)
+_TRIED = (*LOSS_FIELDS, "weight_decay", "batch_size", "epochs")
 # Heads on fixed features take and want higher rates than whole models.
 _RATES = FloatRange(1e-4, 0.1, log=True)
 _DECAYS = FloatRange(1e-6, 0.1, log=True)

@@ -51,6 +51,7 @@ from .space import sample as sample
 from .space import without as without
 from .stochastic_norm import use_stochastic_norm as use_stochastic_norm
 from .strategy import CHOICES as CHOICES
+from .strategy import LOSS_FIELDS as LOSS_FIELDS
 from .strategy import TASK_LOSSES as TASK_LOSSES
 from .strategy import Strategy as Strategy
 from .variation import mix_batch as mix_batch

@@ -20,6 +20,18 @@ TASK_LOSSES: dict[str, tuple[str, ...]] = {
     "regression": ("mse", "l1", "huber"),
 }
 
+#: The fields that make a loss.
+LOSS_FIELDS = (
+    "loss",
+    "label_smoothing",
+    "focal_gamma",
+    "poly1_epsilon",
+    "mse_weight",
+    "mse_target",
+    "class_weights",
+    "class_weights_beta",
+)
+
 _MANY = 100_000
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strategies import (
+    LOSS_FIELDS,
     ConfigError,
     SourceClasses,
     Strategy,
@@ -22,20 +23,7 @@ from trainers.probe import classifier_of, features_of, probe_head
 from trainers.tasks import TASKS
 
 # What a probe depends on, besides its data, seed, device and model.
-_PROBE_FIELDS = (
-    "probe_epochs",
-    "probe_lr",
-    "batch_size",
-    "loss",
-    "label_smoothing",
-    "focal_gamma",
-    "poly1_epsilon",
-    "mse_weight",
-    "mse_target",
-    "class_weights",
-    "class_weights_beta",
-    "reinit_blocks",
-)
+_PROBE_FIELDS = ("probe_epochs", "probe_lr", "batch_size", "reinit_blocks", *LOSS_FIELDS)
 
 
 def prepare_model(
