@@ -311,8 +311,10 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
     Raises:
         WeightsError: MLflow does not have it.
     """
+    # What download_artifacts is told holds for runs alone (MLflow 3.17): models are looked up in the global store.
+    mlflow.set_tracking_uri(absolute_sqlite(tracking_uri))
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=absolute_sqlite(tracking_uri)))
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
         raise WeightsError(_first_line(error)) from error
 

@@ -75,10 +75,12 @@ class Lab:
         """Run or resume the study in a process of its own."""
         # Made here, since two processes that make the tables at once get in each other's way.
         optuna.storages.RDBStorage(self.optuna_url)
+        # mlflow.set_tracking_uri would reach into the other process by a variable.
+        inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         return subprocess.Popen(
             [sys.executable, "-m", "search.run", f"study={self.file}", *overrides],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
+            env=inherited | {"PYTHONPATH": str(REPOSITORY)} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
