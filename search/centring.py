@@ -1,14 +1,11 @@
 """Moving a space's learning rates to where a range test says that they should be."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from strategies import Entry, Fixed, FloatRange, Space, Strategy
 from trainers import Trainer
-
-logger = logging.getLogger(__name__)
 
 # Six decades, a fine-tuning rate lying within them whatever the optimizer.
 _LOW, _HIGH, _UPDATES = 1e-6, 1.0, 120
@@ -23,10 +20,7 @@ def suggested_lr(space: Space, make_trainer: Callable[[Strategy], Trainer]) -> f
     """
     fixed = {name: entry.value for name, entry in space.items() if isinstance(entry, Fixed) and not entry.when}
     trainer = make_trainer(Strategy(**{**fixed, "depth": 1.0}))
-    found = trainer.try_rates(_LOW, _HIGH, _UPDATES).suggestion
-    if found is None:
-        logger.warning("centre_lr: the range test's loss never fell clearly; strategy.lr stays as it is")
-    return found
+    return trainer.try_rates(_LOW, _HIGH, _UPDATES).suggestion
 
 
 def centred(space: Space, lr: float) -> dict[str, Entry]:

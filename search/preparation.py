@@ -1,6 +1,6 @@
 """A study made ready: configuration, data, models, teacher and stores checked and opened, the cheapest first."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def prepare(config: StudyConfig, terminal: Terminal) -> Bench:
     if config.teacher is not None:
         teacher = load_teacher(config.teacher, config.tracking.uri, data.classes, config.model.in_chans, device)
     left_out = {name: unusable_fields(space, s, config.task, teacher is not None) for name, s in sources.items()}
-    _refuse_useless(space, left_out.values())
+    _refuse_useless(space, list(left_out.values()))
 
     # A study that is refused above or here leaves nothing behind in the stores.
     tracker = Tracker(config.tracking.uri, config.tracking.artifacts, config.name)
@@ -92,7 +92,11 @@ def prepare(config: StudyConfig, terminal: Terminal) -> Bench:
             names = ", ".join(field for field, why in left_out[source.name].items() if why == reason)
             terminal.say(f"Space   without {names}: {reason}")
     if config.centre_lr:
-        space = _centred(space, study, lambda strategy: Trainer(first, data, strategy, config.seed, device), terminal)
+
+        def make_trainer(strategy: Strategy) -> Trainer:
+            return Trainer(first, data, strategy, config.seed, device, teacher)
+
+        space = _centred(space, study, make_trainer, terminal)
     spaces = {name: without(space, fields) for name, fields in left_out.items()}
     reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
     return Bench(config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, teacher, reuse)
@@ -108,13 +112,12 @@ def _make_reuse(config: StudyConfig, num_blocks: int) -> Reuse | None:
     return Reuse(store, always=config.reuse == "on", sharing=sharing)
 
 
-def _refuse_useless(space: Space, left_out: Iterable[Mapping[str, str]]) -> None:
-    """Refuse plain values that mean nothing here; what is searched is left out of the space, which is said."""
-    for reasons in left_out:
-        for name, reason in reasons.items():
-            entry = space[name]
-            if isinstance(entry, Fixed):
-                raise ConfigError(f"strategy.{name}: {entry.value!r} cannot be used: {reason}")
+def _refuse_useless(space: Space, left_out: Sequence[Mapping[str, str]]) -> None:
+    """Refuse plain values that mean nothing for any of the models; all else is left out where it means nothing."""
+    for name, reason in left_out[0].items():
+        entry = space[name]
+        if isinstance(entry, Fixed) and all(name in reasons for reasons in left_out):
+            raise ConfigError(f"strategy.{name}: {entry.value!r} cannot be used: {reason}")
 
 
 def _centred(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from search.trial import Bench
-from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, Space, sample
+from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, IntRange, Space, sample
 from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, sweep
 
 #: Attribute of the study: the best probe's values, its score, and how many probes there were.
@@ -55,8 +55,11 @@ def probe_space(space: Space) -> Space:
 
 
 def sweep_probes(bench: Bench) -> None:
-    """Train the study's sweep of linear probes, once, and note the best; a study that has trials already has none."""
-    asked = bench.config.probe_sweep
+    """Train the study's sweep of linear probes, once, and note the best.
+
+    A study that has trials already has none, and one without presets, which it would seed.
+    """
+    asked = bench.config.probe_sweep if bench.config.presets else 0
     if asked == 0 or SWEEP in bench.study.user_attrs or bench.study.get_trials(deepcopy=False):
         return
     source = bench.first_source
@@ -89,18 +92,33 @@ def sweep_probes(bench: Bench) -> None:
 def seeded_presets(bench: Bench) -> dict[str, dict[str, Any]]:
     """The study's presets with what the sweep found: the best probe itself, and its loss and decay in all the others.
 
-    What a preset says itself stays. The probe before a fine-tuning (``probe_lr``) gets the best probe's rate.
+    The best probe is left out where the space trains blocks in any case. What a preset says itself stays. The probe
+    before a fine-tuning (``probe_lr``) gets the best probe's rate.
     """
     presets = dict(bench.config.presets)
     found = bench.study.user_attrs.get(SWEEP)
-    if found is None or not presets:
+    if found is None:
         return presets
     best = {name: value for name, value in found["values"].items() if name != "lr"}
     passed_on = best | {"probe_lr": found["values"]["lr"]}
-    return {
-        "probe_sweep": {"depth": 0, "lr": found["values"]["lr"], **best},
-        **{name: passed_on | preset for name, preset in presets.items()},
-    }
+    seeded = {name: passed_on | preset for name, preset in presets.items()}
+    if not holds_probes(bench.spaces[bench.first_source.name]):
+        # Moved into the space it would train blocks, at a head's rate.
+        return seeded
+    return {"probe_sweep": {"depth": 0, "lr": found["values"]["lr"], **best}, **seeded}
+
+
+def holds_probes(space: Space) -> bool:
+    """Whether a linear probe is in the space."""
+    match space.get("depth"):
+        case Fixed(value=value):
+            return bool(value == 0)
+        case Choice(choices=choices):
+            return 0 in choices
+        case IntRange(low=low) | FloatRange(low=low):
+            return low == 0
+        case _:
+            return False
 
 
 def _score(bench: Bench, result: ProbeResult) -> float:

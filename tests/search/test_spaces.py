@@ -50,6 +50,18 @@ def test_a_teacher_or_a_range_that_is_not_there_is_refused(lab, capsys, override
 
 
 @pytest.mark.slow
+def test_a_plain_value_is_refused_only_if_no_model_can_use_it(new_lab, capsys):
+    model = {"name": ["test_resnet", "test_convnext"], "weights": "none"}
+    lab = new_lab(strategy=TINY | {"batch_norm": "frozen"}, model=model)
+    assert lab.run() == 0
+    said = capsys.readouterr().out
+    assert "Space   without batch_norm: test_convnext has no BatchNorm" in said
+    lab = new_lab(strategy=TINY | {"distill_weight": 0.5}, model=model)
+    assert lab.run() == 2
+    assert "strategy.distill_weight: 0.5 cannot be used: there is no teacher" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_study_learns_from_the_winner_of_another(new_lab, capsys):
     first = new_lab(strategy=TINY | {"lr": 3e-3, "epochs": 4}, budget={"trials": 1})
     assert first.run() == 0
@@ -62,6 +74,8 @@ def test_a_study_learns_from_the_winner_of_another(new_lab, capsys):
     mlflow.set_tracking_uri(first.mlflow_uri)
     (run,) = [r for r in first.all_runs() if r.data.params.get("distill_weight") == "1.0"]
     assert run.info.status == "FINISHED"
+    # The range test learns from the teacher too.
+    assert student.run("name=centred", "centre_lr=true", "strategy.lr={low: 1e-4, high: 1e-2, log: true}") == 0
     other = new_lab(
         data={"image_size": 32, "limit_train": 64, "limit_val": 64, "limit_test": 64},
         model={"name": "test_resnet", "weights": "none", "in_chans": 1},

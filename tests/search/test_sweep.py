@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.sweep import SWEEP, probe_space
+from search.sweep import SWEEP, holds_probes, probe_space
 from strategies import Fixed, FloatRange, parse_space
 
 STRATEGY = {
@@ -27,6 +27,38 @@ def test_a_sweep_tries_what_a_head_depends_on_and_rates_of_its_own():
     assert isinstance(space["lr"], FloatRange)
     assert space["lr"].high > 1e-2
     assert probe_space(parse_space({"weight_decay": 0.1}))["weight_decay"] == Fixed(0.1)
+
+
+@pytest.mark.parametrize(
+    ("depth", "holds"),
+    [
+        (0, True),
+        (1.0, False),
+        ({"choices": [0, 4]}, True),
+        ({"choices": [0.5, 1.0]}, False),
+        ({"low": 0.0, "high": 1.0}, True),
+        ({"low": 1, "high": 4}, False),
+    ],
+)
+def test_whether_a_space_holds_linear_probes(depth, holds):
+    assert holds_probes(parse_space({"depth": depth})) == holds
+    assert not holds_probes(parse_space({}))
+
+
+@pytest.mark.slow
+def test_where_blocks_are_trained_in_any_case_the_best_probe_is_no_trial_but_seeds_the_presets(new_lab):
+    lab = new_lab(strategy={**STRATEGY, "depth": 1.0}, presets={"deep": {"lr": 1e-3}}, probe_sweep=8)
+    assert lab.run("budget.trials=1") == 0
+    (trial,) = lab.trials()
+    assert trial.user_attrs["preset"] == "deep"
+    assert trial.params["loss"] == lab.study.user_attrs[SWEEP]["values"]["loss"]
+
+
+def test_without_presets_there_is_nothing_to_seed_and_no_sweep(new_lab, capsys):
+    lab = new_lab(strategy=STRATEGY, presets={}, probe_sweep=8)
+    assert lab.run("budget.trials=1") == 0
+    assert "linear probes in" not in capsys.readouterr().out
+    assert SWEEP not in lab.study.user_attrs
 
 
 @pytest.mark.slow
