@@ -5,6 +5,7 @@ import shlex
 import signal
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -139,7 +140,7 @@ def _finish(bench: Bench, terminal: Terminal) -> None:
     winner = crown(bench, best[0])
     entries = {name: entry for space in bench.spaces.values() for name, entry in space.items()}
     searched = [name for name, entry in entries.items() if not isinstance(entry, Fixed)]
-    shares = _importances(bench.study)
+    shares = importances(bench.study)
     # What is always asked first, then what mattered most.
     searched = sorted(searched, key=lambda name: (name not in ("depth", "lr"), -shares.get(name, 0.0)))
     searched = [MODEL, *searched] if bench.chooses_model else searched
@@ -170,8 +171,12 @@ def _how_to_look(tracking_uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(without_password(tracking_uri))}"
 
 
-def _importances(study: Study) -> dict[str, float]:
-    """Share of each field by Optuna's default evaluator; empty when trials are too few or all alike."""
+def importances(study: Study) -> dict[str, float]:
+    """Share of each field by Optuna's default evaluator; empty when trials are too few or all alike.
+
+    Of a space with conditions a field may have been drawn by two trials, of which anything can be said. Only those that
+    at least half of the completed trials drew take part.
+    """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < 4 or len({score_of(t) for t in complete}) == 1:
         return {}
@@ -181,10 +186,14 @@ def _importances(study: Study) -> dict[str, float]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
-            return optuna.importance.get_param_importances(study, target=target)
+            found = optuna.importance.get_param_importances(study, target=target)
     except (RuntimeError, ValueError) as error:
         logger.info("importances cannot be estimated: %s", error)
         return {}
+    drawn = Counter(name for trial in complete for name in trial.params)
+    shares = {name: share for name, share in found.items() if 2 * drawn[name] >= len(complete)}
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()} if total > 0 else {}
 
 
 @contextmanager
