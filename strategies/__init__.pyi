@@ -24,6 +24,7 @@ from .losses import distillation as distillation
 from .optimization import check_optimizer_names as check_optimizer_names
 from .optimization import make_optimizer as make_optimizer
 from .optimization import make_scheduler as make_scheduler
+from .optimization import optimizer_over as optimizer_over
 from .penalties import learn_relationship as learn_relationship
 from .plan import HEAD as HEAD
 from .plan import Plan as Plan

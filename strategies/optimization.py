@@ -58,8 +58,13 @@ def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.op
     """
     from strategies.plan import param_groups
 
+    return optimizer_over(param_groups(model, plan, by_block=strategy.lr_by == "gradient"), strategy)
+
+
+def optimizer_over(groups: list[dict[str, Any]], strategy: Strategy) -> torch.optim.Optimizer:
+    """The strategy's optimizer over parameter groups; see :func:`build_optimizer`."""
     return build_optimizer(
-        param_groups(model, plan, by_block=strategy.lr_by == "gradient"),
+        groups,
         strategy.optimizer,
         lr=strategy.lr,
         weight_decay=strategy.weight_decay,

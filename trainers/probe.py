@@ -1,5 +1,8 @@
 """Fitting the head to the frozen body before fine-tuning: the first half of LP-FT (Kumar et al., ICLR 2022)."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -75,21 +78,38 @@ def classifier_of(model: nn.Module) -> nn.Module:
     return classifier
 
 
-@torch.no_grad()
 def features_of(model: nn.Module, split: Split, normalise: Normalise, device: Device) -> Tensor:
     """What the classifier is given for each image of a split, (N, ...) float32 on the device; in eval mode.
 
     Raises:
         TrialError: The model has not one classifier but several.
     """
-    classifier = classifier_of(model)
-    model.eval()
+    batches = split.batches(torch.arange(len(split)), _BATCH, device.torch)
+    return collect_features(model, (normalise(images.float().div_(255)) for images, _ in batches), model, device)
+
+
+@torch.no_grad()
+def collect_features(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any], device: Device) -> Tensor:
+    """What the classifier is given in forward passes, (N, ...) float32 on the device; in eval mode.
+
+    Args:
+        model: Whose classifier is listened to.
+        batches: Inputs of the passes.
+        forward: Makes a pass of a batch: the model, or a part of it that ends in the classifier.
+        device: Where to compute.
+
+    Raises:
+        TrialError: The model has not one classifier but several.
+    """
     caught: list[Tensor] = []
-    hook = classifier.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float().clone()))
+    hook = classifier_of(model).register_forward_pre_hook(
+        lambda module, inputs: caught.append(inputs[0].float().clone())
+    )
+    model.eval()
     try:
-        for images, _ in split.batches(torch.arange(len(split)), _BATCH, device.torch):
+        for batch in batches:
             with device.autocast():
-                model(normalise(images.float().div_(255)))
+                forward(batch)
     finally:
         hook.remove()
     return torch.cat(caught)

@@ -27,6 +27,7 @@ from strategies import (
     freeze,
     make_plan,
     make_scheduler,
+    optimizer_over,
     resize,
     sampling_order,
     set_train_mode,
@@ -34,7 +35,6 @@ from strategies import (
     swa_weight,
     tta_views,
 )
-from strategies.optimization import build_optimizer
 from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.models import ModelSource
@@ -472,7 +472,7 @@ class _Together:
         self._decays = torch.tensor([s.weight_decay if decayed else 0.0 for s in strategies], dtype=torch.float64)
         self._coupled = self._decays.float().to(head.weight.device)[:, None, None]
         self._moves = [nn.Parameter(torch.zeros_like(tensor)) for tensor in self._head]
-        self._optimizer = _optimizer([{"params": self._moves}], strategies[0].replace(lr=1.0, weight_decay=0.0))
+        self._optimizer = optimizer_over([{"params": self._moves}], strategies[0].replace(lr=1.0, weight_decay=0.0))
 
     def set_rates(self, rates: list[list[float]]) -> None:
         """Take the rates of an epoch, by update and probe."""
@@ -506,7 +506,7 @@ class _Alone:
         self._params = [nn.Parameter(tensor[index]) for tensor in head]
         decays = (strategy.weight_decay if decayed else 0.0, 0.0)
         found = [{"params": [p], "weight_decay": decay} for p, decay in zip(self._params, decays, strict=True)]
-        self._optimizer = _optimizer(found, strategy)
+        self._optimizer = optimizer_over(found, strategy)
 
     def set_rates(self, rates: list[list[float]]) -> None:
         """Take the rates of an epoch, by update and probe."""
@@ -519,19 +519,6 @@ class _Alone:
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = grad[self._index]
         self._optimizer.step()
-
-
-def _optimizer(param_groups: list[dict[str, Any]], strategy: Strategy) -> torch.optim.Optimizer:
-    return build_optimizer(
-        param_groups,
-        strategy.optimizer,
-        lr=strategy.lr,
-        weight_decay=strategy.weight_decay,
-        momentum=strategy.momentum,
-        beta1=strategy.beta1,
-        beta2=strategy.beta2,
-        nesterov=strategy.nesterov,
-    )
 
 
 def _common_key(strategy: Strategy) -> tuple[Any, ...]:

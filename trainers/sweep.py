@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from strategies import Strategy, TrialError, make_plan
 from trainers.data import ImageData, Split
@@ -12,13 +12,15 @@ from trainers.device import Device
 from trainers.frozen import Reuse, Setting
 from trainers.models import ModelSource
 from trainers.prediction import Known, normaliser
-from trainers.probe import classifier_of
+from trainers.probe import classifier_of, collect_features
 from trainers.probes import Features, Probes, probe_groups, stored_features
 from trainers.trainer import EpochResult
 
 # Stacked heads with their gradients, moments and averages take about so many numbers of four bytes a weight.
 _COPIES = 8
 _MAX_BYTES = 512 * 2**20
+# Rows that the classifier is shown at once.
+_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +111,7 @@ def _shared_features(source: ModelSource, data: ImageData, seed: int, device: De
     return features
 
 
-@torch.no_grad()
-def _features_behind(model: torch.nn.Module, known: Known, device: Device) -> Tensor:
+def _features_behind(model: nn.Module, known: Known, device: Device) -> Tensor:
     """What the classifier is given for each row, (1, N, D) float32 on the device."""
-    caught: list[Tensor] = []
-    hook = classifier_of(model).register_forward_pre_hook(
-        lambda module, inputs: caught.append(inputs[0].float().clone())
-    )
-    model.eval()
-    try:
-        with device.autocast():
-            for rows in known.rows.batches(torch.arange(len(known.rows)), 1024, device.torch):
-                known.cut.suffix(model, rows)
-    finally:
-        hook.remove()
-    return torch.cat(caught)[None]
+    batches = known.rows.batches(torch.arange(len(known.rows)), _ROWS, device.torch)
+    return collect_features(model, batches, lambda rows: known.cut.suffix(model, rows), device)[None]

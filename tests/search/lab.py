@@ -15,7 +15,7 @@ import optuna
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search import compose_study
 from search.config import StudyConfig
@@ -176,3 +176,15 @@ def abandoned_trial(study: optuna.Study, owner: str, params: dict[str, Any], **a
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.set_user_attr(OWNER, owner)
     return next(t for t in study.get_trials() if t.number == trial.number and t.state == TrialState.RUNNING)
+
+
+def study_of(*values, directions=("maximize", "minimize")) -> optuna.Study:
+    """A study with a trial for each value, or list of values."""
+    study = optuna.create_study(directions=directions)
+    for one in values:
+        study.add_trial(create_trial(values=one if isinstance(one, list) else [one]))
+    return study
+
+
+def numbers(trials) -> list[int]:
+    return [trial.number for trial in trials]

@@ -2,6 +2,7 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab import numbers, study_of
 from optuna.trial import TrialState, create_trial
 
 from search.ledger import Ledger
@@ -9,18 +10,6 @@ from search.outcome import FINGERPRINT, OUTCOME, outcome_of
 
 LEVELS = st.integers(0, 3).map(float)
 TOLD = st.tuples(st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]), LEVELS, LEVELS, st.booleans(), st.sampled_from("abc"))
-
-
-def study_of(*values, directions=("maximize", "minimize")) -> optuna.Study:
-    """A study with a trial for each value, or list of values."""
-    study = optuna.create_study(directions=directions)
-    for one in values:
-        study.add_trial(create_trial(values=one if isinstance(one, list) else [one]))
-    return study
-
-
-def numbers(trials) -> list[int]:
-    return [trial.number for trial in trials]
 
 
 def test_the_best_by_the_metric_are_kept_and_the_front():

@@ -1,20 +1,8 @@
-import optuna
 import pytest
+from lab import numbers, study_of
 from optuna.trial import TrialState, create_trial
 
 from search.ranking import pareto_front, ranked
-
-
-def study_of(*values, directions=("maximize", "minimize")) -> optuna.Study:
-    """A study with a trial for each value, or list of values."""
-    study = optuna.create_study(directions=directions)
-    for one in values:
-        study.add_trial(create_trial(values=one if isinstance(one, list) else [one]))
-    return study
-
-
-def numbers(trials) -> list[int]:
-    return [trial.number for trial in trials]
 
 
 @pytest.mark.parametrize(("direction", "order"), [("minimize", [1, 0, 2]), ("maximize", [2, 0, 1])])
