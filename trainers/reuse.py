@@ -85,7 +85,7 @@ def weigh(cost: Cost, store: ActivationStore) -> Verdict:
         cost: From :func:`measure`.
         store: Where the rows would be kept.
     """
-    size = f"{cost.bytes / 2**30:.2f} GiB"
+    size = f"{cost.bytes / 2**20:,.1f} MiB"
     each = f"an image takes {1e3 * cost.compute:.3f} ms to compute and {1e3 * cost.read:.3f} ms to read"
     if not cost.stored and not store.room_for(cost.bytes):
         return Verdict(False, f"no reuse: {size} of activations have no room in the cache")

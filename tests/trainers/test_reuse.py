@@ -87,7 +87,7 @@ def test_a_prefix_that_is_slower_than_reading_is_reused(store):
     verdict = weigh(cost(), store)
     assert verdict.use
     assert verdict.reason == (
-        "reuse: an image takes 1.000 ms to compute and 0.010 ms to read; 0.00 GiB spare 8.9 s in 10 passes"
+        "reuse: an image takes 1.000 ms to compute and 0.010 ms to read; 1.0 MiB spare 8.9 s in 10 passes"
     )
 
 
@@ -96,7 +96,7 @@ def test_a_prefix_that_is_slower_than_reading_is_reused(store):
     [
         ({"read": 2e-3}, "no reuse: an image takes 1.000 ms to compute and 2.000 ms to read"),
         ({"passes": 1}, "1 passes spare less than storing costs"),
-        ({"bytes": 2 * GIB}, "no reuse: 2.00 GiB of activations have no room in the cache"),
+        ({"bytes": 2 * GIB}, "no reuse: 2,048.0 MiB of activations have no room in the cache"),
     ],
 )
 def test_reuse_that_does_not_pay_is_declined_with_the_reason(store, changes, reason):
