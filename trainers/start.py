@@ -20,6 +20,7 @@ from trainers.device import Device
 from trainers.models import ModelSource
 from trainers.prediction import normaliser
 from trainers.probe import classifier_of, features_of, probe_head
+from trainers.small_maps import speed_up_small_maps
 from trainers.tasks import TASKS
 
 # What a probe depends on, besides its data, seed, device and model.
@@ -67,6 +68,8 @@ def prepare_model(
         add_lora(model, modules, strategy.lora_rank, strategy.lora_alpha)
     if strategy.stochastic_norm > 0:
         use_stochastic_norm(model, strategy.stochastic_norm)
+    if device.torch.type == "cpu":
+        speed_up_small_maps(model)
     return model
 
 
