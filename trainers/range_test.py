@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import savgol_filter
 
 from strategies import ConfigError
 
@@ -112,6 +111,9 @@ def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float | None:
         raise ValueError(f"rates: {len(rates)} of them for {len(losses)} losses")
     if len(losses) < _MIN_UPDATES:
         return None
+    # Only here: it takes most of a second to import.
+    from scipy.signal import savgol_filter
+
     window = max(5, len(losses) // 8 | 1)
     curve = np.asarray(losses, dtype=np.float64)
     curve = np.minimum(curve, curve[:window].max())

@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn import metrics as reference
 
@@ -30,6 +32,20 @@ def test_scores_of_a_classifier_agree_with_scikit_learn():
             "loss": reference.log_loss(truth, OUTPUTS.double().softmax(1).numpy()),
         },
         rel=1e-5,
+    )
+
+
+@given(
+    guess=st.lists(st.integers(0, 4), min_size=1, max_size=30),
+    truth=st.lists(st.integers(0, 4), min_size=30, max_size=30),
+)
+def test_scores_of_classes_that_are_missing_or_never_predicted_agree_with_scikit_learn(guess, truth):
+    truth = truth[: len(guess)]
+    found = TASKS["classification"].scores(torch.eye(5)[guess], torch.tensor(truth))
+    present = sorted(set(truth))
+    assert found["macro_f1"] == pytest.approx(reference.f1_score(truth, guess, average="macro", zero_division=0))
+    assert found["balanced_accuracy"] == pytest.approx(
+        reference.recall_score(truth, guess, labels=present, average="macro", zero_division=0)
     )
 
 

@@ -1,20 +1,23 @@
 """Any number of classes an image, none included."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import (
-    multilabel_average_precision,
-    multilabel_exact_match,
-    multilabel_f1_score,
-)
 
 from trainers.tasks.task import Answers, Task
 
 SEPARATOR = ";"
 _THRESHOLD = 0.5
+
+
+def _metrics() -> ModuleType:
+    # Only here: it takes a second to import, which studies of other tasks need not wait for.
+    from torchmetrics.functional import classification
+
+    return classification
 
 
 def _mean_average_precision(logits: Tensor, targets: Tensor) -> float:
@@ -23,19 +26,19 @@ def _mean_average_precision(logits: Tensor, targets: Tensor) -> float:
     if not shown.any():
         return float("nan")
     preds, truth = logits[:, shown].sigmoid(), targets[:, shown].long()
-    return multilabel_average_precision(preds, truth, int(shown.sum()), validate_args=False).item()
+    return float(_metrics().multilabel_average_precision(preds, truth, int(shown.sum()), validate_args=False))
 
 
 def _macro_f1(logits: Tensor, targets: Tensor) -> float:
-    return multilabel_f1_score(logits.sigmoid(), targets.long(), targets.shape[1], average="macro").item()
+    return float(_metrics().multilabel_f1_score(logits.sigmoid(), targets.long(), targets.shape[1], average="macro"))
 
 
 def _micro_f1(logits: Tensor, targets: Tensor) -> float:
-    return multilabel_f1_score(logits.sigmoid(), targets.long(), targets.shape[1], average="micro").item()
+    return float(_metrics().multilabel_f1_score(logits.sigmoid(), targets.long(), targets.shape[1], average="micro"))
 
 
 def _exact_match(logits: Tensor, targets: Tensor) -> float:
-    return multilabel_exact_match(logits.sigmoid(), targets.long(), targets.shape[1]).item()
+    return float(_metrics().multilabel_exact_match(logits.sigmoid(), targets.long(), targets.shape[1]))
 
 
 def _loss(logits: Tensor, targets: Tensor) -> float:
