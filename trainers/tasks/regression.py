@@ -1,44 +1,46 @@
 """One or several numbers an image."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.regression import (
-    mean_absolute_error,
-    mean_squared_error,
-    r2_score,
-    spearman_corrcoef,
-)
 
 from trainers.tasks.task import Answers, Scale, Task
 
 
+def _metrics() -> ModuleType:
+    # Only here: it takes a second to import, which studies of other tasks need not wait for.
+    from torchmetrics.functional import regression
+
+    return regression
+
+
 def _mae(outputs: Tensor, targets: Tensor) -> float:
-    return mean_absolute_error(outputs.double(), targets.double()).item()
+    return float(_metrics().mean_absolute_error(outputs.double(), targets.double()))
 
 
 def _rmse(outputs: Tensor, targets: Tensor) -> float:
     """Each target's root mean squared error, averaged over targets."""
-    by_target = mean_squared_error(outputs.double(), targets.double(), squared=False, num_outputs=targets.shape[1])
-    return by_target.mean().item()
+    of_targets = {"squared": False, "num_outputs": targets.shape[1]}
+    return float(_metrics().mean_squared_error(outputs.double(), targets.double(), **of_targets).mean())
 
 
 def _r2(outputs: Tensor, targets: Tensor) -> float:
     # torchmetrics refuses a single image; nothing is explained where nothing varies.
     if len(targets) < 2 or (targets == targets[0]).all():
         return float("nan")
-    return r2_score(outputs.double(), targets.double()).item()
+    return float(_metrics().r2_score(outputs.double(), targets.double()))
 
 
 def _spearman(outputs: Tensor, targets: Tensor) -> float:
     if len(targets) < 2:
         return float("nan")
-    return spearman_corrcoef(outputs.double(), targets.double()).mean().item()
+    return float(_metrics().spearman_corrcoef(outputs.double(), targets.double()).mean())
 
 
 def _loss(outputs: Tensor, targets: Tensor) -> float:
-    return mean_squared_error(outputs.double(), targets.double()).item()
+    return float(_metrics().mean_squared_error(outputs.double(), targets.double()))
 
 
 def _scale(targets: Tensor) -> Scale:
