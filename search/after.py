@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from search.outcome import CHECKPOINT, RUN_ID, STRATEGY, score_of
 from search.ranking import ranked
 from search.trial import Bench
-from strategies import Strategy, UnfreezeError, resize, shown_size
+from strategies import Strategy, UnfreezeError, make_plan, resize, shown_size
 from trainers import (
     TASKS,
     ModelSource,
     Normalise,
+    Setting,
     Split,
     State,
     Trainer,
@@ -61,6 +62,7 @@ class Judge:
         bench: Gives data, metric and device.
         source: Built the best trial's model.
         strategy: The best trial's: its views (``tta``) and batch size.
+        seed: The best trial's.
         weights: The best trial's, on the CPU.
         model: A model on the device.
         normalise: Makes the model's input.
@@ -69,6 +71,7 @@ class Judge:
     bench: Bench
     source: ModelSource
     strategy: Strategy
+    seed: int
     weights: State
     model: nn.Module
     normalise: Normalise
@@ -98,6 +101,21 @@ class Judge:
         scale = TASKS[self.bench.data.task].scale(self.bench.data.train.targets)
         return predict(self.model, split, self.strategy, self.normalise, scale, self.bench.device)
 
+    def outputs_of_trial(self) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of validation with the best trial's weights, on what it read of its frozen blocks."""
+        self.load(self.weights)
+        bench, data = self.bench, self.bench.data
+        scale = TASKS[data.task].scale(data.train.targets)
+        known = None if bench.reuse is None else bench.reuse.stored(self._setting(), "val")
+        return predict(self.model, data.val, self.strategy, self.normalise, scale, bench.device, known)
+
+    def _setting(self) -> Setting:
+        """Where the model is frozen, and what it is shown: all that what is stored depends on."""
+        shown = ("depth", "depth_from", "image_scale", "tta")
+        strategy = Strategy(**{name: getattr(self.strategy, name) for name in shown}).canonical(self.source.num_blocks)
+        bench, plan = self.bench, make_plan(self.model, strategy)
+        return Setting(self.source, self.model, plan, strategy, self.seed, bench.data, self.normalise, bench.device)
+
     def score(self, weights: State) -> float:
         """The study's metric of mixed weights on validation."""
         self.load_mixed(weights)
@@ -110,7 +128,8 @@ def make_judge(bench: Bench, trial: FrozenTrial, weights: State) -> Judge:
     model = source.build(bench.config.seed).to(bench.device.torch)
     model.to(memory_format=torch.channels_last)
     strategy = Strategy.from_dict(trial.user_attrs[STRATEGY]).canonical(source.num_blocks)
-    return Judge(bench, source, strategy, weights, model, normaliser(source.mean, source.std, bench.device))
+    seed = int(bench.tracker.params(trial.user_attrs[RUN_ID])["seed"])
+    return Judge(bench, source, strategy, seed, weights, model, normaliser(source.mean, source.std, bench.device))
 
 
 def soup_trials(bench: Bench) -> list[FrozenTrial]:
@@ -149,7 +168,7 @@ def choose(judge: Judge, trial: FrozenTrial, folder: Path) -> tuple[State, tuple
 
 def _mixtures(judge: Judge, trial: FrozenTrial, folder: Path) -> Iterator[tuple[str, tuple[int, ...], State]]:
     if judge.bench.config.after.wise_ft:
-        for alpha, weights in _interpolations(judge, trial):
+        for alpha, weights in _interpolations(judge):
             yield WISE_FT.format(alpha), (trial.number,), weights
     if judge.bench.config.after.soups:
         members = _fetch_members(judge, trial, folder)
@@ -165,14 +184,13 @@ def _mixtures(judge: Judge, trial: FrozenTrial, folder: Path) -> Iterator[tuple[
         yield GREEDY_SOUP, tuple(tuple(members)[place] for place in places), soup
 
 
-def _interpolations(judge: Judge, trial: FrozenTrial) -> Iterator[tuple[float, State]]:
+def _interpolations(judge: Judge) -> Iterator[tuple[float, State]]:
     bench = judge.bench
-    seed = int(bench.tracker.params(trial.user_attrs[RUN_ID])["seed"])
     # A trainer that has not begun has the model that the trial started from, a probed head included.
-    start = Trainer(judge.source, bench.data, judge.strategy, seed, bench.device, bench.teacher).weights()
+    start = Trainer(judge.source, bench.data, judge.strategy, judge.seed, bench.device, bench.teacher).weights()
     kept = random_at_start(judge.model, judge.strategy)
     if all(torch.equal(start[name], tensor) for name, tensor in judge.weights.items() if name not in kept):
-        logger.warning("after.wise_ft: trial %d trained the head alone, there is nothing to interpolate", trial.number)
+        logger.warning("after.wise_ft: the best trial trained the head alone, there is nothing to interpolate")
         return
     for alpha in _ALPHAS:
         yield alpha, interpolate(start, judge.weights, alpha, kept)

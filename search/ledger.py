@@ -2,7 +2,7 @@
 
 from bisect import bisect_right, insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from optuna import Study
 from optuna.study import StudyDirection
@@ -42,16 +42,22 @@ class Ledger:
             if trial.state.is_finished():
                 self._add(trial)
 
-    def take(self, told: FrozenTrial) -> None:
+    def take(self, told: FrozenTrial, alongside: Collection[int] = ()) -> None:
         """Take in a trial that this process has just told, and what others did if any may have done something.
 
-        Nothing is read where all trials are known and told: reading takes some 5 ms, and 10 of a study of 10,000.
+        Nothing is read where all other trials are told or this process's own: reading takes some 5 ms, and 10 of a
+        study of 10,000.
+
+        Args:
+            told: The trial.
+            alongside: Numbers of trials that this process has asked for too and not told yet.
         """
         is_next = told.number == self._seen and not self._open
-        if not is_next and self._open != [told.number]:
+        if not is_next and not {told.number} <= set(self._open) <= {told.number, *alongside}:
             self.refresh()
             return
-        self._seen, self._open = max(self._seen, told.number + 1), []
+        self._seen = max(self._seen, told.number + 1)
+        self._open = [number for number in self._open if number != told.number]
         self._add(told)
 
     def _add(self, trial: FrozenTrial) -> None:

@@ -20,6 +20,7 @@ from search.config import StudyConfig
 from search.ledger import Ledger
 from search.outcome import CHECKPOINT, MODEL, PRESET, REASON, RUN_ID, outcome_of, score_of
 from search.preparation import prepare
+from search.probing import probes_waiting, run_probes
 from search.ranking import pareto_front, ranked
 from search.recovery import recover
 from search.samplers import make_sampler
@@ -123,6 +124,10 @@ def _run_trials(bench: Bench, terminal: Terminal) -> None:
         deadline is None or time.monotonic() < deadline
     ):
         # A killed trial and its next attempt are one, lest a study that was interrupted draws other strategies.
+        probes = probes_waiting(bench, None if budget.trials is None else budget.trials - ledger.counted)
+        if probes > 1:
+            run_probes(bench, ledger, probes)
+            continue
         bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, ledger.asked)
         run_trial(bench, ledger)
 

@@ -41,7 +41,9 @@ class Terminal:
             self._console.width = _LOG_WIDTH
         self._metric = metric
         self._costs = costs
-        self._label = ""
+        # By trial: linear probes are trained together.
+        self._labels: dict[int, str] = {}
+        self._newest = ""
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -91,7 +93,7 @@ class Terminal:
 
     def trial_started(self, number: int, strategy: Strategy, label: str) -> None:
         """Begin the bar of epochs."""
-        self._label = label
+        self._labels[number] = self._newest = label
         if self._trial_bar is not None:
             self._progress.reset(
                 self._trial_bar, total=strategy.epochs, description=f"trial {number}", visible=True, note=label
@@ -100,7 +102,7 @@ class Terminal:
     def epoch_ended(self, result: EpochResult, score: float) -> None:
         """Advance the bar of epochs."""
         if self._trial_bar is not None:
-            note = f"{self._label}  {self._metric} {score:.4f}"
+            note = f"{self._newest}  {self._metric} {score:.4f}"
             self._progress.update(self._trial_bar, completed=result.step, note=note)
 
     def trial_ended(self, trial: FrozenTrial, best: float | None) -> None:
@@ -113,7 +115,7 @@ class Terminal:
         note = trial.user_attrs.get(REASON, "") or (f"preset {p}" if (p := trial.user_attrs.get(PRESET)) else "")
         self._console.print(
             f"trial {trial.number:>3}  [{ENDINGS[outcome].style}]{outcome:<8}[/]  {score:<16}  {seconds:6.1f} s  "
-            f"{escape(self._label)}" + (f"  ({escape(note)})" if note else ""),
+            f"{escape(self._labels.pop(trial.number, ''))}" + (f"  ({escape(note)})" if note else ""),
             soft_wrap=True,
         )
         if self._study_bar is not None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ class Tracker:
         self._experiment_id = str(experiment.experiment_id) if experiment is not None else None
         mlflow.set_tracking_uri(self.uri)
         self.writer = Writer(f"MLflow at {without_password(self.uri)}")
-        self._batch: _Batch | None = None
+        # By run: several trials may be trained at once.
+        self._batches: dict[RunId, _Batch] = {}
         self._last_sent = 0.0
         self._artifact_uris: dict[str, str] = {}
 
@@ -199,21 +201,20 @@ class Tracker:
         self.writer.flush()
 
     def _batch_of(self, run: RunId) -> _Batch:
-        """The batch that is being gathered; another run's is sent before."""
-        if self._batch is None or self._batch.run != run:
-            self._send()
-            self._batch = _Batch(run)
-        return self._batch
+        """What is being gathered of a run."""
+        return self._batches.setdefault(run, _Batch(run))
 
     def _send_if_due(self) -> None:
         if self.writer.is_idle and time.monotonic() - self._last_sent >= BATCH_SECONDS:
             self._send()
 
     def _send(self) -> None:
-        batch, self._batch = self._batch, None
-        if batch is not None:
+        """Have all that was gathered written."""
+        batches, self._batches = self._batches, {}
+        if batches:
             self._last_sent = time.monotonic()
-            self.writer.put(lambda: self._write(batch))
+        for batch in batches.values():
+            self.writer.put(partial(self._write, batch))
 
     def _write(self, batch: _Batch) -> None:
         run_id = _id_of(batch.run)

@@ -11,6 +11,7 @@ from .device import Device as Device
 from .device import choose_device as choose_device
 from .fitting import unusable_fields as unusable_fields
 from .frozen import Reuse as Reuse
+from .frozen import Setting as Setting
 from .models import ModelSource as ModelSource
 from .models import check_model_name as check_model_name
 from .models import create_classifier as create_classifier
@@ -33,6 +34,7 @@ from .soups import random_at_start as random_at_start
 from .soups import uniform_soup as uniform_soup
 from .sweep import ProbeResult as ProbeResult
 from .sweep import feature_bytes as feature_bytes
+from .sweep import probe_parts as probe_parts
 from .sweep import sweep as sweep
 from .tasks import TASKS as TASKS
 from .tasks import Task as Task

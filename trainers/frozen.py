@@ -137,6 +137,20 @@ class Reuse:
             return Reused({}, f"no reuse: {error}")
         return Reused(known, "; ".join(dict.fromkeys(reasons)))
 
+    def stored(self, setting: Setting, split: str) -> Known | None:
+        """The rows of a split, ``train`` or ``val``, if a trial could read them and they are in the store already."""
+        k = frozen_blocks(setting.model, setting.plan)
+        shown = _splits_shown_alike(setting)
+        if k == 0 or split not in shown:
+            return None
+        try:
+            with setting.device.autocast():
+                cut = self._cut(setting, k)
+        except CutError:
+            return None
+        rows = self._store.find(self._content(setting, cut, split), cut.rows, len(shown[split]))
+        return None if rows is None else Known(cut, rows)
+
     def _cut(self, setting: Setting, k: int) -> Cut:
         """The cut in front of block ``k``, proved on images when it is first made."""
         key = (*setting.structure, k)

@@ -8,7 +8,7 @@ Many linear classifiers are fitted at once to features that are computed once, a
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -85,6 +85,7 @@ def probe_groups(strategies: Sequence[Strategy]) -> list[list[int]]:
     return list(found.values())
 
 
+@lru_cache(maxsize=32)
 def has_linear_head(source: ModelSource) -> bool:
     """Whether the model ends in one linear layer, whose inputs are the same in training as in eval mode.
 

@@ -1,6 +1,6 @@
 """Many linear probes before a search's first trial: what the head alone wants, in the time of one trial."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,14 +59,9 @@ def sweep(
     Returns:
         One result a probe that finished at least an epoch.
     """
-    features = _shared_features(source, data, seed, device, reuse)
-    size = _COPIES * 4 * len(data.classes) * _width(source)
-    at_once = max(1, _MAX_BYTES // max(1, size))
     results: list[ProbeResult] = []
-    parts = [group[i : i + at_once] for group in probe_groups(strategies) for i in range(0, len(group), at_once)]
-    done = 0
-    for part in parts:
-        probes = Probes(source, data, [strategies[k] for k in part], seed, device, features)
+    done, total = 0, sum(map(len, probe_groups(strategies)))
+    for part, probes in probe_parts(source, data, strategies, seed, device, reuse):
         history: dict[int, list[EpochResult]] = {}
         for epoch in probes:
             for place, result in epoch.items():
@@ -74,8 +69,38 @@ def sweep(
                     history.setdefault(place, []).append(result)
         results += [ProbeResult(probes.strategies[place], tuple(epochs)) for place, epochs in history.items()]
         done += len(part)
-        progress("linear probes", done, sum(map(len, parts)))
+        progress("linear probes", done, total)
     return results
+
+
+def probe_parts(
+    source: ModelSource,
+    data: ImageData,
+    strategies: Sequence[Strategy],
+    seed: int,
+    device: Device,
+    reuse: Reuse | None,
+) -> Iterator[tuple[list[int], Probes]]:
+    """Linear probes by groups that are trained together, as many at once as memory allows.
+
+    Args:
+        source: Builds the model, which must have a linear head.
+        data: Gives training and validation images.
+        strategies: Of depth 0; those that cannot be trained together with others are in no group.
+        seed: Draws heads and the order of images.
+        device: Where to compute.
+        reuse: Shares features with trials, processes and nights; None computes them for this call.
+
+    Yields:
+        Positions of the strategies, and what trains these, in that order.
+    """
+    features = _shared_features(source, data, seed, device, reuse)
+    size = _COPIES * 4 * len(data.classes) * _width(source)
+    at_once = max(1, _MAX_BYTES // max(1, size))
+    for group in probe_groups(strategies):
+        for start in range(0, len(group), at_once):
+            part = group[start : start + at_once]
+            yield part, Probes(source, data, [strategies[k] for k in part], seed, device, features)
 
 
 def feature_bytes(source: ModelSource, data: ImageData) -> int:
