@@ -2,13 +2,10 @@
 
 import logging
 import shlex
-import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -24,6 +21,7 @@ from search.probing import probes_waiting, run_probes
 from search.ranking import pareto_front, ranked
 from search.recovery import recover
 from search.samplers import make_sampler
+from search.stopping import stop_if_asked, stopped_by_signals
 from search.sweep import seeded_presets, sweep_probes
 from search.terminal import Terminal
 from search.tracking import without_password
@@ -59,7 +57,7 @@ def run_study(config: StudyConfig) -> None:
     # We beat ourselves, in search.recovery.
     warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
     warnings.filterwarnings("ignore", message="Some regimes for parameter")
-    with _terminate_by_exit(), Terminal(config.metric, costs=config.costs) as terminal:
+    with stopped_by_signals(), Terminal(config.metric, costs=config.costs) as terminal:
         bench = prepare(config, terminal)
         try:
             # Recovered trials are told before runs are compared with them.
@@ -124,6 +122,7 @@ def _run_trials(bench: Bench, terminal: Terminal) -> None:
         deadline is None or time.monotonic() < deadline
     ):
         # A killed trial and its next attempt are one, lest a study that was interrupted draws other strategies.
+        stop_if_asked()
         probes = probes_waiting(bench, None if budget.trials is None else budget.trials - ledger.counted)
         if probes > 1:
             run_probes(bench, ledger, probes)
@@ -199,17 +198,3 @@ def importances(study: Study) -> dict[str, float]:
     shares = {name: share for name, share in found.items() if 2 * drawn[name] >= len(complete)}
     total = sum(shares.values())
     return {name: share / total for name, share in shares.items()} if total > 0 else {}
-
-
-@contextmanager
-def _terminate_by_exit() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that the running trial is queued again; the exit code is 143."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -31,6 +31,7 @@ from search.outcome import (
     score_of,
 )
 from search.recovery import Heartbeat, interrupt, owner
+from search.stopping import stop_if_asked
 from search.tracking import RunId, Tracker
 from strategies import Plan, Space, Strategy, TrialError, UnfreezeError, sample
 from trainers import TASKS, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer
@@ -161,7 +162,9 @@ class Record:
         Raises:
             TrialError: The score is not a number.
             PrunedError: The pruner stops the trial here.
+            KeyboardInterrupt, SystemExit: A signal asked for it.
         """
+        stop_if_asked()
         config, trial = self._bench.config, self._asked.trial
         score = result.metrics[f"val_{config.metric}"]
         self._costs["seconds"] += result.seconds
