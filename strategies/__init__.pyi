@@ -57,3 +57,4 @@ from .strategy import TASK_LOSSES as TASK_LOSSES
 from .strategy import Strategy as Strategy
 from .variation import mix_batch as mix_batch
 from .variation import vary as vary
+from .views import View as View

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from strategies.chance import Chance, shares
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -43,13 +45,13 @@ _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115,
 _RGB: Tensor = torch.linalg.inv(_YIQ)
 
 
-def augment(images: Tensor, level: str | Level, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, level: str | Level, chance: Chance) -> Tensor:
     """Change each image at random, independently, within the level's limits.
 
     Args:
         images: (N, C, H, W) float in [0, 1].
         level: ``"none"``, a key of :data:`LEVELS`, or limits of the caller's own.
-        generator: A CPU generator, so that the same seed gives the same changes on every device.
+        chance: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
@@ -58,21 +60,21 @@ def augment(images: Tensor, level: str | Level, generator: torch.Generator) -> T
         return images
     limits = LEVELS[level] if isinstance(level, str) else level
     if limits.crop_area < 1 or limits.rotate:
-        images = _crop_flip_rotate(images, limits, generator)
+        images = _crop_flip_rotate(images, limits, chance)
     elif limits.flip:
-        mirrored = torch.rand(len(images), generator=generator) < limits.flip
+        mirrored = shares(len(images), chance) < limits.flip
         images = torch.where(_per_image(mirrored, images), images.flip(3), images)
     if limits.colour:
-        images = _jitter(images, limits.colour, generator)
+        images = _jitter(images, limits.colour, chance)
     if (limits.saturation or limits.hue) and images.shape[1] == 3:
-        images = _tint(images, limits, generator)
+        images = _tint(images, limits, chance)
     if limits.erase:
-        images = _erase(images, limits.erase, generator)
+        images = _erase(images, limits.erase, chance)
     return images
 
 
-def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(n, generator=generator) * (high - low) + low
+def _uniform(n: int, low: float, high: float, chance: Chance) -> Tensor:
+    return shares(n, chance) * (high - low) + low
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -80,16 +82,16 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images.device, non_blocking=True)[:, None, None, None]
 
 
-def _crop_flip_rotate(images: Tensor, limits: Level, generator: torch.Generator) -> Tensor:
+def _crop_flip_rotate(images: Tensor, limits: Level, chance: Chance) -> Tensor:
     n = len(images)
-    area = _uniform(n, limits.crop_area, 1.0, generator)
+    area = _uniform(n, limits.crop_area, 1.0, chance)
     reach = math.log(4 / 3) if limits.crop_area < 1 else 0.0
-    ratio = torch.exp(_uniform(n, -reach, reach, generator))
+    ratio = torch.exp(_uniform(n, -reach, reach, chance))
     width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
-    shift_x = _uniform(n, -1, 1, generator) * (1 - width)
-    shift_y = _uniform(n, -1, 1, generator) * (1 - height)
-    angle = _uniform(n, -limits.rotate, limits.rotate, generator) * (math.pi / 180)
-    mirror = torch.where(torch.rand(n, generator=generator) < limits.flip, -1.0, 1.0) if limits.flip else torch.ones(n)
+    shift_x = _uniform(n, -1, 1, chance) * (1 - width)
+    shift_y = _uniform(n, -1, 1, chance) * (1 - height)
+    angle = _uniform(n, -limits.rotate, limits.rotate, chance) * (math.pi / 180)
+    mirror = torch.where(shares(n, chance) < limits.flip, -1.0, 1.0) if limits.flip else torch.ones(n)
     cos, sin = angle.cos(), angle.sin()
     theta = torch.stack(
         [
@@ -102,19 +104,19 @@ def _crop_flip_rotate(images: Tensor, limits: Level, generator: torch.Generator)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _jitter(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+def _jitter(images: Tensor, amount: float, chance: Chance) -> Tensor:
     n = len(images)
-    brightness = _per_image(_uniform(n, 1 - amount, 1 + amount, generator), images)
-    contrast = _per_image(_uniform(n, 1 - amount, 1 + amount, generator), images)
+    brightness = _per_image(_uniform(n, 1 - amount, 1 + amount, chance), images)
+    contrast = _per_image(_uniform(n, 1 - amount, 1 + amount, chance), images)
     images = images * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return ((images - mean) * contrast + mean).clamp(0, 1)
 
 
-def _tint(images: Tensor, limits: Level, generator: torch.Generator) -> Tensor:
+def _tint(images: Tensor, limits: Level, chance: Chance) -> Tensor:
     n = len(images)
-    strength = _uniform(n, 1 - limits.saturation, 1 + limits.saturation, generator)
-    turn = _uniform(n, -limits.hue, limits.hue, generator) * (math.pi / 180)
+    strength = _uniform(n, 1 - limits.saturation, 1 + limits.saturation, chance)
+    turn = _uniform(n, -limits.hue, limits.hue, chance) * (math.pi / 180)
     along, across = strength * turn.cos(), strength * turn.sin()
     change = torch.eye(3).repeat(n, 1, 1)
     change[:, 1, 1], change[:, 1, 2] = along, -across
@@ -123,11 +125,11 @@ def _tint(images: Tensor, limits: Level, generator: torch.Generator) -> Tensor:
     return matrix.bmm(images.flatten(2)).clamp(0, 1).view(images.shape)
 
 
-def _erase(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def _erase(images: Tensor, share: float, chance: Chance) -> Tensor:
     n, _, height, width = images.shape
-    chosen = torch.rand(n, generator=generator) < share
-    side = _uniform(n, 0.15, 0.45, generator)
-    top, left = _uniform(n, 0, 1, generator) * (1 - side), _uniform(n, 0, 1, generator) * (1 - side)
+    chosen = shares(n, chance) < share
+    side = _uniform(n, 0.15, 0.45, chance)
+    top, left = _uniform(n, 0, 1, chance) * (1 - side), _uniform(n, 0, 1, chance) * (1 - side)
     rows, columns = torch.arange(height) / height, torch.arange(width) / width
     in_rows = (rows >= top[:, None]) & (rows < (top + side)[:, None])
     in_columns = (columns >= left[:, None]) & (columns < (left + side)[:, None])

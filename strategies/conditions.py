@@ -99,6 +99,11 @@ CONDITIONS: dict[str, Condition] = {
     "ema": Condition(("swa_epochs",), lambda epochs: epochs == 0, "`swa_epochs` is 0"),
     **dict.fromkeys(("crop_area", "flip", "rotate", "colour", "saturation", "hue", "erase"), _is("augment", "custom")),
     **dict.fromkeys(("policy_ops", "policy_magnitude"), _is("policy", "rand")),
+    "views": Condition(
+        ("augment", "policy"),
+        lambda augment, policy: (augment, policy) != ("none", "none"),
+        "`augment` or `policy` is not none",
+    ),
     "mix_prob": _above_zero("mixup", "cutmix"),
 }
 

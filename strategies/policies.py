@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from strategies.chance import Chance, shares, whole_numbers
+
 #: What can be done to an image, and its largest magnitude in AutoAugment and RandAugment, and in TrivialAugment. Units:
 #: slope of a shear, share of the side of a translation (TrivialAugment's 32 pixels, of 224), degrees of a rotation,
 #: change of a factor from brightness to sharpness, bits that posterize drops, how far the threshold of solarize sinks.
@@ -72,28 +74,28 @@ _POLICY_PROBS = torch.tensor([float(prob) for prob in _CELLS[1::3]]).view(25, 2)
 _POLICY_LEVELS = torch.tensor([int(level) / 9 for level in _CELLS[2::3]]).view(25, 2)
 
 
-def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+def auto_augment(images: Tensor, chance: Chance) -> Tensor:
     """Two operations an image, of one of the 25 pairs found on ImageNet.
 
     Source: Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019.
 
     Args:
         images: (N, C, H, W) float in [0, 1].
-        generator: A CPU generator, so that the same seed gives the same changes on every device.
+        chance: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
-    pair = torch.randint(len(_POLICY_OPS), (n,), generator=generator)
+    pair = whole_numbers(n, len(_POLICY_OPS), chance)
     for which in range(2):
-        done = torch.rand(n, generator=generator) < _POLICY_PROBS[pair, which]
+        done = shares(n, chance) < _POLICY_PROBS[pair, which]
         ops = torch.where(done, _POLICY_OPS[pair, which], OPS.index("identity"))
-        images = apply_ops(images, ops, _magnitudes(ops, _POLICY_LEVELS[pair, which], _NARROW, generator))
+        images = apply_ops(images, ops, _magnitudes(ops, _POLICY_LEVELS[pair, which], _NARROW, chance))
     return images
 
 
-def rand_augment(images: Tensor, num_ops: int, magnitude: float, generator: torch.Generator) -> Tensor:
+def rand_augment(images: Tensor, num_ops: int, magnitude: float, chance: Chance) -> Tensor:
     """``num_ops`` operations an image, each one of 14, all of the same magnitude.
 
     Source: Cubuk et al., RandAugment: Practical Automated Data Augmentation with a Reduced Search Space, NeurIPS 2020.
@@ -103,19 +105,19 @@ def rand_augment(images: Tensor, num_ops: int, magnitude: float, generator: torc
         num_ops: Operations one after the other.
         magnitude: Of all operations, 0 to 30, where 30 is AutoAugment's strongest. This is torchvision's scale; timm's
             ends at 10, so that its 9 is 27 here.
-        generator: A CPU generator, so that the same seed gives the same changes on every device.
+        chance: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
     for _ in range(num_ops):
-        ops = torch.randint(_DRAWN, (n,), generator=generator)
-        images = apply_ops(images, ops, _magnitudes(ops, torch.full((n,), magnitude / 30), _NARROW, generator))
+        ops = whole_numbers(n, _DRAWN, chance)
+        images = apply_ops(images, ops, _magnitudes(ops, torch.full((n,), magnitude / 30), _NARROW, chance))
     return images
 
 
-def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+def trivial_augment(images: Tensor, chance: Chance) -> Tensor:
     """One operation an image, one of 14, of any of 31 magnitudes up to very strong ones.
 
     Source: Müller and Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation, ICCV 2021 (the wide
@@ -123,20 +125,20 @@ def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: (N, C, H, W) float in [0, 1].
-        generator: A CPU generator, so that the same seed gives the same changes on every device.
+        chance: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
-    ops = torch.randint(_DRAWN, (n,), generator=generator)
-    levels = torch.randint(31, (n,), generator=generator) / 30
-    return apply_ops(images, ops, _magnitudes(ops, levels, _WIDE, generator))
+    ops = whole_numbers(n, _DRAWN, chance)
+    levels = whole_numbers(n, 31, chance) / 30
+    return apply_ops(images, ops, _magnitudes(ops, levels, _WIDE, chance))
 
 
-def _magnitudes(ops: Tensor, levels: Tensor, reach: Tensor, generator: torch.Generator) -> Tensor:
+def _magnitudes(ops: Tensor, levels: Tensor, reach: Tensor, chance: Chance) -> Tensor:
     """Magnitudes (N,) of operations (N,) at ``levels`` (N,) from 0 to 1, half of those that have a sign below zero."""
-    negative = (torch.rand(len(ops), generator=generator) < 0.5) & _SIGNED[ops]
+    negative = (shares(len(ops), chance) < 0.5) & _SIGNED[ops]
     return torch.where(negative, -levels, levels) * reach[ops]
 
 

@@ -496,6 +496,15 @@ class Strategy:
     )
     policy_ops: int = choice(2, "operations an image, with policy rand", int, low=1, high=4)
     policy_magnitude: float = choice(9.0, "strength of operations, with policy rand; 30 is all", float, low=0, high=30)
+    views: int = choice(
+        0,
+        "fixed augmented copies of each image, shown by epochs in turn, whose frozen part is computed once; 0 for new "
+        "copies every epoch",
+        int,
+        low=0,
+        high=_MANY,
+        helps="augmentation and frozen blocks together: time",
+    )
     mixup: float = choice(
         0.0,
         "alpha of mixup, 0 for none",
@@ -620,6 +629,8 @@ class Strategy:
         resolved = self.replace(depth=self.blocks_trained(num_blocks))
         if resolved.depth == num_blocks:
             resolved = resolved.replace(depth_from=CHOICES_DEFAULTS["depth_from"])
+        # What no epoch would show makes no difference.
+        resolved = resolved.replace(views=min(self.views, self.epochs))
         values = resolved.to_dict()
         idle = {name: CHOICES_DEFAULTS[name] for name in values if not has_effect(name, values)}
         return resolved.replace(**idle)

@@ -6,34 +6,35 @@ import torch
 from torch import Tensor
 
 from strategies.augment import Level, augment
+from strategies.chance import Chance
 from strategies.mixing import mix
 from strategies.policies import auto_augment, rand_augment, trivial_augment
 from strategies.strategy import Strategy
 
-_POLICIES: dict[str, Callable[[Tensor, Strategy, torch.Generator], Tensor]] = {
-    "none": lambda images, strategy, generator: images,
-    "auto": lambda images, strategy, generator: auto_augment(images, generator),
-    "rand": lambda images, strategy, generator: rand_augment(
-        images, strategy.policy_ops, strategy.policy_magnitude, generator
+_POLICIES: dict[str, Callable[[Tensor, Strategy, Chance], Tensor]] = {
+    "none": lambda images, strategy, chance: images,
+    "auto": lambda images, strategy, chance: auto_augment(images, chance),
+    "rand": lambda images, strategy, chance: rand_augment(
+        images, strategy.policy_ops, strategy.policy_magnitude, chance
     ),
-    "trivial": lambda images, strategy, generator: trivial_augment(images, generator),
+    "trivial": lambda images, strategy, chance: trivial_augment(images, chance),
 }
 
 
-def vary(images: Tensor, strategy: Strategy, generator: torch.Generator) -> Tensor:
+def vary(images: Tensor, strategy: Strategy, chance: Chance) -> Tensor:
     """Change each image at random as the strategy's ``policy`` and ``augment`` say.
 
     Args:
         images: (N, C, H, W) float in [0, 1].
         strategy: Gives policy, level and their parameters.
-        generator: A CPU generator.
+        chance: What decides.
 
     Returns:
         (N, C, H, W) float in [0, 1].
     """
     # Erasing comes last, so that no policy moves or recolours the hole.
-    images = _POLICIES[strategy.policy](images, strategy, generator)
-    return augment(images, _custom(strategy) if strategy.augment == "custom" else strategy.augment, generator)
+    images = _POLICIES[strategy.policy](images, strategy, chance)
+    return augment(images, _custom(strategy) if strategy.augment == "custom" else strategy.augment, chance)
 
 
 def mix_batch(

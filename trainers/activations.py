@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -100,19 +100,24 @@ def _versions() -> dict[str, Any]:
     return {"version": _VERSION, "torch": torch.__version__, "timm": version("timm")}
 
 
-def weights_digest(model: nn.Module, names: Iterable[str]) -> str:
+def weights_digest(model: nn.Module, names: Iterable[str], known: MutableMapping[str, bytes] | None = None) -> str:
     """A digest of parameters and buffers, such as those a prefix depends on (:attr:`Cut.state_names`).
 
     Args:
         model: Holds them.
         names: As in ``named_parameters()`` and ``named_buffers()``.
+        known: Digests of single tensors by name, which are believed, and added to.
     """
+    known = {} if known is None else known
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     digest = blake2b(digest_size=16)
     for name in sorted(names):
-        tensor = tensors[name].detach()
-        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
-        digest.update(_bytes_of(tensor))
+        if name not in known:
+            tensor = tensors[name].detach()
+            single = blake2b(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode(), digest_size=16)
+            single.update(_bytes_of(tensor))
+            known[name] = single.digest()
+        digest.update(known[name])
     return digest.hexdigest()
 
 

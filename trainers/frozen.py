@@ -1,13 +1,14 @@
 """The frozen part of trials' models, computed once and shared by trials, processes and nights."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from strategies import Plan, Strategy, resize, shown_size
+from strategies import Plan, Strategy, View, resize, shown_size
 from trainers.activations import ActivationStore, Content, NoRoomError, weights_digest
 from trainers.block_graph import BlockGraph, trace_blocks
 from trainers.cut import Cut, check_cut, cut_at
@@ -34,12 +35,19 @@ class Reused:
     """What a trial reads instead of computing it; a split that is not known is computed from its images.
 
     Args:
-        known: By ``train`` and ``val``, as far as they are reused.
+        known: By ``train`` and ``val``, as far as they are reused and the same in every epoch.
         reason: Why, or why not, in one line.
+        view: Of an epoch, what is known of the view of the training images that it shows, computed now unless it is in
+            the store; None where that must be computed from the images.
     """
 
     known: Mapping[str, Known]
     reason: str
+    view: Callable[[int], Known | None] | None = None
+
+    def training(self, epoch: int) -> Known | None:
+        """What is read of the training images in an epoch, from 0."""
+        return self.known.get("train") if self.view is None else self.view(epoch)
 
 
 #: For a trainer that computes everything.
@@ -82,15 +90,29 @@ class Setting:
         """Height and width of what the model is shown."""
         return shown_size(self.data.preprocessing.image_size, self.strategy)
 
-    def inputs(self, split: Split, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """Batches as the model takes them, without augmentation."""
-        for images, _ in split.batches(order, batch_size, self.device.torch):
-            yield self.normalise(resize(images.float().div_(255), self.size))
+    @property
+    def views(self) -> list[View | None]:
+        """The copies of the training images that epochs show in turn; None for the images as they are."""
+        s = self.strategy
+        return [View(s, len(self.data.train), self.seed, number) for number in range(s.views)] or [None]
 
-    def content(self, cut: Cut, split: str, weights: str) -> Content:
+    def inputs(self, split: Split, order: Tensor, batch_size: int, view: View | None = None) -> Iterator[Tensor]:
+        """Batches as the model takes them, as they are or as a view has them."""
+        places = torch.split(order, batch_size)
+        for (images, _), part in zip(split.batches(order, batch_size, self.device.torch), places, strict=True):
+            # In the numbers in which a trainer varies images, whatever the model computes in.
+            with torch.autocast(self.device.torch.type, enabled=False):
+                pixels = images.float().div_(255)
+                shown = pixels if view is None else view.show(pixels, part)
+                ready = self.normalise(resize(shown, self.size))
+            yield ready
+
+    def content(self, cut: Cut, split: str, weights: str, view: View | None = None) -> Content:
         """What the rows of a split depend on; ``weights`` is the digest of the prefix's."""
-        how = {"preprocessing": asdict(self.data.preprocessing), "shown": self.size}
+        how: dict[str, object] = {"preprocessing": asdict(self.data.preprocessing), "shown": self.size}
         how |= {"mean": self.source.mean, "std": self.source.std}
+        if view is not None:
+            how["augmentation"] = view.description
         return Content(
             weights=weights,
             architecture=self.source.name,
@@ -100,7 +122,7 @@ class Setting:
             data=self.data.fingerprint,
             split=split,
             transform=repr(how),
-            view=0,
+            view=0 if view is None else view.number,
             arithmetic=self.device.description,
         )
 
@@ -121,21 +143,43 @@ class Reuse:
         self._graphs: dict[tuple[object, ...], BlockGraph] = {}
         self._cuts: dict[tuple[object, ...], Cut] = {}
         self._costs: dict[tuple[object, ...], Cost] = {}
-        self._digests: dict[tuple[object, ...], str] = {}
+        self._digests: dict[tuple[object, ...], dict[str, bytes]] = {}
 
     def look_up(self, setting: Setting) -> Reused:
-        """The rows that a trial can read, computed now unless they are in the store."""
+        """The rows that a trial can read; what is not stored is computed now, and of views when they are needed."""
         k = frozen_blocks(setting.model, setting.plan)
         splits = _splits_shown_alike(setting)
         if k == 0 or not splits:
             return Reused({}, "no reuse: " + ("no block is frozen" if k == 0 else "images change every epoch"))
+        known: dict[str, Known] = {}
+        reasons, view = [], None
         try:
             with setting.device.autocast():
                 cut = self._cut(setting, k)
-                known, reasons = self._known(setting, cut, splits)
+                for name, split in splits.items():
+                    use, reason = self._weighed(setting, cut, name, split)
+                    reasons.append(reason)
+                    if use and name == "train" and setting.strategy.views > 0:
+                        view = self._views(setting, cut)
+                    elif use:
+                        known[name] = Known(cut, self._rows(setting, cut, name, split))
         except (CutError, NoRoomError) as error:
             return Reused({}, f"no reuse: {error}")
-        return Reused(known, "; ".join(dict.fromkeys(reasons)))
+        return Reused(known, "; ".join(dict.fromkeys(reasons)), view)
+
+    def _views(self, setting: Setting, cut: Cut) -> Callable[[int], Known | None]:
+        """What gives the rows of an epoch's view."""
+        views = setting.views
+
+        def known(epoch: int) -> Known | None:
+            try:
+                with setting.device.autocast():
+                    return Known(cut, self._rows(setting, cut, "train", setting.data.train, views[epoch % len(views)]))
+            except NoRoomError as error:
+                logger.warning("epoch %d computes what is frozen: %s", epoch + 1, error)
+                return None
+
+        return known
 
     def stored(self, setting: Setting, split: str) -> Known | None:
         """The rows of a split, ``train`` or ``val``, if a trial could read them and they are in the store already."""
@@ -171,60 +215,60 @@ class Reuse:
             self._graphs[setting.structure] = trace_blocks(setting.model, shape)
         return self._graphs[setting.structure]
 
-    def _content(self, setting: Setting, cut: Cut, split: str) -> Content:
+    def _content(self, setting: Setting, cut: Cut, split: str, view: View | None) -> Content:
         # Pretrained weights are the same in all trials, random ones in those of the same seed.
         drawn = setting.seed if setting.source.weights.state_dict is None else None
-        key = (setting.source.name, setting.source.weights.digest, drawn, cut.state_names)
-        if key not in self._digests:
-            self._digests[key] = weights_digest(setting.model, cut.state_names)
-        return setting.content(cut, split, self._digests[key])
+        known = self._digests.setdefault((setting.source.name, setting.source.weights.digest, drawn), {})
+        return setting.content(cut, split, weights_digest(setting.model, cut.state_names, known), view)
 
-    def _known(self, setting: Setting, cut: Cut, splits: Mapping[str, Split]) -> tuple[dict[str, Known], list[str]]:
-        found: dict[str, Known] = {}
-        reasons = []
-        shallower = [other for key, other in self._cuts.items() if key[:-1] == setting.structure and other.k < cut.k]
-        for name, split in splits.items():
-            stored = self._store.find(self._content(setting, cut, name), cut.rows, len(split))
-            use, reason = True, "reuse: as asked"
-            if not self._always:
-                passes = setting.strategy.epochs * self._sharing
-                cost = self._cost(setting, cut, name, split, stored)
-                verdict = weigh(replace(cost, passes=passes, stored=stored is not None), self._store)
-                use, reason = verdict.use, verdict.reason
-            reasons.append(reason)
-            if use:
-                found[name] = Known(cut, stored or self._computed(setting, cut, name, split, shallower))
-        return found, reasons
-
-    def _cost(self, setting: Setting, cut: Cut, name: str, split: Split, stored: Activations | None) -> Cost:
-        """What was measured when a split was first to be read at this cut."""
-        key = (*setting.structure, cut.k, name)
+    def _weighed(self, setting: Setting, cut: Cut, name: str, split: Split) -> tuple[bool, str]:
+        """Whether to read a split's rows, and why."""
+        if self._always:
+            return True, "reuse: as asked"
+        views = setting.views if name == "train" else [None]
+        found = [self._store.find(self._content(setting, cut, name, view), cut.rows, len(split)) for view in views]
+        key = (*setting.structure, cut.k, name, len(views))
         if key not in self._costs:
             batch = next(setting.inputs(split, torch.arange(min(_SAMPLE, len(split))), _SAMPLE))
-            self._costs[key] = measure(setting.model, cut, batch, len(split), 1.0, stored)
-        return self._costs[key]
+            self._costs[key] = measure(setting.model, cut, batch, len(views) * len(split), 1.0, found[0])
+        # Another trial is likely to vary images otherwise, and so to read other views.
+        sharing = self._sharing if views == [None] else 1.0
+        passes = setting.strategy.epochs / len(views) * sharing
+        cost = replace(self._costs[key], passes=passes, stored=all(rows is not None for rows in found))
+        verdict = weigh(cost, self._store)
+        return verdict.use, verdict.reason
 
-    def _computed(self, setting: Setting, cut: Cut, name: str, split: Split, shallower: Iterable[Cut]) -> Activations:
+    def _rows(self, setting: Setting, cut: Cut, name: str, split: Split, view: View | None = None) -> Activations:
+        """The rows of a split, or of a view of it, computed unless they are in the store."""
+
         def images() -> Iterator[Tensor]:
-            return setting.inputs(split, torch.arange(len(split)), _BATCH)
+            return setting.inputs(split, torch.arange(len(split)), _BATCH, view)
 
         return prefix_rows(
             self._store,
             self._graph(setting),
             setting.model,
             cut,
-            lambda other: self._content(setting, other, name),
+            lambda other: self._content(setting, other, name, view),
             images,
             len(split),
             _BATCH,
-            list(shallower),
+            self._shallower(setting, cut.k),
         )
+
+    def _shallower(self, setting: Setting, k: int) -> Iterator[Cut]:
+        """All cuts in front of ``k``, whose rows this process or another may have stored; made when asked for."""
+        graph = self._graph(setting)
+        for other in range(1, k):
+            with suppress(CutError):
+                yield cut_at(graph, setting.model, other)
 
 
 def _splits_shown_alike(setting: Setting) -> dict[str, Split]:
-    """The splits whose images are the same in every epoch."""
+    """The splits whose images are the same in every epoch, or in turn the same few copies."""
     s, data = setting.strategy, setting.data
-    # The teacher and the start model of DELTA are shown the images themselves.
-    changed = (s.augment, s.policy) != ("none", "none") or any((s.mixup, s.cutmix, s.distill_weight, s.delta))
+    varied = (s.augment, s.policy) != ("none", "none") and s.views == 0
+    # Mixing takes pixels of two images. The teacher and the start model of DELTA are shown the images themselves.
+    changed = varied or any((s.mixup, s.cutmix, s.distill_weight, s.delta))
     found = {} if changed or s.grow_from < 1 else {"train": data.train}
     return found | ({"val": data.val} if s.tta == "none" else {})

@@ -1,7 +1,7 @@
 """Whether reusing a frozen prefix pays, and its outputs for a split when it does."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import psutil
@@ -151,7 +151,7 @@ def prefix_rows(
     images: Callable[[], Iterable[Tensor]],
     count: int,
     batch_size: int,
-    shallower: Sequence[Cut] = (),
+    shallower: Iterable[Cut] = (),
 ) -> Activations:
     """The prefix's outputs for a split: from the store, or computed and stored.
 
@@ -167,7 +167,7 @@ def prefix_rows(
         images: Gives the split's images in its order, batches (B, C, H, W) as the model takes them, on its device.
         count: Images of the split.
         batch_size: Rows that are computed at once from those of another cut.
-        shallower: Cuts of the same graph in front of ``cut``.
+        shallower: Cuts of the same graph in front of ``cut``; asked for only when there is something to compute.
 
     Raises:
         NoRoomError: They cannot be stored.

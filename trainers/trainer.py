@@ -20,6 +20,7 @@ from strategies import (
     Sam,
     Strategy,
     TrialError,
+    View,
     WeightAverage,
     check_applied,
     class_weights,
@@ -44,7 +45,7 @@ from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.frozen import NOTHING_REUSED, Reuse, Setting
 from trainers.models import ModelSource
-from trainers.prediction import normaliser, predict
+from trainers.prediction import Known, normaliser, predict
 from trainers.range_test import RangeTest, range_test
 from trainers.rows import Rows
 from trainers.start import prepare_model, source_classes
@@ -105,6 +106,7 @@ class Trainer:
         self.strategy = strategy
         self.device = device
         self.epoch = 0
+        self._seed = seed
         self._data = data
         self._task = TASKS[data.task]
         self._loss = loss_of(data.task, strategy)
@@ -122,6 +124,8 @@ class Trainer:
         if reuse is not None:
             setting = Setting(source, self.model, self.plan, strategy, seed, data, self._normalise, device)
             self.reused = reuse.look_up(setting)
+        self._known: Known | None = None
+        self._view: View | None = None
         # The last, smaller batch is dropped: BatchNorm cannot train on a single image.
         self._updates_per_epoch = max(1, len(data.train) // strategy.batch_size)
         self.optimizer = make_optimizer(self.model, self.plan, strategy)
@@ -141,6 +145,7 @@ class Trainer:
     def __next__(self) -> EpochResult:
         if self.epoch >= self.strategy.epochs:
             raise StopIteration
+        self._choose_images()
         start = time.perf_counter()
         train_loss = self._train_epoch()
         self.epoch += 1
@@ -154,6 +159,12 @@ class Trainer:
         self.scheduler.step(self.epoch, -metrics["val_loss"])
         return EpochResult(self.epoch, metrics, time.perf_counter() - start)
 
+    def _choose_images(self) -> None:
+        """Find what is known of the images that the next epoch shows, and which view of them it shows."""
+        self._known = self.reused.training(self.epoch)
+        if self.strategy.views > 0 and self._known is None:
+            self._view = View(self.strategy, len(self._data.train), self._seed, self.epoch)
+
     def _train_epoch(self) -> float:
         if self.epoch in self.plan.turns:
             freeze(self.model, self.plan, self.epoch)
@@ -161,19 +172,19 @@ class Trainer:
         if self.strategy.lr_by == "gradient":
             self.plan = rescale(self.plan, self.optimizer, self._relative_gradients())
         loss_sum = torch.zeros((), device=self.device.torch)
-        for i, (batch, targets) in enumerate(self._batches()):
+        for i, (batch, targets, places) in enumerate(self._batches()):
             self.scheduler.step_update(self.epoch * self._updates_per_epoch + i)
             if i == 0:
                 check_applied(self.model, self.plan, self.optimizer, self.epoch)
-            loss_sum += self._update(batch, targets)
+            loss_sum += self._update(batch, targets, places)
         mean_loss = loss_sum.item() / self._updates_per_epoch
         if not math.isfinite(mean_loss):
             raise TrialError(f"training loss became {mean_loss} in epoch {self.epoch + 1}")
         return mean_loss
 
-    def _update(self, batch: Tensor | Rows, targets: Tensor) -> Tensor:
+    def _update(self, batch: Tensor | Rows, targets: Tensor, places: Tensor) -> Tensor:
         """One step on a batch; returns the loss before it, which is not waited for."""
-        inputs, wanted, taught = self._shown(batch, targets)
+        inputs, wanted, taught = self._shown(batch, targets, places)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss_on(inputs, wanted, taught)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -196,6 +207,7 @@ class Trainer:
         Raises:
             ConfigError: A number is out of its range.
         """
+        self._choose_images()
         set_train_mode(self.model, self.plan)
         batches = (batch for _ in count() for batch in self._batches())
 
@@ -206,19 +218,21 @@ class Trainer:
 
         return range_test(step, low, high, updates)
 
-    def _batches(self) -> Iterator[tuple[Tensor | Rows, Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor | Rows, Tensor, Tensor]]:
         """An epoch's batches, of full size unless there are too few images for one."""
         order = sampling_order(self._data.train.targets, self.strategy.sampling, self._order_rng)
         return self._training_batches(order[: self._updates_per_epoch * self.strategy.batch_size])
 
-    def _training_batches(self, order: Tensor) -> Iterator[tuple[Tensor | Rows, Tensor]]:
-        """Images (B, C, H, W) uint8, or what is known of them, and targets."""
+    def _training_batches(self, order: Tensor) -> Iterator[tuple[Tensor | Rows, Tensor, Tensor]]:
+        """Images (B, C, H, W) uint8, or what is known of them, targets, and places (B,) in the split, on the CPU."""
         train, batch_size, device = self._data.train, self.strategy.batch_size, self.device.torch
-        known = self.reused.known.get("train")
-        if known is None:
-            return train.batches(order, batch_size, device)
+        places = torch.split(order, batch_size)
+        if self._known is None:
+            return (
+                (*batch, part) for batch, part in zip(train.batches(order, batch_size, device), places, strict=True)
+            )
         targets = torch.split(train.targets[order].to(device), batch_size)
-        return zip(known.rows.batches(order, batch_size, device), targets, strict=True)
+        return zip(self._known.rows.batches(order, batch_size, device), targets, places, strict=True)
 
     def _relative_gradients(self) -> dict[int, float]:
         """Factors on the learning rates of the blocks trained in this epoch, from a few batches."""
@@ -233,28 +247,32 @@ class Trainer:
         rng = torch.Generator().manual_seed(self.epoch)
         order = torch.randperm(len(self._data.train), generator=rng)[: _RATED_BATCHES * self.strategy.batch_size]
         with fixed_batch_stats(self.model):
-            for batch, targets in self._training_batches(order):
+            for batch, targets, places in self._training_batches(order):
                 if len(targets) == 1 < len(order):
                     continue  # a last single image, on which BatchNorm cannot train
                 self.model.zero_grad(set_to_none=True)
-                inputs, wanted, taught = self._shown(batch, targets, as_they_are=True)
+                inputs, wanted, taught = self._shown(batch, targets, places, as_they_are=True)
                 self._loss_on(inputs, wanted, taught).backward()  # type: ignore[no-untyped-call]
                 ratios.add()
         return dict(zip(names, ratios.factors(), strict=True))
 
     def _shown(
-        self, batch: Tensor | Rows, targets: Tensor, as_they_are: bool = False
+        self, batch: Tensor | Rows, targets: Tensor, places: Tensor, as_they_are: bool = False
     ) -> tuple[Tensor | Rows, Tensor, Tensor | None]:
         """What the model is given, what it is to learn of it, and the teacher's answers if there is a teacher.
 
-        Images are varied and mixed as the strategy says, unless ``as_they_are``; what is known of them is given on.
+        Images are varied and mixed as the strategy says, unless ``as_they_are``, which shows views where there are any;
+        what is known of the images is given on.
         """
         wanted = targets if self._scale is None else self._scale.standardise(targets)
         if not isinstance(batch, Tensor):
             return batch, wanted, None
         pixels = batch.float().div_(255)
-        if not as_they_are:
+        if self._view is not None:
+            pixels = self._view.show(pixels, places)
+        elif not as_they_are:
             pixels = vary(pixels, self.strategy, self._augment_rng)
+        if not as_they_are:
             pixels, wanted = mix_batch(pixels, wanted, len(self._data.classes), self.strategy, self._augment_rng)
         pixels = resize(pixels, shown_size(batch.shape[-1], self.strategy, self.epoch))
         return self._normalise(pixels), wanted, None if self._teacher is None else self._teacher.logits(pixels)
@@ -272,10 +290,11 @@ class Trainer:
         return loss
 
     def _forward(self, inputs: Tensor | Rows) -> Tensor:
-        known = self.reused.known
-        outputs: Tensor = (
-            self.model(inputs) if isinstance(inputs, Tensor) else known["train"].cut.suffix(self.model, inputs)
-        )
+        if isinstance(inputs, Tensor):
+            outputs: Tensor = self.model(inputs)
+        else:
+            assert self._known is not None, "rows come from what is known"
+            outputs = self._known.cut.suffix(self.model, inputs)
         return outputs
 
     def _average_epoch(self) -> None:

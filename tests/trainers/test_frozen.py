@@ -1,6 +1,8 @@
 """Trials that read what is frozen end as those that compute it."""
 
+import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from test_full_space import DATA, DEVICE, SPACE, Dice, pretrained
 
 from strategies import Strategy, sample, without
 from trainers import ActivationStore, Reuse, Trainer, unusable_fields
+from trainers.data.split import ResidentSplit
 
 FAMILIES = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "swin_of_tests"]
 
@@ -51,6 +54,99 @@ def test_random_strategies_train_alike_whether_the_prefix_is_read_or_computed(na
             assert torch.allclose(tensor, kept[entry], rtol=1e-4, atol=1e-5), entry
 
 
+VARIED = [
+    {"depth": 0, "augment": "strong"},
+    {"depth": 1, "policy": "auto"},
+    {"depth": 2, "policy": "rand", "augment": "light", "sampling": "balanced", "lr_by": "gradient"},
+    {"depth": 2, "policy": "trivial", "augment": "custom", "hue": 20.0, "dropout": 0.3, "swa_epochs": 2},
+]
+
+
+@pytest.mark.parametrize("fields", VARIED, ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_views_train_alike_whether_their_prefix_is_read_or_computed(name, fields, reuse):
+    strategy = Strategy(**fields, views=2, epochs=5, batch_size=16)
+    read, found, _, expected = histories(pretrained(name), strategy, reuse)
+    assert read.reused.reason == "reuse: as asked"
+    assert read.reused.training(0) is not None
+    assert found == expected
+    assert len({result["train_loss"] for result in found}) == 5
+
+
+def entries(folder) -> int:
+    return len(list((folder / "activations").glob("*.safetensors")))
+
+
+def test_a_view_is_stored_when_an_epoch_first_shows_it_and_shared_by_trials(reuse, tmp_path):
+    source = pretrained("test_resnet")
+
+    def stored_by_epoch(**fields) -> list[int]:
+        trainer = Trainer(source, DATA, Strategy(depth=2, epochs=4, **fields), 0, DEVICE, reuse=reuse)
+        before = entries(tmp_path)
+        return [before, *(entries(tmp_path) for _ in trainer)]
+
+    assert stored_by_epoch(augment="light", views=2) == [1, 2, 3, 3, 3]
+    assert stored_by_epoch(augment="light", views=3, lr=0.01) == [3, 3, 3, 4, 4]
+    assert stored_by_epoch(augment="medium", views=9)[-1] == 8
+
+
+class Unreadable(ResidentSplit):
+    """The same images, which must not be asked for."""
+
+    def __init__(self, split: ResidentSplit) -> None:
+        super().__init__(split.targets, split.names, split._pixels, split._rows)
+
+    def _images(self, places, batch_size, device):
+        raise AssertionError("was computed from the images")
+
+
+@pytest.mark.parametrize("fields", [{}, {"augment": "strong", "views": 2}], ids=str)
+def test_a_deeper_cut_is_computed_from_what_another_process_stored(fields, tmp_path):
+    source = pretrained("test_resnet")
+    for depth in (3, 2, 0):
+        # A new one knows nothing of the cuts that were made before.
+        reuse = Reuse(ActivationStore(tmp_path, 2**30), always=True)
+        data = DATA if depth == 3 else replace(DATA, train=Unreadable(DATA.train))
+        strategy = Strategy(depth=depth, dropout=0.1 * depth, epochs=2, batch_size=16, **fields)
+        found = [result.metrics for result in Trainer(source, data, strategy, 0, DEVICE, reuse=reuse)]
+        assert found == [result.metrics for result in Trainer(source, DATA, strategy, 0, DEVICE)]
+
+
+def test_a_view_without_room_is_computed_from_the_images(tmp_path):
+    source = pretrained("test_resnet")
+    strategy = Strategy(depth=2, augment="light", tta="flip", views=2, epochs=4, batch_size=16)
+    one = Reuse(ActivationStore(tmp_path / "one", 2**30), always=True)
+    next(Trainer(source, DATA, strategy, 0, DEVICE, reuse=one))
+    (entry,) = (tmp_path / "one" / "activations").glob("*.safetensors")
+    tight = Reuse(ActivationStore(tmp_path / "tight", entry.stat().st_size - 1), always=True)
+    read, found, _, expected = histories(source, strategy, tight)
+    assert read.reused.training(0) is None
+    assert found == expected
+
+
+def test_a_trial_goes_on_in_the_view_of_its_next_epoch(reuse):
+    strategy = Strategy(depth=2, augment="strong", views=3, image_scale=0.75, epochs=5, batch_size=16)
+    source = pretrained("test_resnet")
+    expected = [result.metrics for result in Trainer(source, DATA, strategy, 0, DEVICE)]
+    first = Trainer(source, DATA, strategy, 0, DEVICE, reuse=reuse)
+    for _ in range(2):
+        next(first)
+    kept = io.BytesIO()
+    torch.save(first.state_dict(), kept)
+    kept.seek(0)
+    second = Trainer(source, DATA, strategy, 0, DEVICE, reuse=reuse)
+    second.load_state_dict(torch.load(kept, weights_only=True))
+    assert [result.metrics for result in second] == expected[2:]
+
+
+def test_mixed_views_are_computed_and_their_mixtures_drawn_anew(reuse):
+    strategy = Strategy(depth=1, augment="light", mixup=0.4, views=1, epochs=3, batch_size=16, lr=1e-9)
+    read, found, _, expected = histories(pretrained("test_resnet"), strategy, reuse)
+    assert read.reused.training(0) is None
+    assert found == expected
+    assert len({result["train_loss"] for result in found}) == 3
+
+
 def test_what_is_frozen_works_as_in_eval_mode_dropping_nothing(reuse):
     source = pretrained("test_efficientnet")
     strategy = Strategy(depth=1, drop_path=0.9, dropout=0.0, epochs=2, batch_size=16)
@@ -69,6 +165,7 @@ def test_what_is_frozen_works_as_in_eval_mode_dropping_nothing(reuse):
         ({"depth": 1.0}, set(), "no reuse: no block is frozen"),
         ({"depth": 0.5, "depth_from": "input"}, set(), "no reuse: no block is frozen"),
         ({"depth": 1, "augment": "light"}, {"val"}, "reuse: as asked"),
+        ({"depth": 1, "augment": "light", "views": 2}, {"val"}, "reuse: as asked"),
         ({"depth": 1, "mixup": 0.2}, {"val"}, "reuse: as asked"),
         ({"depth": 1, "tta": "flip"}, {"train"}, "reuse: as asked"),
         ({"depth": 1, "tta": "flip", "augment": "light"}, set(), "no reuse: images change every epoch"),
@@ -85,14 +182,14 @@ def test_only_what_stays_the_same_is_read(strategy, known, reason, reuse):
 def test_trials_of_one_depth_share_an_entry_and_those_of_another_build_on_it(reuse, tmp_path):
     source = pretrained("test_resnet")
 
-    def entries(**strategy) -> int:
+    def after(**strategy) -> int:
         Trainer(source, DATA, Strategy(**strategy), 0, DEVICE, reuse=reuse)
-        return len(list((tmp_path / "activations").glob("*.safetensors")))
+        return entries(tmp_path)
 
-    assert entries(depth=2, lr=0.01) == 2
-    assert entries(depth=2, lr=0.1, dropout=0.3, weight_decay=0.1) == 2
-    assert entries(depth=1) == 4
-    assert entries(depth=0) == 6
+    assert after(depth=2, lr=0.01) == 2
+    assert after(depth=2, lr=0.1, dropout=0.3, weight_decay=0.1) == 2
+    assert after(depth=1) == 4
+    assert after(depth=0) == 6
 
 
 def test_a_full_store_is_no_reason_to_fail(tmp_path):
@@ -107,3 +204,12 @@ def test_whether_it_pays_is_weighed(tmp_path):
     reuse = Reuse(ActivationStore(tmp_path, 2**30))
     trainer = Trainer(pretrained("test_resnet"), DATA, Strategy(depth=0, epochs=50), 0, DEVICE, reuse=reuse)
     assert trainer.reused.reason.startswith(("reuse: an image takes", "no reuse: an image takes"))
+
+
+def test_every_view_has_to_pay_for_itself(tmp_path):
+    reuse = Reuse(ActivationStore(tmp_path, 2**30), sharing=100.0)
+    strategy = Strategy(depth=0, augment="light", tta="flip", epochs=6, views=6)
+    trainer = Trainer(pretrained("test_resnet"), DATA, strategy, 0, DEVICE, reuse=reuse)
+    # Each is read once, by this trial alone, so that nothing can spare what storing it costs.
+    assert "1 passes spare less than storing costs" in trainer.reused.reason
+    assert trainer.reused.training(0) is None
