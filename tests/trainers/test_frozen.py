@@ -41,12 +41,13 @@ def test_random_strategies_train_alike_whether_the_prefix_is_read_or_computed(na
     source = pretrained(name)
     space = without(SPACE, unusable_fields(SPACE, source, "classification", has_teacher=False))
     # What changes the images in every epoch, or leaves nothing frozen, is never read; of the rest six for each family.
-    space = without(space, ["augment", "policy", "mixup", "cutmix", "grow_from", "delta", "tta", "depth_from"])
+    space = without(space, ["mixup", "cutmix", "grow_from", "delta", "tta", "depth_from"])
     for seed in range(6):
         strategy = sample(space, Dice(seed)).replace(depth=[0, 1, 0.25, 0.5, 0.6, 2][seed], batch_size=16, epochs=3)
-        strategy = strategy.replace(unfreeze_epochs=min(strategy.unfreeze_epochs, 2))
+        strategy = strategy.replace(unfreeze_epochs=min(strategy.unfreeze_epochs, 2), views=2)
         read, found, computed, expected = histories(source, strategy, reuse, seed)
-        assert read.reused.known.keys() == {"train", "val"}, read.reused.reason
+        assert "val" in read.reused.known, read.reused.reason
+        assert read.reused.training(0) is not None, read.reused.reason
         assert computed.reused.known == {}
         assert_alike(found, expected)
         kept = computed.weights()

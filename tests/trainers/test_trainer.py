@@ -321,7 +321,7 @@ def test_rare_classes_are_shown_as_often_as_the_sampling_says(source):
     shown = []
     for sampling in ("natural", "sqrt", "balanced"):
         found = Trainer(source, lopsided(), Strategy(batch_size=16, sampling=sampling), 0, DEVICE)
-        shown.append(sum(int(targets.sum()) for _, targets in found._batches()))
+        shown.append(sum(int(targets.sum()) for _, targets, _ in found._batches()))
     assert shown == [7, pytest.approx(16, abs=1), 32]
 
 
