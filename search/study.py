@@ -17,12 +17,13 @@ from search.config import StudyConfig
 from search.ledger import Ledger
 from search.outcome import CHECKPOINT, MODEL, PRESET, REASON, RUN_ID, outcome_of, score_of
 from search.preparation import prepare
+from search.preset_order import each_from_the_last, frozen_in_front
 from search.probing import probes_waiting, run_probes
 from search.ranking import pareto_front, ranked
 from search.recovery import recover
 from search.samplers import make_sampler
 from search.stopping import stop_if_asked, stopped_by_signals
-from search.sweep import seeded_presets, sweep_probes
+from search.sweep import SWEEP, seeded_presets, sweep_probes
 from search.terminal import Terminal
 from search.tracking import without_password
 from search.trial import Bench, run_trial
@@ -100,13 +101,22 @@ def _settle(bench: Bench) -> None:
 def _queue_presets(bench: Bench) -> None:
     """Queue the presets, moved into the space, as first trials; those queued by an earlier run are not queued again.
 
-    Of several models, they are for the first.
+    Of several models, they are for the first. Where trials share what is frozen, each comes behind those that it can
+    compute it from.
     """
     source = bench.first_source
+    space, num_blocks = bench.spaces[source.name], source.num_blocks
     model = {MODEL: source.name} if bench.chooses_model else {}
     queued: dict[str, dict[str, Any]] = dict(bench.study.user_attrs.get(PRESETS_QUEUED, {}))
-    for name, preset in seeded_presets(bench).items():
-        params = model | project(Strategy.from_dict(preset), bench.spaces[source.name], source.num_blocks)
+    presets = {
+        name: model | project(Strategy.from_dict(preset), space, num_blocks)
+        for name, preset in seeded_presets(bench).items()
+    }
+    frozen = {name: frozen_in_front(params, space, num_blocks) for name, params in presets.items()}
+    # A sweep of probes leaves the outputs of all blocks.
+    stored = {num_blocks} if SWEEP in bench.study.user_attrs else ()
+    for name in presets if bench.reuse is None else each_from_the_last(frozen, stored):
+        params = presets[name]
         if name not in queued and params not in queued.values():
             queued[name] = params
             bench.study.set_user_attr(PRESETS_QUEUED, queued)
