@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import plain_loop, search_speed, trainer_speed
+from benchmarks import cache, plain_loop, search_speed, trainer_speed
 from search import StudyConfig, compose_study
 from strategies import ConfigError, Strategy
 from trainers import Trainer, choose_device, find_weights, open_data
@@ -84,6 +84,19 @@ def test_trainer_speed_measures_every_loop_that_is_installed(tmp_path: Path):
     assert [*result["loops"], *result["left_out"]] == list(trainer_speed.LOOPS)
     assert result["left_out"].keys() <= {"fastai Learner"}
     assert all(loop["images_per_second"] > 0 for loop in result["loops"].values())
+
+
+def test_the_benchmark_of_the_cache_measures_every_cut_of_the_model(tmp_path: Path):
+    cache.main(["--quick", "--device", "cpu", "--folder", str(tmp_path), "--json", str(tmp_path / "result.json")])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [cut["depth"] for cut in result["cuts"]] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert result["left_out"] == {}
+    for cut in result["cuts"]:
+        assert cut["bytes"] >= cut["bytes_an_image"] * result["images"]
+        assert all(value > 0 for name, value in cut.items() if name.startswith("seconds"))
+        assert ("seconds_from_nearest" in cut) == (cut["depth"] < 8)
+        assert cut["recompute_over_read"] == cut["seconds_from_images"] / cut["seconds_to_read_again"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 @pytest.mark.slow

@@ -198,6 +198,14 @@ class ActivationStore:
         except OSError as error:
             raise self._refusal(error, need) from error
 
+    def release(self, device: torch.device, max_bytes: int) -> None:
+        """Free on a device what was used longest ago, until the rest takes at most so many bytes there."""
+        kept = 0
+        for _, rows in reversed(self._opened.values()):
+            kept += rows.bytes_on(device)
+            if kept > max_bytes:
+                rows.release()
+
     def room_for(self, need: int) -> bool:
         """Whether an entry of so many bytes may be stored, and the disk has room for it."""
         try:

@@ -18,7 +18,7 @@ from trainers.models import ModelSource
 from trainers.prediction import Known, Normalise
 from trainers.reuse import Cost, frozen_blocks, measure, prefix_rows, weigh
 from trainers.rows import CutError
-from trainers.stored_rows import Activations
+from trainers.stored_rows import Activations, share_of
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +151,10 @@ class Reuse:
         splits = _splits_shown_alike(setting)
         if k == 0 or not splits:
             return Reused({}, "no reuse: " + ("no block is frozen" if k == 0 else "images change every epoch"))
+        device = setting.device.torch
+        if device.type == "cuda":
+            # Of views, or of many depths, there are soon more than a device holds beside a training.
+            self._store.release(device, share_of(device))
         known: dict[str, Known] = {}
         reasons, view = [], None
         try:

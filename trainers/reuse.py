@@ -18,8 +18,8 @@ from trainers.stored_rows import Activations, can_be_kept
 _REPEATS = 3
 # Of the memory that is free, how much a file may take to count as held in it by the system.
 _MEMORY_SHARE = 0.8
-#: Seconds a byte of a solid-state disk that reads 500 MB/s; slow on purpose, as what does not fit in memory is read
-#: from there row by row.
+#: Seconds a byte of a solid-state disk of 500 MB/s; slow on purpose, as what does not fit in memory is read from there
+#: row by row, and files are waited for until they are safe.
 _DISK_SECONDS = 2e-9
 
 
@@ -74,8 +74,9 @@ class Cost:
 
     @property
     def building(self) -> float:
-        """Seconds until the rows are stored; a row takes about as long to write as to read."""
-        return 0.0 if self.stored else self.images * (self.compute + self.read)
+        """Seconds until the rows are stored and safe on a disk."""
+        writing = max(self.images * self.read, self.bytes * _DISK_SECONDS)
+        return 0.0 if self.stored else self.images * self.compute + writing
 
 
 def weigh(cost: Cost, store: ActivationStore) -> Verdict:

@@ -66,6 +66,10 @@ class Activations:
             return self._ahead(places, batch_size, device)
         return (_moved(self._gathered(part, device), device) for part in _parts(places, batch_size))
 
+    def bytes_on(self, device: torch.device) -> int:
+        """Bytes that are kept on a device."""
+        return self.bytes if self._kept.get(device) is not None else 0
+
     def release(self) -> None:
         """Free what is kept on devices."""
         self._kept.clear()
@@ -112,6 +116,11 @@ class Activations:
 def can_be_kept(size: int, device: torch.device) -> bool:
     """Whether so many bytes are a small part of what is free on a CUDA device."""
     return device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE
+
+
+def share_of(device: torch.device) -> int:
+    """Bytes of a CUDA device that all rows kept there may take between two trials."""
+    return int(torch.cuda.mem_get_info(device)[1] * _DEVICE_SHARE)
 
 
 def open_rows(path: Path) -> Rows | None:

@@ -150,6 +150,33 @@ def test_a_digest_tells_every_weight_apart():
     assert len(set(seen)) == 5
 
 
+def test_digests_of_single_tensors_that_are_known_are_not_made_again():
+    model, known = nn.Linear(3, 2), {}
+    whole_model = weights_digest(model, ["weight", "bias"], known)
+    assert known.keys() == {"weight", "bias"}
+    with torch.no_grad():
+        model.bias.add_(1)
+    assert weights_digest(model, ["weight", "bias"], known) == whole_model
+    assert weights_digest(model, ["weight", "bias"]) != whole_model
+    assert weights_digest(model, ["weight"]) == weights_digest(model, ["weight"], known) != whole_model
+
+
+def test_on_a_device_stays_what_was_used_last(tmp_path):
+    store = ActivationStore(tmp_path, GIB)
+    entries = [
+        store.build(replace(CONTENT, view=view), LAYOUTS[:1], 20, lambda: (rows[:1] for rows in computed(20)()))
+        for view in range(3)
+    ]
+    for rows in entries:
+        # As on a GPU; a CPU reads what is mapped.
+        rows._kept[CPU] = rows._tensors
+    store.find(replace(CONTENT, view=0), LAYOUTS[:1], 20)
+    store.release(CPU, 2 * entries[0].bytes)
+    assert [rows.bytes_on(CPU) for rows in entries] == [entries[0].bytes, 0, entries[0].bytes]
+    store.release(CPU, 0)
+    assert not any(rows.bytes_on(CPU) for rows in entries)
+
+
 @pytest.mark.parametrize("count", [19, 21])
 def test_rows_for_another_number_of_images_are_refused_and_leave_nothing(tmp_path, count):
     with pytest.raises(ValueError, match="rows were computed"):

@@ -106,6 +106,11 @@ def test_reuse_that_does_not_pay_is_declined_with_the_reason(store, changes, rea
     assert "\n" not in verdict.reason
 
 
+def test_storing_takes_what_a_disk_takes(store):
+    assert cost(bytes=0).building == pytest.approx(1.01)
+    assert cost(bytes=10**9).building == pytest.approx(3.0)
+
+
 def test_what_is_stored_pays_sooner(store):
     assert weigh(cost(passes=1, stored=True), store).use
     assert weigh(cost(bytes=2 * GIB, stored=True), store).use
