@@ -9,7 +9,7 @@ import torch
 from test_full_space import DATA, DEVICE, SPACE, Dice, pretrained
 
 from strategies import Strategy, sample, without
-from trainers import ActivationStore, Reuse, Trainer, unusable_fields
+from trainers import ActivationStore, Reuse, Trainer, choose_device, unusable_fields
 from trainers.data.split import ResidentSplit
 
 FAMILIES = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "swin_of_tests"]
@@ -20,11 +20,11 @@ def reuse(tmp_path) -> Reuse:
     return Reuse(ActivationStore(tmp_path, 2**30), always=True)
 
 
-def histories(source, strategy, reuse, seed=0):
+def histories(source, strategy, reuse, seed=0, device=DEVICE):
     # One after the other: a trainer seeds the global generator, from which dropout draws.
-    read = Trainer(source, DATA, strategy, seed, DEVICE, reuse=reuse)
+    read = Trainer(source, DATA, strategy, seed, device, reuse=reuse)
     found = [result.metrics for result in read]
-    computed = Trainer(source, DATA, strategy, seed, DEVICE)
+    computed = Trainer(source, DATA, strategy, seed, device)
     return read, found, computed, [result.metrics for result in computed]
 
 
@@ -72,6 +72,15 @@ def test_views_train_alike_whether_their_prefix_is_read_or_computed(name, fields
     assert read.reused.training(0) is not None
     assert found == expected
     assert len({result["train_loss"] for result in found}) == 5
+
+
+def test_views_are_drawn_in_full_precision_whatever_the_model_computes_in(reuse):
+    strategy = Strategy(depth=1, augment="custom", hue=90.0, saturation=0.5, views=1, epochs=2, batch_size=16)
+    read, found, _, expected = histories(
+        pretrained("test_resnet"), strategy, reuse, device=choose_device("cpu", "bf16")
+    )
+    assert read.reused.training(0) is not None
+    assert found == expected
 
 
 def entries(folder) -> int:
