@@ -24,7 +24,7 @@ def each_from_the_last(frozen: Mapping[str, int], stored: Collection[int] = ()) 
     """Names in the order in which no block is computed twice for an image.
 
     Outputs of many frozen blocks can be computed from those of fewer, not the other way round, so fewer come first.
-    Names that share nothing, with no frozen block, and those whose outputs are stored already keep their places.
+    Names that share nothing, having no frozen block, and those whose outputs are stored already keep their places.
 
     Args:
         frozen: Name to how many blocks, from the input, are frozen, in the order in which they are given.

@@ -101,8 +101,8 @@ def _settle(bench: Bench) -> None:
 def _queue_presets(bench: Bench) -> None:
     """Queue the presets, moved into the space, as first trials; those queued by an earlier run are not queued again.
 
-    Of several models, they are for the first. Where trials share what is frozen, each comes behind those that it can
-    compute it from.
+    Of several models, they are for the first. Each comes behind those from which it can compute what it has frozen,
+    also where nothing is shared, so that the same is tried with and without.
     """
     source = bench.first_source
     space, num_blocks = bench.spaces[source.name], source.num_blocks
@@ -115,7 +115,7 @@ def _queue_presets(bench: Bench) -> None:
     frozen = {name: frozen_in_front(params, space, num_blocks) for name, params in presets.items()}
     # A sweep of probes leaves the outputs of all blocks.
     stored = {num_blocks} if SWEEP in bench.study.user_attrs else ()
-    for name in presets if bench.reuse is None else each_from_the_last(frozen, stored):
+    for name in each_from_the_last(frozen, stored):
         params = presets[name]
         if name not in queued and params not in queued.values():
             queued[name] = params

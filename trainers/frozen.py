@@ -186,17 +186,20 @@ class Reuse:
         return known
 
     def stored(self, setting: Setting, split: str) -> Known | None:
-        """The rows of a split, ``train`` or ``val``, if a trial could read them and they are in the store already."""
+        """The rows of a split, ``train`` or ``val``, if a trial could read them and they are in the store already.
+
+        Of a split that is shown in views there are none.
+        """
         k = frozen_blocks(setting.model, setting.plan)
         shown = _splits_shown_alike(setting)
-        if k == 0 or split not in shown:
+        if k == 0 or split not in shown or (split == "train" and setting.strategy.views > 0):
             return None
         try:
             with setting.device.autocast():
                 cut = self._cut(setting, k)
         except CutError:
             return None
-        rows = self._store.find(self._content(setting, cut, split), cut.rows, len(shown[split]))
+        rows = self._store.find(self._content(setting, cut, split, None), cut.rows, len(shown[split]))
         return None if rows is None else Known(cut, rows)
 
     def _cut(self, setting: Setting, k: int) -> Cut:

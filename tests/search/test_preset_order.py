@@ -63,11 +63,11 @@ def test_over_all_presets_each_block_is_computed_once_for_an_image(new_lab):
     assert runs.total() > 0
 
 
-def test_without_reuse_presets_are_tried_as_they_stand(new_lab):
+def test_without_reuse_the_order_is_the_same(new_lab):
     lab = study(new_lab, reuse="off")
     assert lab.run("budget.trials=1") == 0
-    queued = [t.system_attrs["fixed_params"]["depth"] for t in lab.study.get_trials()]
-    assert queued == list(PRESETS.values())
+    queued = [trial.system_attrs["fixed_params"]["depth"] for trial in lab.trials()]
+    assert queued == [3, 2, 5, 1, 0]
 
 
 def test_what_shares_nothing_or_is_stored_keeps_its_place():
