@@ -25,6 +25,12 @@ class Device:
             name = f"{self.torch.type} ({torch.get_num_threads()} threads)"
         return f"{name}, {'bf16' if self.bf16 else 'fp32'}"
 
+    @property
+    def arithmetic(self) -> str:
+        """What rounds alike, such as ``"NVIDIA H200, bf16"`` or ``"cpu, fp32"``, whatever the number of threads."""
+        name = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else self.torch.type
+        return f"{name}, {'bf16' if self.bf16 else 'fp32'}"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which forward passes run."""
         return torch.amp.autocast_mode.autocast(self.torch.type, dtype=torch.bfloat16, enabled=self.bf16)

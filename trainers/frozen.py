@@ -123,7 +123,7 @@ class Setting:
             split=split,
             transform=repr(how),
             view=0 if view is None else view.number,
-            arithmetic=self.device.description,
+            arithmetic=self.device.arithmetic,
         )
 
 
