@@ -40,6 +40,7 @@ from .tasks import TASKS as TASKS
 from .tasks import Task as Task
 from .teacher import Teacher as Teacher
 from .trainer import EpochResult as EpochResult
+from .trainer import ShortEpochs as ShortEpochs
 from .trainer import Trainer as Trainer
 from .weights import Weights as Weights
 from .weights import find_weights as find_weights

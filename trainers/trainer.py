@@ -58,24 +58,68 @@ _RATED_BATCHES = 5
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """What one epoch gave.
+    """What one epoch gave, or one of the parts into which an epoch is divided.
 
     Args:
-        step: Epochs done so far, from 1.
-        metrics: ``train_loss``, ``lr`` (before any factor, at the epoch's end), and ``val_`` before each of the task's.
-        seconds: Wall-clock seconds of training and validating.
+        step: Parts of epochs done so far, from 1; a whole epoch is one part unless it is divided.
+        metrics: ``train_loss`` (of the epoch so far), ``lr`` (before any factor, at the part's end), and ``val_``
+            before each of the task's.
+        seconds: Wall-clock seconds of training and validating since the result before.
+        parts: Into how many an epoch is divided.
     """
 
     step: int
     metrics: dict[str, float]
     seconds: float
+    parts: int = 1
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done so far; a fraction within an epoch."""
+        return self.step / self.parts
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether a whole number of epochs is done."""
+        return self.step % self.parts == 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShortEpochs:
+    """Epochs at the beginning of a training that see only a share of the images.
+
+    Args:
+        epochs: How many.
+        images: The share, above 0 and at most 1.
+    """
+
+    epochs: int
+    images: float
+
+
+@dataclass(slots=True)
+class _Begun:
+    """An epoch that is being trained.
+
+    Args:
+        order: (M,) int64, the images of all its batches.
+        batches: Those that are left.
+        updates: Steps done.
+        loss_sum: Of the losses before each.
+    """
+
+    order: Tensor
+    batches: Iterator[tuple[Tensor | Rows, Tensor, Tensor]]
+    updates: int
+    loss_sum: Tensor
 
 
 class Trainer:
     """An iterator over a trial's epochs: each ``next()`` trains one epoch and yields its :class:`EpochResult`.
 
-    It may be dropped between two epochs, and saved and taken up again there by :meth:`state_dict` and
-    :meth:`load_state_dict` with the same results as without the break.
+    It may be dropped between two results, and saved and taken up again there by :meth:`state_dict` and
+    :meth:`load_state_dict` with the same results as without the break. Epochs may be divided, to see sooner how a long
+    one goes: that changes nothing in the training.
 
     Args:
         source: Builds the model.
@@ -85,6 +129,8 @@ class Trainer:
         device: Where to compute.
         teacher: Whose answers are learnt from where the strategy gives them a weight.
         reuse: Finds what the frozen part of the model gives, so that it is not computed again; None computes it anew.
+        parts: Results an epoch, spread evenly over its updates; one that would bring no new update is left out.
+        short: Epochs at the beginning that see only a share of the images, drawn anew in each.
 
     Raises:
         ConfigError: The strategy cannot be applied to this model, or its loss not to this task.
@@ -100,6 +146,8 @@ class Trainer:
         device: Device,
         teacher: Teacher | None = None,
         reuse: Reuse | None = None,
+        parts: int = 1,
+        short: ShortEpochs | None = None,
     ) -> None:
         # What has no effect must have none, whoever made the strategy.
         strategy = strategy.canonical(source.num_blocks)
@@ -107,6 +155,9 @@ class Trainer:
         self.device = device
         self.epoch = 0
         self._seed = seed
+        self._begun: _Begun | None = None
+        self._parts = parts
+        self._short = short or ShortEpochs(0, 1.0)
         self._data = data
         self._task = TASKS[data.task]
         self._loss = loss_of(data.task, strategy)
@@ -145,19 +196,31 @@ class Trainer:
     def __next__(self) -> EpochResult:
         if self.epoch >= self.strategy.epochs:
             raise StopIteration
-        self._choose_images()
+        if self._begun is None:
+            self._choose_images()
         start = time.perf_counter()
-        train_loss = self._train_epoch()
-        self.epoch += 1
-        self._average_epoch()
+        begun = self._begun or self._begin_epoch()
+        step = self.epoch * self._parts + self._train_part(begun)
+        train_loss = begun.loss_sum.item() / begun.updates
+        if not math.isfinite(train_loss):
+            raise TrialError(f"training loss became {train_loss} in epoch {self.epoch + 1}")
+        self._begun = begun
+        if step % self._parts == 0:
+            # A streamed pass has ended only once it was asked for more than there is.
+            next(begun.batches, None)
+            self._begun = None
+            self.epoch += 1
+            self._average_epoch()
         scale = self.strategy.head_lr_scale
         lr = next(group["lr"] / scale for group in self.optimizer.param_groups if group["lr_scale"] == scale)
         metrics = {"train_loss": train_loss, "lr": lr}
         metrics |= {f"val_{name}": value for name, value in self._task.scores(*self.predict(self._data.val)).items()}
+        result = EpochResult(step, metrics, time.perf_counter() - start, self._parts)
         if not math.isfinite(metrics["val_loss"]):
-            raise TrialError(f"validation loss is {metrics['val_loss']} after epoch {self.epoch}")
-        self.scheduler.step(self.epoch, -metrics["val_loss"])
-        return EpochResult(self.epoch, metrics, time.perf_counter() - start)
+            raise TrialError(f"validation loss is {metrics['val_loss']} after epoch {result.epoch:g}")
+        if result.ends_epoch:
+            self.scheduler.step(self.epoch, -metrics["val_loss"])
+        return result
 
     def _choose_images(self) -> None:
         """Find what is known of the images that the next epoch shows, and which view of them it shows."""
@@ -165,22 +228,36 @@ class Trainer:
         if self.strategy.views > 0 and self._known is None:
             self._view = View(self.strategy, len(self._data.train), self._seed, self.epoch)
 
-    def _train_epoch(self) -> float:
+    def _begin_epoch(self) -> _Begun:
         if self.epoch in self.plan.turns:
             freeze(self.model, self.plan, self.epoch)
         set_train_mode(self.model, self.plan, self.epoch)
         if self.strategy.lr_by == "gradient":
             self.plan = rescale(self.plan, self.optimizer, self._relative_gradients())
-        loss_sum = torch.zeros((), device=self.device.torch)
-        for i, (batch, targets, places) in enumerate(self._batches()):
-            self.scheduler.step_update(self.epoch * self._updates_per_epoch + i)
+        order = self._epoch_order()
+        return _Begun(order, self._training_batches(order), 0, torch.zeros((), device=self.device.torch))
+
+    def _train_part(self, begun: _Begun) -> int:
+        """Train until the next result is due, and return which of the epoch's parts has been done, from 1."""
+        updates = self._updates_in(self.epoch)
+        part = next(k for k in range(1, self._parts + 1) if updates * k // self._parts > begun.updates)
+        if begun.updates > 0:
+            # Validation has put everything into eval mode.
+            set_train_mode(self.model, self.plan, self.epoch)
+        for i in range(begun.updates, updates * part // self._parts):
+            batch = next(begun.batches)
+            # The schedule goes by how much of an epoch is done, however few updates it has.
+            self.scheduler.step_update(self.epoch * self._updates_per_epoch + i * self._updates_per_epoch // updates)
             if i == 0:
                 check_applied(self.model, self.plan, self.optimizer, self.epoch)
-            loss_sum += self._update(batch, targets, places)
-        mean_loss = loss_sum.item() / self._updates_per_epoch
-        if not math.isfinite(mean_loss):
-            raise TrialError(f"training loss became {mean_loss} in epoch {self.epoch + 1}")
-        return mean_loss
+            begun.loss_sum += self._update(*batch)
+        begun.updates = updates * part // self._parts
+        return part
+
+    def _updates_in(self, epoch: int) -> int:
+        if epoch >= self._short.epochs:
+            return self._updates_per_epoch
+        return max(1, int(self._updates_per_epoch * self._short.images))
 
     def _update(self, batch: Tensor | Rows, targets: Tensor, places: Tensor) -> Tensor:
         """One step on a batch; returns the loss before it, which is not waited for."""
@@ -220,8 +297,12 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[Tensor | Rows, Tensor, Tensor]]:
         """An epoch's batches, of full size unless there are too few images for one."""
+        return self._training_batches(self._epoch_order())
+
+    def _epoch_order(self) -> Tensor:
+        """The images of an epoch's batches, (M,) int64."""
         order = sampling_order(self._data.train.targets, self.strategy.sampling, self._order_rng)
-        return self._training_batches(order[: self._updates_per_epoch * self.strategy.batch_size])
+        return order[: self._updates_in(self.epoch) * self.strategy.batch_size]
 
     def _training_batches(self, order: Tensor) -> Iterator[tuple[Tensor | Rows, Tensor, Tensor]]:
         """Images (B, C, H, W) uint8, or what is known of them, targets, and places (B,) in the split, on the CPU."""
@@ -331,7 +412,7 @@ class Trainer:
             return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on after the epoch just done: tensors and plain values only, no pickled objects."""
+        """Everything needed to go on after the last result: tensors and plain values only, no pickled objects."""
         state = {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
@@ -341,6 +422,9 @@ class Trainer:
             "augment_rng": self._augment_rng.get_state(),
             "torch_rng": torch.get_rng_state(),
         }
+        if self._begun is not None:
+            begun = self._begun
+            state["begun"] = {"order": begun.order, "updates": begun.updates, "loss_sum": begun.loss_sum}
         if self._average is not None:
             state["average"] = self._average.state_dict()
         if self.device.torch.type == "cuda":
@@ -362,6 +446,14 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         if "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device.torch)
+        self._begun = self._taken_up(state["begun"]) if "begun" in state else None
+
+    def _taken_up(self, state: dict[str, Any]) -> _Begun:
+        """The epoch that :meth:`state_dict` was taken in."""
+        self._choose_images()
+        order: Tensor = state["order"].cpu()
+        left = self._training_batches(order[state["updates"] * self.strategy.batch_size :])
+        return _Begun(order, left, state["updates"], state["loss_sum"].to(self.device.torch))
 
 
 def loss_of(task: str, strategy: Strategy) -> Any:

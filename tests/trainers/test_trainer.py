@@ -8,7 +8,7 @@ import timm
 import torch
 
 from strategies import ConfigError, Strategy, TrialError, tta_views
-from trainers import ModelSource, Preprocessing, Teacher, Trainer, Weights, choose_device, predict
+from trainers import ModelSource, Preprocessing, ShortEpochs, Teacher, Trainer, Weights, choose_device, predict
 from trainers.data import ImageData
 from trainers.data.split import ResidentSplit
 
@@ -411,3 +411,61 @@ def test_a_range_test_finds_a_rate_that_trains(source):
     assert found.suggestion is not None
     good, slow = (metrics(trainer(source, optimizer="sgd", lr=lr)) for lr in (found.suggestion, found.suggestion / 300))
     assert good[-1]["train_loss"] < slow[-1]["train_loss"]
+
+
+BROKEN_UP = [
+    {"ema": 0.9, "augment": "light"},
+    {"swa_epochs": 2},
+    {"sam_rho": 0.05, "sampling": "balanced"},
+    {"lr_by": "gradient"},
+    {"stochastic_norm": 0.5, "dropout": 0.2, "drop_path": 0.2},
+    {"schedule": "plateau", "unfreeze_epochs": 2},
+]
+
+
+def divided(source: ModelSource, parts: int, **strategy) -> Trainer:
+    values = {"epochs": 3, "batch_size": 16, "lr": 3e-3} | strategy
+    return Trainer(source, DATA, Strategy(**values), 0, DEVICE, parts=parts)
+
+
+@pytest.mark.parametrize("strategy", BROKEN_UP, ids="-".join)
+def test_looking_several_times_an_epoch_changes_nothing_in_the_training(source, strategy):
+    whole = list(trainer(source, **strategy))
+    looked = list(divided(source, 2, **strategy))
+    assert [result.step for result in looked] == [1, 2, 3, 4, 5, 6]
+    assert [result.epoch for result in looked] == [0.5, 1, 1.5, 2, 2.5, 3]
+    ends = [result for result in looked if result.ends_epoch]
+    assert [result.metrics for result in ends] == [result.metrics for result in whole]
+
+
+@pytest.mark.parametrize("strategy", BROKEN_UP, ids="-".join)
+def test_a_break_within_an_epoch_changes_nothing(source, strategy):
+    whole = metrics(divided(source, 4, **strategy))
+    first = divided(source, 4, **strategy)
+    begun = [next(first).metrics for _ in range(6)]
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = divided(source, 4, **strategy)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert begun + metrics(second) == whole
+
+
+def test_of_more_looks_than_updates_those_without_a_new_update_are_left_out(source):
+    steps = [result.step for result in divided(source, 4, batch_size=32, epochs=2)]
+    assert steps == [2, 4, 6, 8]
+
+
+def test_short_epochs_see_their_share_and_the_schedule_goes_by_the_epoch(source):
+    strategy = Strategy(epochs=3, batch_size=16, lr=3e-3, schedule="cosine")
+    found = Trainer(source, DATA, strategy, 0, DEVICE, short=ShortEpochs(1, 0.5))
+    sizes = []
+    found.model.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0])) if module.training else None
+    )
+    rates = [result.metrics["lr"] for result in found]
+    assert sizes == [16] * 2 + [16] * 4 + [16] * 4
+    whole = [result["lr"] for result in metrics(trainer(source, schedule="cosine"))]
+    assert rates[1:] == whole[1:]
+    # The last of two updates stands where the third of four does.
+    assert whole[0] < rates[0] < 3e-3
