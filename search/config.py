@@ -244,6 +244,9 @@ class BudgetConfig(_Section):
 
     trials: int | None = Field(20, ge=1, description="trials in all, those of earlier runs included")
     hours: float | None = Field(None, gt=0, description="hours of this run; with trials, whichever ends first")
+    min_improvement: float | None = Field(
+        None, gt=0, description="end when a better score than the best by so much can hardly be expected, in the metric"
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> "BudgetConfig":
@@ -262,10 +265,31 @@ class SamplerConfig(_Section):
 class PrunerConfig(_Section):
     """When a hopeless trial is stopped."""
 
-    name: Literal["median", "halving", "hyperband", "patient", "none"] = Field("median", description="Optuna's pruner")
+    name: Literal["median", "halving", "hyperband", "patient", "rungs", "none"] = Field(
+        "median", description="Optuna's pruner; rungs pauses trials and goes on with the best, by the two keys below"
+    )
+    reduction: int = Field(3, ge=2, le=100, description="of so many trials at a rung the best goes on (rungs)")
+    first_rung: int = Field(
+        1, ge=1, description="epochs to the first rung; each next is reduction times as far (rungs)"
+    )
+    low_rung_images: float = Field(
+        1.0, gt=0, le=1, description="share of the training images that each epoch up to the first rung sees (rungs)"
+    )
+    reports_per_epoch: int = Field(
+        1, ge=1, le=100, description="validations in each epoch, so that a trial is stopped within a long one"
+    )
     startup_trials: int = Field(5, ge=0, description="trials that run to their end before any is pruned")
     warmup_epochs: int = Field(1, ge=0, description="epochs of each trial that are never pruned")
     patience: int = Field(2, ge=0, description="epochs without improvement that pruner patient allows")
+
+    @model_validator(mode="after")
+    def _uses_short_epochs(self) -> "PrunerConfig":
+        if self.low_rung_images < 1 and self.name != "rungs":
+            raise _problems(
+                f"pruner.low_rung_images: {self.low_rung_images:g} would not be used by pruner.name: {self.name}; "
+                "only rungs has low rungs"
+            )
+        return self
 
 
 class CheckpointsConfig(_Section):
@@ -427,6 +451,19 @@ class StudyConfig(_Section):
             )
         return value
 
+    @field_validator("pruner")
+    @classmethod
+    def _has_a_rung(cls, value: PrunerConfig, info: ValidationInfo) -> PrunerConfig:
+        space = info.data.get("strategy")
+        if value.name == "rungs" and space is not None:
+            epochs = max(_values(parse_space(space), "epochs"))
+            if value.first_rung >= epochs:
+                raise _problems(
+                    f"pruner.first_rung: {value.first_rung} is not below strategy.epochs: {epochs}, so no trial would "
+                    "be paused; give a smaller one, or more epochs"
+                )
+        return value
+
     @field_validator("centre_lr")
     @classmethod
     def _has_rates(cls, value: bool, info: ValidationInfo) -> bool:
@@ -506,6 +543,25 @@ class StudyConfig(_Section):
         if found:
             raise _problems(*found)
         return value
+
+    @model_validator(mode="after")
+    def _can_expect_improvement(self) -> "StudyConfig":
+        threshold = self.budget.min_improvement
+        if threshold is not None and self.costs:
+            raise _problems(
+                f"budget.min_improvement: {threshold:g} cannot end a study with costs, Optuna estimates it for one "
+                "objective only; leave it out"
+            )
+        if (
+            threshold is not None
+            and len(self.model.names) == 1
+            and all(isinstance(entry, Fixed) for entry in self.space().values())
+        ):
+            raise _problems(
+                f"budget.min_improvement: {threshold:g} needs something to search, and strategy has neither ranges nor "
+                "choices; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_soup_members(self) -> "StudyConfig":

@@ -18,6 +18,9 @@ from trainers import ImageData, ModelSource
 
 IDENTITY = "identity"
 
+# What held for studies of before there were such keys.
+_BEFORE = {"pruner.reports_per_epoch": 1, "pruner.low_rung_images": 1.0}
+
 
 def identity(config: StudyConfig, data: ImageData, sources: Sequence[ModelSource]) -> dict[str, Any]:
     """The facts that all trials of a study have in common, by the key a user would change.
@@ -31,6 +34,8 @@ def identity(config: StudyConfig, data: ImageData, sources: Sequence[ModelSource
         "metric": config.metric,
         # A study without costs is one of before there were any.
         **({"costs": list(config.costs)} if config.costs else {}),
+        "pruner.reports_per_epoch": config.pruner.reports_per_epoch,
+        "pruner.low_rung_images": config.pruner.low_rung_images,
         "data.image_size": config.data.image_size,
         "data.max_value": config.data.max_value,
         "data (fingerprint)": data.fingerprint,
@@ -50,7 +55,8 @@ def check_identity(study: Study, found: Mapping[str, Any]) -> None:
     if known is None:
         study.set_user_attr(IDENTITY, dict(found))
         return
-    differs = [f"{key}: {known.get(key)} -> {value}" for key, value in found.items() if known.get(key) != value]
+    before = {**_BEFORE, **known}
+    differs = [f"{key}: {before.get(key)} -> {value}" for key, value in found.items() if before.get(key) != value]
     if differs:
         raise ConfigError(
             f"study {study.study_name!r} has trials that would not be comparable; what changed:\n  "

@@ -8,7 +8,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.outcome import FINGERPRINT, outcome_of
+from search.outcome import CONTINUES, FINGERPRINT, outcome_of
 
 
 class Ledger:
@@ -26,6 +26,7 @@ class Ledger:
         self._signs = tuple(1 if d == StudyDirection.MINIMIZE else -1 for d in study.directions)
         self._seen = self._told = self._killed = 0
         self._open: list[int] = []
+        self._continued: set[int] = set()
         self._tried: Counter[str] = Counter()
         self._ranked: list[FrozenTrial] = []
         self._front: list[FrozenTrial] = []
@@ -38,6 +39,7 @@ class Ledger:
         looked_at = [trials[number] for number in (*self._open, *range(self._seen, len(trials)))]
         self._seen = len(trials)
         self._open = [trial.number for trial in looked_at if not trial.state.is_finished()]
+        self._continued |= {trial.user_attrs[CONTINUES] for trial in looked_at if CONTINUES in trial.user_attrs}
         for trial in looked_at:
             if trial.state.is_finished():
                 self._add(trial)
@@ -62,10 +64,13 @@ class Ledger:
 
     def _add(self, trial: FrozenTrial) -> None:
         self._told += 1
+        if CONTINUES in trial.user_attrs:
+            self._continued.add(trial.user_attrs[CONTINUES])
         if outcome_of(trial) == "killed":
             self._killed += 1
             return
-        if FINGERPRINT in trial.user_attrs:
+        # A trial that goes on has the seed of the one that was paused, and takes no other.
+        if FINGERPRINT in trial.user_attrs and CONTINUES not in trial.user_attrs:
             self._tried[trial.user_attrs[FINGERPRINT]] += 1
         if trial.state != TrialState.COMPLETE:
             return
@@ -90,13 +95,13 @@ class Ledger:
 
     @property
     def asked(self) -> int:
-        """Trials of any state, killed ones left out: they and their next attempt are one."""
-        return self._seen - self._killed
+        """Trials of any state, but for killed and continued ones: they and what follows them are one."""
+        return self._seen - self._killed - len(self._continued)
 
     @property
     def counted(self) -> int:
-        """Trials that count against the budget: told, and not killed, since a killed one is tried again."""
-        return self._told - self._killed
+        """Trials that count against the budget: told, and neither killed nor continued, since others follow those."""
+        return self._told - self._killed - len(self._continued)
 
     @property
     def ranked(self) -> Sequence[FrozenTrial]:
@@ -112,7 +117,7 @@ class Ledger:
         return self._front
 
     def times_tried(self, fingerprint: str) -> int:
-        """How many told trials, killed ones left out, trained this strategy."""
+        """How many told trials, killed ones and those that went on with another left out, trained this strategy."""
         return self._tried[fingerprint]
 
     def kept(self, count: int) -> list[FrozenTrial]:

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 Outcome = Literal["complete", "pruned", "failed", "killed"]
 
 # Attributes of an Optuna trial.
-OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, MODEL, STRATEGY, DEPTH = (
+OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, MODEL, STRATEGY, DEPTH, SEED = (
     "outcome",
     "reason",
     "mlflow_run_id",
@@ -20,7 +20,11 @@ OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, MODEL,
     "model",
     "strategy",
     "depth_blocks",
+    "seed",
 )
+
+# How trials follow one another: the killed one that is tried again, the paused one that goes on, where it was paused.
+RETRY_OF, CONTINUES, PAUSED = "retry_of", "continues", "paused_at_epoch"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger import Ledger
 from search.outcome import MODEL
+from search.pausing import RUNGS
 from search.recovery import Heartbeat
 from search.samplers import make_sampler
 from search.trial import (
@@ -46,7 +47,9 @@ def probes_waiting(bench: Bench, room: int | None) -> int:
         bench: What the study's trials share; without ``reuse`` every trial is trained by itself.
         room: How many more trials the budget allows; None for any number.
     """
-    if bench.reuse is None:
+    pruner = bench.config.pruner
+    # Together they report whole epochs, and none can be paused.
+    if bench.reuse is None or pruner.name == RUNGS or pruner.reports_per_epoch > 1:
         return 0
     waiting = bench.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     most = _MAX_TOGETHER if room is None else min(room, _MAX_TOGETHER)

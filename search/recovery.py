@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, cast
@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from search.outcome import ATTEMPT, OUTCOME, OWNER, PRESET, REASON
+from search.outcome import ATTEMPT, CONTINUES, OUTCOME, OWNER, PRESET, REASON, RETRY_OF
 from search.sqlite import write_ahead
 
 # A heartbeat a minute and three minutes' grace: shorter ones kill live trials whose process is busy (optuna#5470).
@@ -110,12 +110,15 @@ def attempt_of(trial: FrozenTrial) -> int:
 
 
 def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
-    """Queue a trial's parameters once more."""
+    """Queue a killed trial's parameters once more."""
+    queue_again(study, trial, {ATTEMPT: attempt, RETRY_OF: trial.number})
+
+
+def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
+    """Queue a trial's parameters once more, with what else is known of it and these attributes."""
     params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    attrs: dict[str, Any] = {ATTEMPT: attempt, "retry_of": trial.number}
-    if PRESET in trial.user_attrs:
-        attrs[PRESET] = trial.user_attrs[PRESET]
-    study.enqueue_trial(params, user_attrs=attrs)
+    kept = {name: trial.user_attrs[name] for name in (PRESET, CONTINUES) if name in trial.user_attrs}
+    study.enqueue_trial(params, user_attrs={**kept, **attrs})
 
 
 def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:

@@ -22,6 +22,7 @@ from optuna.samplers import (
 )
 
 from search.config import PrunerConfig, SamplerConfig
+from search.rungs import RungPruner, Rungs
 
 SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "tpe": lambda seed, startup: TPESampler(
@@ -33,11 +34,17 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "nsga2": lambda seed, startup: NSGAIISampler(seed=seed),
 }
 
+# Optuna counts in reports, our keys in epochs.
 PRUNERS: dict[str, Callable[[PrunerConfig], BasePruner]] = {
-    "median": lambda config: MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs),
-    "halving": lambda config: SuccessiveHalvingPruner(min_resource=max(1, config.warmup_epochs)),
-    "hyperband": lambda config: HyperbandPruner(min_resource=max(1, config.warmup_epochs)),
-    "patient": lambda config: PatientPruner(None, patience=config.patience),
+    "median": lambda config: MedianPruner(
+        n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs * config.reports_per_epoch
+    ),
+    "halving": lambda config: SuccessiveHalvingPruner(
+        min_resource=max(1, config.warmup_epochs) * config.reports_per_epoch
+    ),
+    "hyperband": lambda config: HyperbandPruner(min_resource=max(1, config.warmup_epochs) * config.reports_per_epoch),
+    "patient": lambda config: PatientPruner(None, patience=config.patience * config.reports_per_epoch),
+    "rungs": lambda config: RungPruner(Rungs.of(config)),
     "none": lambda config: NopPruner(),
 }
 

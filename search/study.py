@@ -14,8 +14,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import StudyConfig
+from search.improvement import is_exhausted
 from search.ledger import Ledger
 from search.outcome import CHECKPOINT, MODEL, PRESET, REASON, RUN_ID, outcome_of, score_of
+from search.pausing import drop_paused, promote
 from search.preparation import prepare
 from search.preset_order import each_from_the_last, frozen_in_front
 from search.probing import probes_waiting, run_probes
@@ -128,17 +130,21 @@ def _run_trials(bench: Bench, terminal: Terminal) -> None:
     deadline = time.monotonic() + budget.hours * 3600 if budget.hours is not None else None
     ledger = Ledger(bench.study)
     terminal.study_started(ledger.counted, budget.trials)
-    while (budget.trials is None or ledger.counted < budget.trials) and (
-        deadline is None or time.monotonic() < deadline
-    ):
-        # A killed trial and its next attempt are one, lest a study that was interrupted draws other strategies.
+    is_over = False
+    while deadline is None or time.monotonic() < deadline:
         stop_if_asked()
+        is_spent = not promote(bench, ledger) and budget.trials is not None and ledger.counted >= budget.trials
+        if is_over := is_spent or is_exhausted(bench, ledger):
+            break
         probes = probes_waiting(bench, None if budget.trials is None else budget.trials - ledger.counted)
         if probes > 1:
             run_probes(bench, ledger, probes)
             continue
+        # A killed trial and its next attempt are one, lest a study that was interrupted draws other strategies.
         bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, ledger.asked)
         run_trial(bench, ledger)
+        drop_paused(bench, ledger)
+    drop_paused(bench, ledger, is_over)
 
 
 def _finish(bench: Bench, terminal: Terminal) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from search.after import TRIAL
 from search.config import Cost
-from search.outcome import DEPTH, ENDINGS, MODEL, PRESET, REASON, STRATEGY, outcome_of, score_of
+from search.outcome import CONTINUES, DEPTH, ENDINGS, MODEL, PRESET, REASON, STRATEGY, outcome_of, score_of
 from search.winner import Winner
 from strategies import Strategy
 from trainers import EpochResult
@@ -103,7 +103,7 @@ class Terminal:
         """Advance the bar of epochs."""
         if self._trial_bar is not None:
             note = f"{self._newest}  {self._metric} {score:.4f}"
-            self._progress.update(self._trial_bar, completed=result.step, note=note)
+            self._progress.update(self._trial_bar, completed=result.epoch, note=note)
 
     def trial_ended(self, trial: FrozenTrial, best: float | None) -> None:
         """Print the trial's line and advance the bar of trials."""
@@ -112,14 +112,21 @@ class Terminal:
         value = score_of(trial)
         score = f"{self._metric} {value:.4f}" if value is not None else ""
         seconds = trial.duration.total_seconds() if trial.duration else 0.0
-        note = trial.user_attrs.get(REASON, "") or (f"preset {p}" if (p := trial.user_attrs.get(PRESET)) else "")
+        before = trial.user_attrs.get(CONTINUES)
+        notes = {
+            f"goes on from trial {before}": before is not None,
+            trial.user_attrs.get(REASON): REASON in trial.user_attrs,
+            f"preset {trial.user_attrs.get(PRESET)}": PRESET in trial.user_attrs and REASON not in trial.user_attrs,
+        }
+        note = ", ".join(str(text) for text, holds in notes.items() if holds)
         self._console.print(
             f"trial {trial.number:>3}  [{ENDINGS[outcome].style}]{outcome:<8}[/]  {score:<16}  {seconds:6.1f} s  "
             f"{escape(self._labels.pop(trial.number, ''))}" + (f"  ({escape(note)})" if note else ""),
             soft_wrap=True,
         )
         if self._study_bar is not None:
-            self._progress.advance(self._study_bar)
+            # A trial that goes on was counted when it was paused.
+            self._progress.advance(self._study_bar, 0 if before is not None else 1)
             if best is not None:
                 self._progress.update(self._study_bar, note=f"best {self._metric} {best:.4f}")
 

@@ -5,6 +5,7 @@ import math
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -26,10 +27,12 @@ from search.outcome import (
     PRESET,
     REASON,
     RUN_ID,
+    SEED,
     STRATEGY,
     Outcome,
     score_of,
 )
+from search.pausing import RUNGS, go_on, pause, seed_before, short_epochs
 from search.recovery import Heartbeat, interrupt, owner
 from search.stopping import stop_if_asked
 from search.tracking import RunId, Tracker
@@ -79,6 +82,11 @@ class Bench:
         return self.config.metric in TASKS[self.config.task].lower_is_better
 
     @property
+    def paused(self) -> Path:
+        """Folder of what paused trials need to go on; its name is this study's alone, whatever shares the cache."""
+        return Path(self.config.data.cache) / "paused" / f"{self.config.name}-{self.parent_run[:8]}"
+
+    @property
     def chooses_model(self) -> bool:
         """Whether the model is searched too."""
         return len(self.sources) > 1
@@ -109,11 +117,13 @@ class Sampled:
         source: Builds the model.
         strategy: As it was sampled.
         seed: Of the training.
+        fingerprint: Of the strategy on this model.
     """
 
     source: ModelSource
     strategy: Strategy
     seed: int
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +140,12 @@ class _Best:
     """The best epoch so far of one trial."""
 
     score: float
-    step: int
+    epoch: int
     state: dict[str, Tensor]
 
 
 class PrunedError(Exception):
-    """The pruner stopped the trial."""
+    """The pruner stopped the trial; the message says where, if more is to be said of it."""
 
 
 class Record:
@@ -154,10 +164,11 @@ class Record:
         self._epochs = epochs
         self._costs: dict[Cost, float] = {"seconds": 0.0, "parameters_trained": parameters_trained}
         self._best: _Best | None = None
+        self.results: list[EpochResult] = []
         bench.tracker.log(asked.run, metrics={"parameters_trained": parameters_trained})
 
     def add(self, result: EpochResult, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Take an epoch's result, and the weights if it is the best so far.
+        """Take a result, and the weights if it is of the best epoch so far.
 
         Raises:
             TrialError: The score is not a number.
@@ -165,24 +176,56 @@ class Record:
             KeyboardInterrupt, SystemExit: A signal asked for it.
         """
         stop_if_asked()
-        config, trial = self._bench.config, self._asked.trial
-        score = result.metrics[f"val_{config.metric}"]
-        self._costs["seconds"] += result.seconds
+        score = self._score(result)
         if math.isnan(score):
-            raise TrialError(f"validation {config.metric} is not a number after epoch {result.step}")
+            raise TrialError(f"validation {self._bench.config.metric} is not a number after epoch {result.epoch:g}")
         best = self._best
-        if best is None or (score < best.score if self._bench.lower_is_better else score > best.score):
-            self._best = _Best(score, result.step, weights())
+        # Looks within epochs are for the pruner alone: of more looks the best would be better by chance.
+        if result.ends_epoch and (
+            best is None or (score < best.score if self._bench.lower_is_better else score > best.score)
+        ):
+            self._best = _Best(score, int(result.epoch), weights())
+        self._write(result)
+        self.prune_if_due()
+
+    def restore(self, results: Sequence[EpochResult], best: Mapping[str, Any]) -> None:
+        """Take what another trial came to with which this one goes on: its results, and its :attr:`best` as a mapping.
+
+        Each result is logged and reported as if it were new, but prunes nothing.
+        """
+        self._best = _Best(**best)
+        for result in results:
+            self._write(result)
+
+    def _score(self, result: EpochResult) -> float:
+        return result.metrics[f"val_{self._bench.config.metric}"]
+
+    def _write(self, result: EpochResult) -> None:
+        self.results.append(result)
+        self._costs["seconds"] += result.seconds
         # The seconds so far in each epoch, so that a trial that is stopped has them too.
-        took = {"epoch_seconds": result.seconds, "seconds": self._costs["seconds"]}
-        self._bench.tracker.log(self._asked.run, step=result.step, metrics={**result.metrics, **took})
+        found = {**result.metrics, "epoch_seconds": result.seconds, "seconds": self._costs["seconds"]}
+        if result.parts > 1:
+            found["epoch"] = result.epoch
+        self._bench.tracker.log(self._asked.run, step=result.step, metrics=found)
+        score = self._score(result)
         self._bench.watcher.epoch_ended(result, score)
-        if config.costs:
-            return  # Optuna 5.0 takes reports for one objective only
-        trial.report(score, result.step)
+        # Optuna 5.0 takes reports for one objective only.
+        if not self._bench.config.costs:
+            self._asked.trial.report(score, result.step)
+
+    def prune_if_due(self) -> None:
+        """Ask the pruner about the last result.
+
+        Raises:
+            PrunedError: The trial is to be stopped.
+        """
+        config = self._bench.config
         # Stopping after the last epoch would save nothing and lose the trial's score. Where nothing is pruned Optuna
         # would still read the trial, for some 5 ms.
-        if config.pruner.name != "none" and result.step < self._epochs and trial.should_prune():
+        if config.costs or config.pruner.name == "none" or self.results[-1].epoch >= self._epochs:
+            return
+        if self._asked.trial.should_prune():
             raise PrunedError
 
     @property
@@ -250,14 +293,14 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
     try:
         record = trained()
         best = record.best
-        bench.tracker.log(asked.run, metrics={"score": best.score, "best_epoch": best.step})
+        bench.tracker.log(asked.run, metrics={"score": best.score, "best_epoch": best.epoch})
         if ledger.would_be_kept(record.values, bench.config.checkpoints.keep):
             asked.trial.set_user_attr(CHECKPOINT, bench.tracker.save_checkpoint(asked.run, best.state))
         bench.tracker.log_outcome(asked.run, "complete")
         bench.tracker.flush()
         return Ending("complete", record.values)
-    except PrunedError:
-        return Ending("pruned")
+    except PrunedError as end:
+        return Ending("pruned", reason=str(end))
     except Exception as error:
         bench.tracker.log_text(asked.run, "traceback.txt", traceback.format_exc())
         return Ending("failed", reason=_reason(error))
@@ -278,13 +321,17 @@ def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, i
     canonical = strategy.canonical(source.num_blocks)
     fingerprint = fingerprint_of(bench, source, strategy)
     # One seed for all strategies, so that they are compared on the same draw; the same strategy again gets the next.
-    seed = bench.config.seed + ledger.times_tried(fingerprint) + (alike or {}).get(fingerprint, 0)
+    seed = seed_before(bench.study, trial.user_attrs)
+    if seed is None:
+        seed = bench.config.seed + ledger.times_tried(fingerprint) + (alike or {}).get(fingerprint, 0)
+    short = short_epochs(bench, canonical.epochs)
     label = describe(canonical, source.name if bench.chooses_model else "")
     bench.watcher.trial_started(trial.number, strategy, label)
     attrs = trial.user_attrs
     bench.tracker.log(
         asked.run,
-        params={MODEL: source.name, **strategy.to_dict(), DEPTH: canonical.depth, "seed": seed},
+        params={MODEL: source.name, **strategy.to_dict(), DEPTH: canonical.depth, SEED: seed}
+        | ({"low_rung_images": short.images} if short is not None else {}),
         tags={
             **model_tags([source]),
             "mlflow.runName": f"{trial.number} · {label}",
@@ -293,20 +340,34 @@ def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, i
             "unfreeze.preset": attrs.get(PRESET, ""),
         },
     )
-    facts = {FINGERPRINT: fingerprint, STRATEGY: strategy.to_dict(), DEPTH: canonical.depth}
+    facts = {FINGERPRINT: fingerprint, STRATEGY: strategy.to_dict(), DEPTH: canonical.depth, SEED: seed}
     bench.tracker.writer.put(lambda: _note(trial, facts))
-    return Sampled(source, strategy, seed)
+    return Sampled(source, strategy, seed, fingerprint)
 
 
 def train(bench: Bench, asked: Asked, sampled: Sampled) -> Record:
-    """Train a trial by itself to its end."""
+    """Train a trial by itself to its end, or until it is pruned."""
     trainer = Trainer(
-        sampled.source, bench.data, sampled.strategy, sampled.seed, bench.device, bench.teacher, bench.reuse
+        sampled.source,
+        bench.data,
+        sampled.strategy,
+        sampled.seed,
+        bench.device,
+        bench.teacher,
+        bench.reuse,
+        bench.config.pruner.reports_per_epoch,
+        short_epochs(bench, sampled.strategy.epochs),
     )
     log_plan(bench, asked, sampled.strategy, trainer.plan, trainer.reused.reason)
     record = Record(bench, asked, trainer.strategy.epochs, count_trained(trainer.model, trainer.plan))
-    for result in trainer:
-        record.add(result, trainer.weights)
+    try:
+        go_on(bench, asked, sampled, trainer, record)
+        for result in trainer:
+            record.add(result, trainer.weights)
+    except PrunedError:
+        if bench.config.pruner.name == RUNGS:
+            raise PrunedError(pause(bench, asked, sampled, trainer, record)) from None
+        raise
     return record
 
 

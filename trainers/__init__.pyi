@@ -32,6 +32,9 @@ from .soups import interpolate as interpolate
 from .soups import load_mixed as load_mixed
 from .soups import random_at_start as random_at_start
 from .soups import uniform_soup as uniform_soup
+from .states import StateError as StateError
+from .states import load_state as load_state
+from .states import save_state as save_state
 from .sweep import ProbeResult as ProbeResult
 from .sweep import feature_bytes as feature_bytes
 from .sweep import probe_parts as probe_parts

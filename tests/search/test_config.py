@@ -41,7 +41,7 @@ BAD = [
     ),
     ({"metric": 3}, "metric: 3 is not text"),
     ({"sampler": {"name": "tpee"}}, "sampler.name: 'tpee' is not one of tpe, gp, cmaes, qmc, random, nsga2; did you"),
-    ({"pruner": {"name": "zzz"}}, "pruner.name: 'zzz' is not one of median, halving, hyperband, patient, none"),
+    ({"pruner": {"name": "zzz"}}, "pruner.name: 'zzz' is not one of median, halving, hyperband, patient, rungs, none"),
     ({"data": {"source": "foldr"}}, "data.source: 'foldr' is not one of coco, digits, folder, huggingface, manif"),
     ({"data": {"source": "folder"}}, "data.root: missing; data.source: folder needs it"),
     ({"data": {"source": "manifest"}}, "data.manifest: missing; data.source: manifest needs it"),

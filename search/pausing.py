@@ -1,0 +1,131 @@
+"""Trials that are paused at a rung, and go on from there when they are among the best."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from optuna import Study
+
+from search.ledger import Ledger
+from search.outcome import CONTINUES, PAUSED, RETRY_OF, SEED
+from search.recovery import queue_again
+from search.rungs import Rungs, forerunners
+from trainers import EpochResult, ShortEpochs, StateError, Trainer, load_state, save_state
+
+if TYPE_CHECKING:
+    from search.trial import Asked, Bench, Record, Sampled
+
+RUNGS = "rungs"
+
+
+def short_epochs(bench: "Bench", epochs: int) -> ShortEpochs | None:
+    """The epochs of a trial up to the first rung, if they see a share of the images; a trial without rungs has none."""
+    pruner = bench.config.pruner
+    if pruner.low_rung_images == 1 or epochs <= pruner.first_rung:
+        return None
+    return ShortEpochs(pruner.first_rung, pruner.low_rung_images)
+
+
+def seed_before(study: Study, attrs: Mapping[str, Any]) -> int | None:
+    """The seed of the trial that one with these attributes goes on with; None for one that begins."""
+    if CONTINUES not in attrs:
+        return None
+    return int(study.get_trials(deepcopy=False)[attrs[CONTINUES]].user_attrs[SEED])
+
+
+def pause(bench: "Bench", asked: "Asked", sampled: "Sampled", trainer: Trainer, record: "Record") -> str:
+    """Keep what a trial needs to go on, and return what is said of its end.
+
+    Where it cannot be kept, which is said, the trial just ends.
+    """
+    epoch = trainer.epoch
+    state = {
+        "fingerprint": sampled.fingerprint,
+        "seed": sampled.seed,
+        "trainer": trainer.state_dict(),
+        "best": asdict(record.best),
+        "results": [asdict(result) for result in record.results],
+    }
+    try:
+        save_state(state, _file(bench, asked.trial.number))
+    except StateError as error:
+        bench.watcher.say(f"trial {asked.trial.number} cannot go on later: {error}")
+        return f"stopped at epoch {epoch}"
+    asked.trial.set_user_attr(PAUSED, epoch)
+    return f"paused at epoch {epoch}"
+
+
+def go_on(bench: "Bench", asked: "Asked", sampled: "Sampled", trainer: Trainer, record: "Record") -> None:
+    """Take up the state of the trial that this one goes on with, or of a killed attempt at it; else nothing.
+
+    Raises:
+        PrunedError: An attempt was killed while it was paused, and this is where it is to be.
+    """
+    number, attrs = asked.trial.number, asked.trial.user_attrs
+    if not attrs.keys() & {CONTINUES, RETRY_OF}:
+        return
+    trials = bench.study.get_trials(deepcopy=False)
+    problem = ""
+    for before in forerunners(trials, attrs):
+        try:
+            state = load_state(_file(bench, before))
+        except StateError as error:
+            problem = str(error)
+            continue
+        if (state["fingerprint"], state["seed"]) != (sampled.fingerprint, sampled.seed):
+            problem = "the space of strategies has changed"
+            continue
+        trainer.load_state_dict(state["trainer"])
+        record.restore([EpochResult(**result) for result in state["results"]], state["best"])
+        bench.tracker.log(asked.run, tags={"unfreeze.continues": before})
+        if before != attrs.get(CONTINUES):
+            record.prune_if_due()
+        return
+    if CONTINUES in attrs:
+        bench.watcher.say(f"trial {number} starts anew, and does not go on from trial {attrs[CONTINUES]}: {problem}")
+
+
+def promote(bench: "Bench", ledger: Ledger) -> bool:
+    """Queue the paused trial that is to go on next, if there is one, and say whether there was."""
+    if bench.config.pruner.name != RUNGS or not bench.paused.is_dir():
+        return False
+    # Of two processes that find the same trial the second must see that it is queued.
+    with FileLock(bench.paused / "lock"):
+        due = Rungs.of(bench.config.pruner).due(
+            bench.study.get_trials(deepcopy=False),
+            bench.study.direction,
+            lambda trial: _file(bench, trial.number).exists(),
+        )
+        if due is None:
+            return False
+        queue_again(bench.study, due, {CONTINUES: due.number})
+    ledger.refresh()
+    return True
+
+
+def drop_paused(bench: "Bench", ledger: Ledger, is_over: bool = False) -> None:
+    """Remove what was kept of trials that cannot go on within the budget.
+
+    Args:
+        bench: What the study's trials share.
+        ledger: The study's.
+        is_over: Whether no more strategies will be drawn.
+    """
+    if not bench.paused.is_dir():
+        return
+    # Listed first: whatever is written later belongs to a trial that the study already has.
+    files = [file for file in bench.paused.iterdir() if file.stem.isdecimal()]
+    budget = bench.config.budget.trials
+    to_come = 0 if is_over else None if budget is None else max(0, budget - ledger.counted)
+    needed = Rungs.of(bench.config.pruner).needed(
+        bench.study.get_trials(deepcopy=False), bench.study.directions[0], to_come
+    )
+    for file in files:
+        if int(file.stem) not in needed:
+            file.unlink(missing_ok=True)
+
+
+def _file(bench: "Bench", number: int) -> Path:
+    return bench.paused / f"{number}.pt"
