@@ -42,6 +42,30 @@ BAD = [
     ({"metric": 3}, "metric: 3 is not text"),
     ({"sampler": {"name": "tpee"}}, "sampler.name: 'tpee' is not one of tpe, gp, cmaes, qmc, random, nsga2; did you"),
     ({"pruner": {"name": "zzz"}}, "pruner.name: 'zzz' is not one of median, halving, hyperband, patient, rungs, none"),
+    ({"pruner": {"reduction": 1}}, "pruner.reduction: 1 is not a whole number at least 2 and at most 100"),
+    (
+        {"pruner": {"reports_per_epoch": 0}},
+        "pruner.reports_per_epoch: 0 is not a whole number at least 1 and at most 100",
+    ),
+    ({"pruner": {"low_rung_images": 0.0}}, "pruner.low_rung_images: 0.0 is not a number above 0 and at most 1"),
+    (
+        {"pruner": {"low_rung_images": 0.5}},
+        "pruner.low_rung_images: 0.5 would not be used by pruner.name: median; only rungs has low rungs",
+    ),
+    (
+        {"pruner": {"name": "rungs", "first_rung": 5}},
+        "pruner.first_rung: 5 is not below strategy.epochs: 5, so no trial would be paused",
+    ),
+    ({"pruner": {"name": "rungs"}, "costs": ["seconds"]}, "pruner.name: 'rungs' cannot stop trials of a study with"),
+    ({"budget": {"min_improvement": 0}}, "budget.min_improvement: 0 is not a number above 0, or null"),
+    (
+        {"budget": {"min_improvement": 0.01}, "costs": ["seconds"]},
+        "budget.min_improvement: 0.01 cannot end a study with costs",
+    ),
+    (
+        {"budget": {"min_improvement": 0.01}, "strategy": {"depth": 1}},
+        "budget.min_improvement: 0.01 needs something to search, and strategy has neither ranges nor choices",
+    ),
     ({"data": {"source": "foldr"}}, "data.source: 'foldr' is not one of coco, digits, folder, huggingface, manif"),
     ({"data": {"source": "folder"}}, "data.root: missing; data.source: folder needs it"),
     ({"data": {"source": "manifest"}}, "data.manifest: missing; data.source: manifest needs it"),

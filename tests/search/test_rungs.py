@@ -112,6 +112,17 @@ def test_what_cannot_go_on_within_the_budget_is_not_kept(ladder):
     assert lab.outcomes() == ["complete", "pruned", "pruned", "pruned"]
 
 
+def test_a_run_whose_low_rungs_see_fewer_images_says_so(ladder, whole):
+    shares = [{**RUNGS, "low_rung_images": share} for share in (0.5, 1.0)]
+    short, full = (ladder(pruner=pruner) for pruner in shares)
+    assert short.run() == full.run() == 0
+    assert {run.data.params.get("low_rung_images") for run in short.runs().values()} == {"0.5"}
+    assert {run.data.params.get("low_rung_images") for run in full.runs().values()} == {None}
+    first, other = (lab.trials()[0].intermediate_values for lab in (short, full))
+    assert first[1] != other[1]
+    assert short.run("pruner.low_rung_images=0.25") == 2
+
+
 @pytest.mark.parametrize("harm", ["truncated", "no state", "gone"])
 def test_a_trial_whose_file_is_gone_stays_paused_and_one_whose_file_is_damaged_starts_anew(
     ladder, whole, harm, capsys, monkeypatch
@@ -154,7 +165,10 @@ def test_a_trial_that_cannot_be_kept_just_ends(ladder, capsys):
 ENDER = """
 import os, signal, sys
 from importlib import import_module
+from search.run import main
 
+# A shell may have started the tests with Ctrl-C switched off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 module, owner, name, when, count, number, *arguments = sys.argv[1:]
 place, calls = import_module(module), 0
 place = getattr(place, owner) if owner else place
@@ -178,43 +192,37 @@ ENDS = {
     "while it is paused": ("search.pausing", "", "save_state", "before", 1),
     "between the file and tell": ("search.pausing", "", "save_state", "after", 1),
     "after a paused trial was told": ("optuna.study", "Study", "tell", "after", 2),
-    "before a trial is queued to go on": ("search.pausing", "", "queue_again", "before", 1),
     "after a trial was queued to go on": ("search.pausing", "", "queue_again", "after", 1),
     "when it has taken up its state": ("search.trial", "Record", "restore", "after", 1),
     "two epochs on": ("search.trial", "Record", "add", "before", 12),
     "before the one that went on is told": ("optuna.study", "Study", "tell", "before", 5),
-    "after the one that went on was told": ("optuna.study", "Study", "tell", "after", 5),
     "before what is kept is removed": ("search.study", "", "drop_paused", "before", 5),
 }
 
 
+CTRL_C = ("while it is paused", "after a trial was queued to go on", "two epochs on")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(9, -9), (2, 130)], ids=["kill -9", "Ctrl-C"])
-@pytest.mark.parametrize("end", ENDS)
-def test_however_it_ends_nothing_is_lost_and_none_goes_on_twice(ladder, whole, end, number, code):
+@pytest.mark.parametrize(("end", "signal_number"), [*((end, 9) for end in ENDS), *((end, 2) for end in CTRL_C)])
+def test_however_it_ends_nothing_is_lost_and_none_goes_on_twice(ladder, whole, end, signal_number):
     lab = ladder()
-    command = [sys.executable, "-c", ENDER, *map(str, ENDS[end]), str(number), f"study={lab.file}"]
+    command = [sys.executable, "-c", ENDER, *map(str, ENDS[end]), str(signal_number), f"study={lab.file}"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     ended = subprocess.run(command, cwd=lab.folder, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == code, ended.stderr
+    assert ended.returncode == (-9 if signal_number == 9 else 130), ended.stderr
     before = [trial for trial in lab.trials() if trial.state.is_finished()]
     assert lab.run() == 0
     assert [lab.trials()[trial.number] for trial in before] == before
     check_ladder(lab, whole)
-
-
-@pytest.mark.slow
-def test_the_next_attempt_of_a_trial_that_went_on_begins_where_that_did(ladder, whole):
-    lab = ladder()
-    where = ("search.trial", "Record", "add", "before", 12, 9)
-    command = [sys.executable, "-c", ENDER, *map(str, where), f"study={lab.file}"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(command, cwd=lab.folder, env=environment, capture_output=True, check=False)
-    assert lab.run() == 0
-    *_, killed, again = lab.trials()
-    assert (killed.user_attrs[CONTINUES], again.user_attrs[CONTINUES], again.user_attrs[RETRY_OF]) == (1, 1, 4)
-    assert lab.runs()[5].data.tags["unfreeze.continues"] == "1"
-    check_ladder(lab, whole)
+    if end == "between the file and tell":
+        again = next(trial for trial in lab.trials() if trial.user_attrs.get(RETRY_OF) == 1)
+        assert lab.runs()[again.number].data.tags["unfreeze.continues"] == "1"
+    if end == "two epochs on":
+        # The next attempt begins where the one that went on did.
+        *_, killed, again = lab.trials()
+        assert (killed.user_attrs[CONTINUES], again.user_attrs[CONTINUES], again.user_attrs[RETRY_OF]) == (1, 1, 4)
+        assert lab.runs()[5].data.tags["unfreeze.continues"] == "1"
 
 
 def test_rungs_stand_at_whole_epochs_each_so_many_times_as_far():
