@@ -45,7 +45,7 @@ def pause(bench: "Bench", asked: "Asked", sampled: "Sampled", trainer: Trainer, 
         "fingerprint": sampled.fingerprint,
         "seed": sampled.seed,
         "trainer": trainer.state_dict(),
-        "best": asdict(record.best),
+        "best": {"score": record.best.score, "epoch": record.best.epoch, "state": record.best.state},
         "results": [asdict(result) for result in record.results],
     }
     try:
