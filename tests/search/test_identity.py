@@ -92,3 +92,10 @@ def test_what_does_not_change_the_comparison_may_change_between_runs(new_lab):
     changes = ["seed=5", "strategy.epochs=2", "strategy.lr.high=0.1", "sampler.name=random", "pruner.name=median"]
     assert lab.run("budget.trials=2", *changes) == 0
     assert lab.outcomes() == ["complete", "complete"]
+
+
+def test_a_study_of_before_there_were_several_reports_an_epoch_had_one(study):
+    check_identity(study, FACTS)
+    check_identity(study, FACTS | {"pruner.reports_per_epoch": 1, "pruner.low_rung_images": 1.0})
+    with pytest.raises(ConfigError, match=r"pruner\.reports_per_epoch: 1 -> 2"):
+        check_identity(study, FACTS | {"pruner.reports_per_epoch": 2})

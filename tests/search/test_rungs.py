@@ -95,6 +95,30 @@ def test_paused_trials_go_on_with_what_is_frozen_read_from_the_cache(ladder, who
     assert lab.runs()[4].data.tags["unfreeze.reuse"].startswith("reuse")
 
 
+def test_through_all_rungs_each_trial_does_what_it_would_have_done_alone(new_lab):
+    space = SPACE | {"batch_size": 16, "augment": "light", "ema": 0.9}
+    values = [(depth, lr) for lr in (3e-3, 1e-2, 1e-4, 1e-3) for depth in (1.0, 0.2)]
+    presets = {f"{depth} {lr:g}": {"depth": depth, "lr": lr} for depth, lr in values}
+    alone, climbing = (
+        new_lab(strategy=space, metric="loss", presets=presets, pruner=pruner, budget={"trials": 8})
+        for pruner in ({"name": "none"}, {"name": "rungs", "reduction": 2})
+    )
+    assert alone.run() == climbing.run() == 0
+    whole = {(trial.params["depth"], trial.params["lr"]): trial.intermediate_values for trial in alone.trials()}
+    told = climbing.trials()
+    assert Ledger(climbing.study).counted == len(whole) == 8
+    for trial in told:
+        values = whole[trial.params["depth"], trial.params["lr"]]
+        assert trial.intermediate_values == {k: v for k, v in values.items() if k <= trial.last_step}
+    paused_at = {
+        trial.user_attrs[PAUSED] for trial in told if CONTINUES in trial.user_attrs and PAUSED in trial.user_attrs
+    }
+    assert paused_at == {2}, "one went on and was paused once more"
+    assert len({trial.last_step for trial in told}) == 3
+    assert sum(len(trial.intermediate_values) for trial in told if CONTINUES not in trial.user_attrs) < 4 * 8
+    assert kept(climbing) == []
+
+
 def test_linear_probes_are_paused_one_by_one(ladder):
     presets = {f"lr {lr:g}": {"depth": 0, "lr": lr} for lr in reversed(RATES)}
     lab = ladder(presets=presets, reuse="on")

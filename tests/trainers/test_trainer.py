@@ -416,6 +416,7 @@ def test_a_range_test_finds_a_rate_that_trains(source):
 BROKEN_UP = [
     {"ema": 0.9, "augment": "light"},
     {"swa_epochs": 2},
+    {"views": 2, "augment": "light"},
     {"sam_rho": 0.05, "sampling": "balanced"},
     {"lr_by": "gradient"},
     {"stochastic_norm": 0.5, "dropout": 0.2, "drop_path": 0.2},
