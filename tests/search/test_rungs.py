@@ -97,7 +97,8 @@ def test_paused_trials_go_on_with_what_is_frozen_read_from_the_cache(ladder, who
 
 def test_through_all_rungs_each_trial_does_what_it_would_have_done_alone(new_lab):
     space = SPACE | {"batch_size": 16, "augment": "light", "ema": 0.9}
-    values = [(depth, lr) for lr in (3e-3, 1e-2, 1e-4, 1e-3) for depth in (1.0, 0.2)]
+    # In an order in which several are paused that turn out to be among the best.
+    values = [(1.0, 3e-3), (0.2, 1e-3), (0.2, 3e-3), (1.0, 1e-3), (1.0, 1e-4), (0.2, 1e-4), (1.0, 1e-2), (0.2, 1e-2)]
     presets = {f"{depth} {lr:g}": {"depth": depth, "lr": lr} for depth, lr in values}
     alone, climbing = (
         new_lab(strategy=space, metric="loss", presets=presets, pruner=pruner, budget={"trials": 8})
