@@ -27,6 +27,7 @@ import mlflow
 import numpy as np
 import optuna
 import sqlalchemy
+from filelock import FileLock
 from mlflow.entities import Metric, Param, RunTag
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -40,7 +41,8 @@ from search.recovery import open_storage, owner
 from search.samplers import make_pruner, make_sampler
 from search.sqlite import write_ahead
 from search.tracking import PARENT_TAG, Tracker
-from search.trial import Bench, run_trial
+from search.trial import Bench, refresh, run_trial
+from search.working import claim
 from strategies import Strategy, sample
 from trainers import EpochResult, ModelSource, Trainer, choose_device, find_weights, open_data
 
@@ -85,6 +87,8 @@ class Quiet:
     def say(self, text: str) -> None: ...
 
     def reading(self, what: str, done: int, total: int) -> None: ...
+
+    def downloading(self, what: str, done: int, total: int) -> None: ...
 
     def trial_started(self, number: int, strategy: Strategy, label: str) -> None:
         Waiting.number = number
@@ -227,12 +231,14 @@ def our_side(config: StudyConfig, stores: Path, source: ModelSource, data: Any, 
     parent = tracker.open_parent(None, STUDY, {})
     spaces, sources = {source.name: config.space()}, {source.name: source}
     tags = {"unfreeze.study": STUDY, "unfreeze.device": device.description}
-    bench = Bench(config, spaces, sources, data, device, study, tracker, parent, tags, Quiet(), None, None)
+    lock = FileLock(stores / "claim.lock")
+    bench = Bench(config, spaces, sources, data, device, study, tracker, parent, tags, Quiet(), None, None, lock)
     ledger = Ledger(study)
 
     def run() -> None:
-        study.sampler = make_sampler(config.sampler, config.seed, ledger.asked)
-        run_trial(bench, ledger)
+        refresh(bench, ledger)
+        ((asked, sampled),) = claim(bench, ledger, None).items()
+        run_trial(bench, ledger, asked, sampled)
 
     return Side(run, tracker.flush)
 

@@ -51,6 +51,9 @@ Cost = Literal["seconds", "parameters_trained"]
 # Of Optuna's samplers, those that refuse a study with more than one objective.
 ONE_OBJECTIVE_SAMPLERS = ("cmaes",)
 
+# Processes that train at once; each takes memory of its own.
+MOST_WORKERS = 64
+
 WEIGHTS_PACKAGES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -306,6 +309,26 @@ class AfterConfig(_Section):
     calibrate: bool = Field(True, description="fit a temperature, so that the winner's probabilities can be trusted")
 
 
+class ExecutorConfig(_Section):
+    """Who trains the trials."""
+
+    trials_per_device: Literal["auto"] | int = Field(
+        1, description="trials trained at once, each by a process of its own: 1 to 64, or auto, which measures"
+    )
+
+    @field_validator("trials_per_device", mode="before")
+    @classmethod
+    def _is_a_count(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and 1 <= value <= MOST_WORKERS):
+            return value
+        hint = f"; {nearest(value, ('auto',))}" if isinstance(value, str) else ""
+        if type(value) is int:
+            hint = f"; the nearest is {min(max(value, 1), MOST_WORKERS)}"
+        raise _problems(
+            f"executor.trials_per_device: {value!r} is neither auto nor a whole number from 1 to {MOST_WORKERS}{hint}"
+        )
+
+
 class StoreConfig(_Section):
     """Where Optuna keeps the study."""
 
@@ -374,6 +397,7 @@ class StudyConfig(_Section):
     retries: int = Field(2, ge=0, description="times that a killed trial is tried again")
     store: StoreConfig = Field(default_factory=StoreConfig, description="where Optuna keeps the study")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where MLflow keeps runs")
+    executor: ExecutorConfig = Field(default_factory=ExecutorConfig, description="who trains the trials")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="number format of the training")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null leaves it to torch")
@@ -560,6 +584,15 @@ class StudyConfig(_Section):
             raise _problems(
                 f"budget.min_improvement: {threshold:g} needs something to search, and strategy has neither ranges nor "
                 "choices; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_shared(self) -> "StudyConfig":
+        if self.executor.trials_per_device != 1 and self.store.url.rstrip("/").endswith(":"):
+            raise _problems(
+                f"executor.trials_per_device: {self.executor.trials_per_device!r} needs a store that processes can "
+                f"share; store.url: {self.store.url!r} is in the memory of one"
             )
         return self
 

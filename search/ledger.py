@@ -24,9 +24,11 @@ class Ledger:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._signs = tuple(1 if d == StudyDirection.MINIMIZE else -1 for d in study.directions)
-        self._seen = self._told = self._killed = 0
+        self._seen = self._killed = 0
+        self._told: list[FrozenTrial] = []
         self._open: list[int] = []
         self._continued: set[int] = set()
+        self._running: list[FrozenTrial] = []
         self._tried: Counter[str] = Counter()
         self._ranked: list[FrozenTrial] = []
         self._front: list[FrozenTrial] = []
@@ -40,6 +42,7 @@ class Ledger:
         self._seen = len(trials)
         self._open = [trial.number for trial in looked_at if not trial.state.is_finished()]
         self._continued |= {trial.user_attrs[CONTINUES] for trial in looked_at if CONTINUES in trial.user_attrs}
+        self._running = [trial for trial in looked_at if trial.state == TrialState.RUNNING]
         for trial in looked_at:
             if trial.state.is_finished():
                 self._add(trial)
@@ -60,15 +63,16 @@ class Ledger:
             return
         self._seen = max(self._seen, told.number + 1)
         self._open = [number for number in self._open if number != told.number]
+        self._running = [trial for trial in self._running if trial.number != told.number]
         self._add(told)
 
     def _add(self, trial: FrozenTrial) -> None:
-        self._told += 1
         if CONTINUES in trial.user_attrs:
             self._continued.add(trial.user_attrs[CONTINUES])
         if outcome_of(trial) == "killed":
             self._killed += 1
             return
+        self._told.append(trial)
         # A trial that goes on has the seed of the one that was paused, and takes no other.
         if FINGERPRINT in trial.user_attrs and CONTINUES not in trial.user_attrs:
             self._tried[trial.user_attrs[FINGERPRINT]] += 1
@@ -101,7 +105,17 @@ class Ledger:
     @property
     def counted(self) -> int:
         """Trials that count against the budget: told, and neither killed nor continued, since others follow those."""
-        return self._told - self._killed - len(self._continued)
+        return len(self._told) - len(self._continued)
+
+    @property
+    def told(self) -> Sequence[FrozenTrial]:
+        """Trials that were told, killed ones left out, in the order in which they were taken in."""
+        return self._told
+
+    @property
+    def running(self) -> Sequence[FrozenTrial]:
+        """Trials that some process is training, as of the last time that trials were read."""
+        return self._running
 
     @property
     def ranked(self) -> Sequence[FrozenTrial]:
@@ -117,8 +131,12 @@ class Ledger:
         return self._front
 
     def times_tried(self, fingerprint: str) -> int:
-        """How many told trials, killed ones and those that went on with another left out, trained this strategy."""
-        return self._tried[fingerprint]
+        """How many trials trained this strategy or are training it.
+
+        Killed ones and those that go on with another are left out.
+        """
+        running = [t for t in self._running if CONTINUES not in t.user_attrs]
+        return self._tried[fingerprint] + sum(t.user_attrs.get(FINGERPRINT) == fingerprint for t in running)
 
     def kept(self, count: int) -> list[FrozenTrial]:
         """The trials whose checkpoints are kept: the ``count`` best by the metric, and the whole Pareto front."""

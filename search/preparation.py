@@ -1,5 +1,6 @@
 """A study made ready: configuration, data, models, teacher and stores checked and opened, the cheapest first."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from optuna.study import StudyDirection
 from search.centring import centred, suggested_lr
 from search.config import StudyConfig
 from search.identity import check_identity, check_space, identity
+from search.locks import lock_of, taking_turns
 from search.recovery import open_storage
 from search.samplers import make_pruner
 from search.teacher import load_teacher
-from search.terminal import Terminal
 from search.tracking import Tracker, absolute_sqlite, fetch_uri, git_commit, without_password
-from search.trial import Bench, model_tags
+from search.trial import Bench, Watcher, model_tags
 from strategies import (
     ConfigError,
     Entry,
@@ -46,8 +47,15 @@ from trainers import (
 PARENT_RUN, SUGGESTED_LR = "mlflow_parent_run", "suggested_lr"
 
 
-def prepare(config: StudyConfig, terminal: Terminal) -> Bench:
-    """Check and open everything that trials share, the cheapest first."""
+def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Bench:
+    """Check and open everything that trials share, the cheapest first.
+
+    Args:
+        config: The study's.
+        terminal: Is told what was opened.
+        joins: A process that has prepared the study started this one, to work on it too.
+    """
+    _hush_libraries()
     space = config.space()
     for name in config.model.names:
         check_model_name(name)
@@ -68,21 +76,26 @@ def prepare(config: StudyConfig, terminal: Terminal) -> Bench:
     _refuse_useless(space, list(left_out.values()))
 
     # A study that is refused above or here leaves nothing behind in the stores.
-    tracker = Tracker(config.tracking.uri, config.tracking.artifacts, config.name)
-    study = _open_study(config)
-    check_identity(study, identity(config, data, list(sources.values())))
-    check_space(study, space)
-    first = sources[config.model.names[0]]
-    run_tags = {
-        "unfreeze.study": config.name,
-        "unfreeze.data_fingerprint": data.fingerprint,
-        "unfreeze.device": device.description,
-        "mlflow.source.git.commit": git_commit(),
-    }
-    parent_tags = {"unfreeze.kind": "study", **run_tags, **model_tags(list(sources.values()))}
-    parent = tracker.open_parent(study.user_attrs.get(PARENT_RUN), config.name, parent_tags)
-    study.set_user_attr(PARENT_RUN, parent)
-    tracker.log_json(parent, "study.json", _to_show(config))
+    # Two processes that make the tables of a store at once would get in each other's way, and make two parent runs.
+    with taking_turns(config, "begin", terminal.say):
+        tracker = Tracker(config.tracking.uri, config.tracking.artifacts, config.name)
+        study = _open_study(config)
+        check_identity(study, identity(config, data, list(sources.values())))
+        check_space(study, space)
+        first = sources[config.model.names[0]]
+        run_tags = {
+            "unfreeze.study": config.name,
+            "unfreeze.data_fingerprint": data.fingerprint,
+            "unfreeze.device": device.description,
+            "mlflow.source.git.commit": git_commit(),
+        }
+        if joins:
+            parent = str(study.user_attrs[PARENT_RUN])
+        else:
+            parent_tags = {"unfreeze.kind": "study", **run_tags, **model_tags(list(sources.values()))}
+            parent = tracker.open_parent(study.user_attrs.get(PARENT_RUN), config.name, parent_tags)
+            study.set_user_attr(PARENT_RUN, parent)
+            tracker.log_json(parent, "study.json", _to_show(config))
     terminal.say(f"Study   {config.name}: {len(study.get_trials(deepcopy=False))} trials so far, {device.description}")
     terminal.say(f"Data    {data.summary()}")
     for source in sources.values():
@@ -99,7 +112,19 @@ def prepare(config: StudyConfig, terminal: Terminal) -> Bench:
         space = _centred(space, study, make_trainer, terminal)
     spaces = {name: without(space, fields) for name, fields in left_out.items()}
     reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
-    return Bench(config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, teacher, reuse)
+    lock = lock_of(config, "claim")
+    return Bench(
+        config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, teacher, reuse, lock
+    )
+
+
+def _hush_libraries() -> None:
+    """Keep back what libraries say about things that are done here on purpose."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    # We beat ourselves, in search.recovery.
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
+    warnings.filterwarnings("ignore", message="Some regimes for parameter")
 
 
 def _make_reuse(config: StudyConfig, num_blocks: int) -> Reuse | None:
@@ -121,7 +146,7 @@ def _refuse_useless(space: Space, left_out: Sequence[Mapping[str, str]]) -> None
 
 
 def _centred(
-    space: Space, study: Study, make_trainer: Callable[[Strategy], Trainer], terminal: Terminal
+    space: Space, study: Study, make_trainer: Callable[[Strategy], Trainer], terminal: Watcher
 ) -> dict[str, Entry]:
     """The space with its rates where a range test says; the test is made once a study."""
     if SUGGESTED_LR not in study.user_attrs:
@@ -137,7 +162,7 @@ def _centred(
     return found
 
 
-def _open_sources(config: StudyConfig, data: ImageData, terminal: Terminal) -> dict[str, ModelSource]:
+def _open_sources(config: StudyConfig, data: ImageData, terminal: Watcher) -> dict[str, ModelSource]:
     """Find the weights of each model; all at once, since what was found tells whether trials are comparable."""
     sources = {}
     for name in config.model.names:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,20 +14,16 @@ from search.ledger import Ledger
 from search.outcome import MODEL
 from search.pausing import RUNGS
 from search.recovery import Heartbeat
-from search.samplers import make_sampler
 from search.trial import (
     Asked,
     Bench,
     PrunedError,
     Record,
     Sampled,
-    ask,
     attempt,
     count_trained,
-    fingerprint_of,
     kill_asked,
     log_plan,
-    open_trial,
     tell,
     train,
 )
@@ -66,8 +62,8 @@ def _is_probe(bench: Bench, trial: FrozenTrial) -> bool:
     return depth in (0, Fixed(0)) and has_linear_head(bench.sources[name])
 
 
-def run_probes(bench: Bench, ledger: Ledger, count: int) -> list[FrozenTrial]:
-    """Ask for trials that are linear probes, train together those that can be, the others in turn, and tell them all.
+def run_probes(bench: Bench, ledger: Ledger, opened: Mapping[Asked, Sampled | Exception]) -> list[FrozenTrial]:
+    """Train trials that are linear probes, together those that can be, the others in turn, and tell them all.
 
     Each scores as it would alone, to rounding. When interrupted, all that are not told are told as killed and queued
     again.
@@ -75,21 +71,19 @@ def run_probes(bench: Bench, ledger: Ledger, count: int) -> list[FrozenTrial]:
     Args:
         bench: What the study's trials share.
         ledger: The study's, which takes the trials in when they were told.
-        count: How many.
+        opened: What each is to train, or why that cannot be sampled.
 
     Returns:
         The trials in the order in which they were told, those trained together from best to worst: so no checkpoint is
         written that another of them would push out.
     """
     told: list[FrozenTrial] = []
-    untold: list[Asked] = []
+    untold = list(opened)
     with ExitStack() as beating:
         try:
-            for place in range(count):
-                bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, ledger.asked + place)
-                untold.append(ask(bench))
-                beating.enter_context(Heartbeat(untold[-1].trial))
-            for asked, trained in _trained(bench, _open_all(bench, ledger, untold)):
+            for asked in opened:
+                beating.enter_context(Heartbeat(asked.trial))
+            for asked, trained in _trained(bench, opened):
                 ending = attempt(bench, ledger, asked, trained)
                 untold.remove(asked)
                 told.append(tell(bench, ledger, asked, ending, [other.trial.number for other in untold]))
@@ -100,26 +94,12 @@ def run_probes(bench: Bench, ledger: Ledger, count: int) -> list[FrozenTrial]:
     return told
 
 
-def _open_all(bench: Bench, ledger: Ledger, everyone: Sequence[Asked]) -> dict[Asked, Sampled | Exception]:
-    """What each trial is to train, or why it cannot be sampled."""
-    opened: dict[Asked, Sampled | Exception] = {}
-    alike: Counter[str] = Counter()
-    for asked in everyone:
-        try:
-            sampled = open_trial(bench, ledger, asked, alike)
-            alike[fingerprint_of(bench, sampled.source, sampled.strategy)] += 1
-            opened[asked] = sampled
-        except Exception as error:  # whatever it is, it is this trial's reason
-            opened[asked] = error
-    return opened
-
-
 def _trained(bench: Bench, opened: Mapping[Asked, Sampled | Exception]) -> Iterator[tuple[Asked, Callable[[], Record]]]:
     """Each trial with what gives its record, or raises how it ended."""
     groups: dict[tuple[str, int], dict[Asked, Sampled]] = defaultdict(dict)
     for asked, sampled in opened.items():
         if isinstance(sampled, Exception):
-            yield asked, partial(_raise, sampled)
+            yield asked, partial(train, bench, asked, sampled)
         else:
             groups[sampled.source.name, sampled.seed][asked] = sampled
     alone = {asked: sampled for group in groups.values() for asked, sampled in group.items()}

@@ -31,9 +31,9 @@ def owner() -> str:
 
 def _is_gone(owner_text: str) -> bool:
     """Whether the owner ran on this host and has ended; of other hosts nothing is known."""
-    found = json.loads(owner_text)
-    if found["host"] != socket.gethostname():
+    if not _is_here(owner_text):
         return False
+    found = json.loads(owner_text)
     try:
         process = psutil.Process(found["pid"])
         # A recycled process number has another start time; a zombie has ended, its parent only did not ask yet.
@@ -41,6 +41,22 @@ def _is_gone(owner_text: str) -> bool:
         return bool(recycled or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def trains_beside(trial: FrozenTrial) -> bool:
+    """Whether a running trial belongs to another process of this host, which lives."""
+    found = trial.user_attrs.get(OWNER)
+    return found is not None and _is_here(found) and not is_mine(trial) and not _is_gone(found)
+
+
+def is_mine(trial: FrozenTrial) -> bool:
+    """Whether it was this process that asked for a trial."""
+    found = trial.user_attrs.get(OWNER)
+    return found is not None and _is_here(found) and bool(json.loads(found)["pid"] == os.getpid())
+
+
+def _is_here(owner_text: str) -> bool:
+    return bool(json.loads(owner_text)["host"] == socket.gethostname())
 
 
 def _is_orphan(trial: FrozenTrial) -> bool:

@@ -12,6 +12,9 @@ from sqlalchemy.engine import Engine, make_url
 # The write-ahead log is indexed in memory that processes share, which those of several hosts cannot.
 _SHARED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "beegfs")
 
+# Writers take turns; SQLAlchemy's five seconds are few where many processes write to a busy disk.
+_WAIT_MILLISECONDS = 60_000
+
 _paths: set[str] = set()
 
 
@@ -50,6 +53,7 @@ def _set_up(connection: Any, record: Any) -> None:
     (_, _, file), *_ = connection.execute("PRAGMA database_list").fetchall()
     if not file or str(Path(file).resolve()) not in _paths:
         return
+    connection.execute(f"PRAGMA busy_timeout={_WAIT_MILLISECONDS}")
     # A database that another process is writing to in the old way is left in it, until the next connection.
     with suppress(sqlite3.OperationalError):
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()

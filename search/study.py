@@ -1,6 +1,7 @@
 """A study from its configuration to its answer: open or resume, run trials until the budget ends, crown the winner."""
 
 import logging
+import math
 import shlex
 import time
 import warnings
@@ -14,22 +15,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import StudyConfig
-from search.improvement import is_exhausted
+from search.crew import run_crew
 from search.ledger import Ledger
-from search.outcome import CHECKPOINT, MODEL, PRESET, REASON, RUN_ID, outcome_of, score_of
-from search.pausing import drop_paused, promote
+from search.locks import taking_turns
+from search.outcome import MODEL, PRESET, RUN_ID, score_of
 from search.preparation import prepare
 from search.preset_order import each_from_the_last, frozen_in_front
-from search.probing import probes_waiting, run_probes
 from search.ranking import pareto_front, ranked
-from search.recovery import recover
-from search.samplers import make_sampler
-from search.stopping import stop_if_asked, stopped_by_signals
+from search.settling import recover_trials, settle
+from search.stopping import stopped_by_signals
 from search.sweep import SWEEP, seeded_presets, sweep_probes
 from search.terminal import Terminal
 from search.tracking import without_password
-from search.trial import Bench, run_trial
+from search.trial import Bench
 from search.winner import crown
+from search.working import work
 from strategies import (
     Fixed,
     Strategy,
@@ -55,49 +55,24 @@ def run_study(config: StudyConfig) -> None:
         NoTrialFinishedError: Every trial failed.
         KeyboardInterrupt: After the running trial was queued again.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    # We beat ourselves, in search.recovery.
-    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
-    warnings.filterwarnings("ignore", message="Some regimes for parameter")
     with stopped_by_signals(), Terminal(config.metric, costs=config.costs) as terminal:
         bench = prepare(config, terminal)
         try:
-            # Recovered trials are told before runs are compared with them.
-            for trial in recover(bench.study, config.retries):
-                again = "is tried again" if outcome_of(trial) == "killed" else "has failed for good"
-                terminal.say(f"trial {trial.number} had been killed; it {again}")
-            _settle(bench)
-            sweep_probes(bench)
-            _queue_presets(bench)
+            with taking_turns(config, "begin", terminal.say):
+                recover_trials(bench)
+                settle(bench)
+                sweep_probes(bench)
+                _queue_presets(bench)
             _run_trials(bench, terminal)
-            _finish(bench, terminal)
+            # Lest two processes that end at once crown two winners.
+            with taking_turns(config, "finish", terminal.say):
+                _finish(bench, terminal)
         except Exception:
             bench.tracker.try_to_finish(bench.parent_run, "failed")
             raise
         except (KeyboardInterrupt, SystemExit):
             bench.tracker.try_to_finish(bench.parent_run, "killed")
             raise
-
-
-def _settle(bench: Bench) -> None:
-    """End every MLflow run that still shows as running though its trial is over, and drop checkpoints left behind."""
-    trials = {str(t.number): t for t in bench.study.get_trials(deepcopy=False)}
-    for run_id, number in bench.tracker.running().items():
-        trial = trials.get(number)
-        if run_id == bench.parent_run or (trial is not None and trial.state == TrialState.RUNNING):
-            continue
-        is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
-        outcome = outcome_of(trial) if trial is not None and is_its_run else None
-        if outcome != "complete":
-            bench.tracker.delete_checkpoint(run_id)
-        reason = trial.user_attrs.get(REASON, "") if trial is not None and outcome == "failed" else ""
-        bench.tracker.finish(run_id, outcome or "killed", reason)
-    ledger = Ledger(bench.study)
-    still_kept = {trial.number for trial in ledger.kept(bench.config.checkpoints.keep)}
-    for beaten in ledger.ranked:
-        if beaten.number not in still_kept and beaten.user_attrs.get(CHECKPOINT):
-            bench.tracker.delete_checkpoint(beaten.user_attrs[RUN_ID])
 
 
 def _queue_presets(bench: Bench) -> None:
@@ -127,24 +102,13 @@ def _queue_presets(bench: Bench) -> None:
 
 def _run_trials(bench: Bench, terminal: Terminal) -> None:
     budget = bench.config.budget
-    deadline = time.monotonic() + budget.hours * 3600 if budget.hours is not None else None
+    deadline = time.monotonic() + budget.hours * 3600 if budget.hours is not None else math.inf
     ledger = Ledger(bench.study)
     terminal.study_started(ledger.counted, budget.trials)
-    is_over = False
-    while deadline is None or time.monotonic() < deadline:
-        stop_if_asked()
-        is_spent = not promote(bench, ledger) and budget.trials is not None and ledger.counted >= budget.trials
-        if is_over := is_spent or is_exhausted(bench, ledger):
-            break
-        probes = probes_waiting(bench, None if budget.trials is None else budget.trials - ledger.counted)
-        if probes > 1:
-            run_probes(bench, ledger, probes)
-            continue
-        # A killed trial and its next attempt are one, lest a study that was interrupted draws other strategies.
-        bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, ledger.asked)
-        run_trial(bench, ledger)
-        drop_paused(bench, ledger)
-    drop_paused(bench, ledger, is_over)
+    if bench.config.executor.trials_per_device == 1:
+        work(bench, ledger, lambda: time.monotonic() < deadline, terminal.say)
+    else:
+        run_crew(bench, terminal, ledger, deadline)
 
 
 def _finish(bench: Bench, terminal: Terminal) -> None:

@@ -43,7 +43,9 @@ class Terminal:
         self._costs = costs
         # By trial: linear probes are trained together.
         self._labels: dict[int, str] = {}
-        self._newest = ""
+        # By the process that trains; this one is 0.
+        self._newest: dict[int, str] = {}
+        self._trial_bars: dict[int, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -56,7 +58,6 @@ class Terminal:
         )
         self._downloads: set[str] = set()
         self._study_bar: TaskID | None = None
-        self._trial_bar: TaskID | None = None
 
     def __enter__(self) -> "Terminal":
         self._progress.start()
@@ -89,21 +90,27 @@ class Terminal:
         if self._study_bar is not None:
             self._progress.remove_task(self._study_bar)
         self._study_bar = self._progress.add_task("trials", total=total, completed=done, note="")
-        self._trial_bar = self._progress.add_task("", total=1, note="", visible=False)
 
-    def trial_started(self, number: int, strategy: Strategy, label: str) -> None:
-        """Begin the bar of epochs."""
-        self._labels[number] = self._newest = label
-        if self._trial_bar is not None:
+    def trial_started(self, number: int, strategy: Strategy, label: str, worker: int = 0) -> None:
+        """Begin the bar of epochs of a worker's trial."""
+        self._labels[number] = self._newest[worker] = label
+        if self._study_bar is not None:
+            if worker not in self._trial_bars:
+                self._trial_bars[worker] = self._progress.add_task("", total=1, note="")
             self._progress.reset(
-                self._trial_bar, total=strategy.epochs, description=f"trial {number}", visible=True, note=label
+                self._trial_bars[worker], total=strategy.epochs, description=f"trial {number}", note=label
             )
 
-    def epoch_ended(self, result: EpochResult, score: float) -> None:
-        """Advance the bar of epochs."""
-        if self._trial_bar is not None:
-            note = f"{self._newest}  {self._metric} {score:.4f}"
-            self._progress.update(self._trial_bar, completed=result.epoch, note=note)
+    def epoch_ended(self, result: EpochResult, score: float, worker: int = 0) -> None:
+        """Advance the bar of epochs of a worker's trial."""
+        if worker in self._trial_bars:
+            note = f"{self._newest[worker]}  {self._metric} {score:.4f}"
+            self._progress.update(self._trial_bars[worker], completed=result.epoch, note=note)
+
+    def worker_ended(self, worker: int) -> None:
+        """Remove the bar of a worker that trains no more."""
+        if worker in self._trial_bars:
+            self._progress.remove_task(self._trial_bars.pop(worker))
 
     def trial_ended(self, trial: FrozenTrial, best: float | None) -> None:
         """Print the trial's line and advance the bar of trials."""

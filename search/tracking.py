@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -277,7 +277,9 @@ class Tracker:
                 raise
             return
         if any(entry.path == CHECKPOINT_FILE for entry in repository.list_artifacts()):
-            repository.delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
+            # Another process may be faster.
+            with suppress(FileNotFoundError):
+                repository.delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
 
     def fetch_checkpoint(self, run_id: str, folder: Path) -> Path:
         """Copy a run's checkpoint into ``folder``.

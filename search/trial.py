@@ -3,12 +3,14 @@
 import hashlib
 import math
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from filelock import FileLock
 from optuna import Study
 from optuna.trial import FrozenTrial, Trial
 from torch import Tensor, nn
@@ -49,6 +51,9 @@ class Watcher(Protocol):
     def reading(self, what: str, done: int, total: int) -> None:
         """How far something has come that all trials wait for."""
 
+    def downloading(self, what: str, done: int, total: int) -> None:
+        """How far a download has come, in bytes."""
+
     def trial_started(self, number: int, strategy: Strategy, label: str) -> None:
         """A trial was sampled and begins to train."""
 
@@ -61,7 +66,10 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all trials of a study share; ``spaces`` and ``sources`` by the model's name."""
+    """What all trials of a study share; ``spaces`` and ``sources`` by the model's name.
+
+    Who asks for trials, or queues them again, holds ``lock``: others on this host do so too.
+    """
 
     config: StudyConfig
     spaces: Mapping[str, Space]
@@ -75,6 +83,7 @@ class Bench:
     watcher: Watcher
     teacher: Teacher | None
     reuse: Reuse | None
+    lock: FileLock
 
     @property
     def lower_is_better(self) -> bool:
@@ -240,8 +249,8 @@ class Record:
         return [self.best.score, *(self._costs[cost] for cost in self._bench.config.costs)]
 
 
-def run_trial(bench: Bench, ledger: Ledger) -> FrozenTrial:
-    """Ask for one strategy, train it and tell the result.
+def run_trial(bench: Bench, ledger: Ledger, asked: Asked, sampled: Sampled | Exception) -> FrozenTrial:
+    """Train one strategy and tell the result.
 
     A trial that goes wrong is told as failed with its reason. One that is interrupted (Ctrl-C, SIGTERM) is told as
     killed and queued again before the interrupt is passed on.
@@ -249,14 +258,15 @@ def run_trial(bench: Bench, ledger: Ledger) -> FrozenTrial:
     Args:
         bench: What the study's trials share.
         ledger: The study's, which takes the trial in when it was told.
+        asked: The trial.
+        sampled: What it is to train, or why that cannot be sampled.
 
     Raises:
         WriteError: MLflow cannot even be told that the trial failed. It is not told then, so that it is tried again.
     """
-    asked = ask(bench)
     with Heartbeat(asked.trial):
         try:
-            ending = attempt(bench, ledger, asked, lambda: train(bench, asked, open_trial(bench, ledger, asked)))
+            ending = attempt(bench, ledger, asked, lambda: train(bench, asked, sampled))
         except (KeyboardInterrupt, SystemExit):
             kill_asked(bench, asked)
             raise
@@ -278,7 +288,9 @@ def kill_asked(bench: Bench, asked: Asked) -> None:
     """Tell a trial as killed and queue it again, since its user or scheduler stopped it."""
     # First, since attributes that still wait to be written could not be once it is told.
     bench.tracker.try_to_finish(asked.run, "killed")
-    interrupt(bench.study, next(t for t in bench.study.get_trials(deepcopy=False) if t.number == asked.trial.number))
+    with bench.lock:
+        trials = bench.study.get_trials(deepcopy=False)
+        interrupt(bench.study, next(trial for trial in trials if trial.number == asked.trial.number))
 
 
 def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Record]) -> Ending:
@@ -306,14 +318,14 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
         return Ending("failed", reason=_reason(error))
 
 
-def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, int] | None = None) -> Sampled:
+def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, int]) -> Sampled:
     """Sample a trial's strategy and log it.
 
     Args:
         bench: What the study's trials share.
         ledger: The study's.
         asked: The trial.
-        alike: By fingerprint, how many trials that are not told yet train the same.
+        alike: By fingerprint, how many trials that this process has asked for too are to train the same.
     """
     trial = asked.trial
     source = _choose_model(bench, trial)
@@ -323,7 +335,9 @@ def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, i
     # One seed for all strategies, so that they are compared on the same draw; the same strategy again gets the next.
     seed = seed_before(bench.study, trial.user_attrs)
     if seed is None:
-        seed = bench.config.seed + ledger.times_tried(fingerprint) + (alike or {}).get(fingerprint, 0)
+        seed = bench.config.seed + ledger.times_tried(fingerprint) + alike.get(fingerprint, 0)
+    # At once: who asks next counts it.
+    _note(trial, {FINGERPRINT: fingerprint})
     short = short_epochs(bench, canonical.epochs)
     label = describe(canonical, source.name if bench.chooses_model else "")
     bench.watcher.trial_started(trial.number, strategy, label)
@@ -340,13 +354,15 @@ def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, i
             "unfreeze.preset": attrs.get(PRESET, ""),
         },
     )
-    facts = {FINGERPRINT: fingerprint, STRATEGY: strategy.to_dict(), DEPTH: canonical.depth, SEED: seed}
+    facts = {STRATEGY: strategy.to_dict(), DEPTH: canonical.depth, SEED: seed}
     bench.tracker.writer.put(lambda: _note(trial, facts))
     return Sampled(source, strategy, seed, fingerprint)
 
 
-def train(bench: Bench, asked: Asked, sampled: Sampled) -> Record:
-    """Train a trial by itself to its end, or until it is pruned."""
+def train(bench: Bench, asked: Asked, sampled: Sampled | Exception) -> Record:
+    """Train a trial by itself to its end, or until it is pruned; raise why if it could not be sampled."""
+    if isinstance(sampled, Exception):
+        raise sampled
     trainer = Trainer(
         sampled.source,
         bench.data,
@@ -442,12 +458,29 @@ def tell(bench: Bench, ledger: Ledger, asked: Asked, ending: Ending, alongside: 
 
 
 def _drop_beaten(bench: Bench, ledger: Ledger, told: FrozenTrial, alongside: Collection[int]) -> None:
-    """Remove the checkpoints that the trial just told, and those that others told meanwhile, have beaten."""
+    """Take a trial in that was just told, and remove the checkpoints that it, and what others told, have beaten."""
+    with _dropping_beaten(bench, ledger):
+        ledger.take(told, alongside)
+
+
+def refresh(bench: Bench, ledger: Ledger) -> None:
+    """Take in what other processes did, and remove the checkpoints that were beaten."""
+    with _dropping_beaten(bench, ledger):
+        ledger.refresh()
+
+
+@contextmanager
+def _dropping_beaten(bench: Bench, ledger: Ledger) -> Iterator[None]:
+    """Remove the checkpoints that are beaten by what the ledger takes in while the ``with`` block runs.
+
+    Of several processes whichever is the first to know that a checkpoint is beaten removes it, at the latest when it
+    asks for its next trial.
+    """
     keep = bench.config.checkpoints.keep
-    kept_before = ledger.kept(keep)
-    ledger.take(told, alongside)
+    kept_before, told_before = ledger.kept(keep), len(ledger.told)
+    yield
     still_kept = {trial.number for trial in ledger.kept(keep)}
-    for trial in (*kept_before, told):
+    for trial in (*kept_before, *ledger.told[told_before:]):
         if trial.number not in still_kept and CHECKPOINT in trial.user_attrs:
             bench.tracker.delete_checkpoint(trial.user_attrs[RUN_ID])
 

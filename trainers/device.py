@@ -1,12 +1,18 @@
 """Which device and number format a trial computes in."""
 
+import resource
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from strategies import ConfigError
+
+# What CUDA and its libraries take of a GPU for each process, beside tensors; generous, since torch cannot tell.
+_CONTEXT_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,21 @@ class Device:
         """What rounds alike, such as ``"NVIDIA H200, bf16"`` or ``"cpu, fp32"``, whatever the number of threads."""
         name = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else self.torch.type
         return f"{name}, {'bf16' if self.bf16 else 'fp32'}"
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that is free for training: the GPU's, else the machine's."""
+        if self.torch.type == "cuda":
+            return torch.cuda.mem_get_info(self.torch)[0]
+        return int(psutil.virtual_memory().available)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that this process has held so far; on a GPU what torch holds there, and the context."""
+        if self.torch.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.torch) + _CONTEXT_BYTES
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which forward passes run."""

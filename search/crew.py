@@ -1,0 +1,299 @@
+"""Several processes that train trials of one study on one device, and the command that looks after them."""
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from search.ledger import Ledger
+from search.outcome import CONTINUES, REASON, RETRY_OF
+from search.packing import Decision, Limits, Packer
+from search.settling import recover_trials, settle
+from search.terminal import Terminal
+from search.trial import Bench
+from search.worker import Orders
+from strategies import Strategy, TrialError, UnfreezeError
+from trainers import EpochResult
+
+#: Tag of the study's run: how many trials are trained at once, and why where that was measured.
+TAG = "unfreeze.trials_per_device"
+# Workers that end one after another before any of them has told a trial; what ends them is no trial then.
+_MOST_DEATHS = 3
+# What a worker has to queue its trial again and to write that down, after it was asked to stop.
+_STOP_SECONDS = 120.0
+OUT_OF_MEMORY = "out of memory"
+
+logger = logging.getLogger(__name__)
+
+
+class CrewError(TrialError):
+    """Workers end whatever they train."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """A trial that a worker trains."""
+
+    began: float
+    epochs: float = 0.0
+    # Such as one that began while another worker was not there yet: it says nothing about the number of workers.
+    counts: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """A process, the trials that it trains (of linear probes several), and what is known of its end."""
+
+    place: int
+    process: "subprocess.Popen[str]"
+    running: dict[int, _Running] = field(default_factory=dict)
+    has_begun: bool = False
+    leaves: bool = False
+    is_done: bool = False
+
+    @property
+    def pipe(self) -> IO[str]:
+        assert self.process.stdin is not None, "it was started with one"
+        return self.process.stdin
+
+    def tell(self, words: str) -> None:
+        """Send a line; one that has ended is dealt with where its output ends."""
+        try:
+            print(words, file=self.pipe, flush=True)
+        except BrokenPipeError:
+            logger.info("worker %d has ended before it could be told", self.place)
+
+
+def run_crew(bench: Bench, terminal: Terminal, ledger: Ledger, deadline: float) -> None:
+    """Have worker processes train trials until the budget ends.
+
+    A worker that dies is replaced, and its trial queued again.
+
+    Args:
+        bench: What the study's trials share; this process trains none of them.
+        terminal: Shows what workers do.
+        ledger: The study's.
+        deadline: On :func:`time.monotonic`, when workers begin no more trials.
+
+    Raises:
+        UnfreezeError: A worker was refused.
+        CrewError: Workers keep dying, whatever they train.
+    """
+    crew = _Crew(bench, terminal, ledger, deadline)
+    try:
+        crew.run()
+    finally:
+        crew.stop()
+
+
+class _Crew:
+    """Workers and what they say; see :func:`run_crew`."""
+
+    def __init__(self, bench: Bench, terminal: Terminal, ledger: Ledger, deadline: float) -> None:
+        self._bench, self._terminal, self._ledger, self._deadline = bench, terminal, ledger, deadline
+        self._threads = bench.config.threads or torch.get_num_threads()
+        self._workers: list[_Worker] = []
+        self._said: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
+        self._deaths = 0
+        self._texts: set[str] = set()
+        asked = bench.config.executor.trials_per_device
+        self._packer = None
+        if asked == "auto":
+            self._packer = Packer(Limits(bench.device.free_bytes, _cores()))
+        self._wanted = 1 if asked == "auto" else asked
+
+    def run(self) -> None:
+        """Start workers and follow what they say until the last has ended."""
+        most = self._bench.config.budget.trials
+        if time.monotonic() >= self._deadline or (most is not None and self._ledger.counted >= most):
+            return
+        # Where others train the last of the budget, one is there in case that they end before their time.
+        first = max(1, min(self._wanted, self._room()))
+        if self._packer is None:
+            self._note(f"{first}", f"{first} processes train at once, {self._share(first)} CPU threads each")
+        else:
+            self._note("1, measured", "as many processes train at once as measuring says, one to begin with")
+        for _ in range(first):
+            self._start(first)
+        while self._workers:
+            worker, line = self._said.get()
+            if line:
+                self._follow(worker, **json.loads(line))
+            else:
+                self._ended(worker)
+
+    def stop(self) -> None:
+        """Ask workers that are there to stop, which queues their trials again, and wait for them."""
+        for worker in self._workers:
+            worker.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + _STOP_SECONDS
+        lost = False
+        for worker in self._workers:
+            try:
+                code = worker.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                code = worker.process.wait()
+            lost = lost or code not in (0, 128 + signal.SIGTERM)
+        self._workers.clear()
+        if lost:
+            recover_trials(self._bench)
+            settle(self._bench)
+
+    def _room(self) -> int:
+        """How many trials may begin; more than there are workers where the budget has no number."""
+        most = self._bench.config.budget.trials
+        if time.monotonic() >= self._deadline:
+            return 0
+        if most is None:
+            return sys.maxsize
+        self._ledger.refresh()
+        return most - self._ledger.counted - len(self._ledger.running)
+
+    def _share(self, workers: int) -> int:
+        return max(1, self._threads // workers)
+
+    def _start(self, beside: int) -> None:
+        """Start a worker, which is to be one of so many."""
+        left = self._deadline - time.monotonic()
+        orders = Orders(
+            config=self._bench.config.model_copy(update={"threads": self._share(beside)}),
+            seconds=left if left < float("inf") else None,
+            log_level=logging.getLogger("search").level,
+        )
+        here = str(Path(__file__).resolve().parent.parent)
+        paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "search.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self._share(beside))},
+            # Ctrl-C in a terminal reaches all that it started; a worker is to hear of it from here alone.
+            start_new_session=True,
+        )
+        taken = {worker.place for worker in self._workers}
+        worker = _Worker(min(set(range(len(taken) + 1)) - taken), process)
+        self._workers.append(worker)
+        threading.Thread(target=self._listen, args=(worker,), name=f"worker-{worker.place}", daemon=True).start()
+        worker.tell(orders.model_dump_json())
+
+    def _listen(self, worker: _Worker) -> None:
+        """Pass on what a worker says, and an empty line when it has ended."""
+        for line in cast(IO[str], worker.process.stdout):
+            self._said.put((worker, line))
+        self._said.put((worker, ""))
+
+    def _follow(self, worker: _Worker, event: str, **facts: Any) -> None:
+        match event:
+            case "started":
+                self._trial_started(worker, **facts)
+            case "epoch":
+                result = EpochResult(facts["step"], {}, facts["seconds"], facts["parts"])
+                self._terminal.epoch_ended(result, facts["score"], worker.place)
+                for running in worker.running.values():
+                    running.epochs = result.epoch
+            case "said":
+                # Such as that the search ends, at which all workers arrive.
+                if facts["text"] not in self._texts:
+                    self._texts.add(facts["text"])
+                    self._terminal.say(facts["text"])
+            case "ended":
+                self._trial_ended(worker, **facts)
+            case "done":
+                worker.is_done = True
+            case "refused":
+                raise (UnfreezeError if facts["is_input"] else TrialError)(facts["message"])
+
+    def _trial_started(self, worker: _Worker, number: int, strategy: dict[str, Any], label: str) -> None:
+        self._terminal.trial_started(number, Strategy.from_dict(strategy), label, worker.place)
+        worker.has_begun = True
+        # Linear probes that are trained together would pass for many fast trials.
+        is_alone = not worker.running
+        for other in worker.running.values():
+            other.counts = False
+        is_whole = len(self._workers) == self._wanted and all(one.has_begun for one in self._workers)
+        worker.running[number] = _Running(time.monotonic(), counts=is_alone and is_whole)
+
+    def _trial_ended(self, worker: _Worker, number: int, best: float | None, peak_bytes: int) -> None:
+        self._deaths = 0
+        trial = self._bench.study.get_trials(deepcopy=False)[number]
+        self._terminal.trial_ended(trial, best)
+        running = worker.running.pop(number)
+        if self._packer is None:
+            return
+        decision = None
+        if trial.user_attrs.get(REASON, "").startswith(OUT_OF_MEMORY):
+            decision = self._packer.ran_out()
+        elif running.counts and not trial.user_attrs.keys() & {CONTINUES, RETRY_OF}:
+            # One that goes on from another has not trained all of its epochs itself.
+            images = round(running.epochs * len(self._bench.data.train))
+            decision = self._packer.trial_ended(images, time.monotonic() - running.began, peak_bytes)
+        if decision is not None:
+            self._repack(decision)
+
+    def _repack(self, decision: Decision) -> None:
+        """Go over to another number of workers."""
+        self._wanted = decision.workers
+        for running in (running for worker in self._workers for running in worker.running.values()):
+            running.counts = False
+        word = "trains" if decision.workers == 1 else "train"
+        ending = "" if decision.is_final else ", to measure"
+        self._note(
+            f"{decision.workers}{ending}: {decision.reason}",
+            f"{decision.workers} {word} at once{ending}: {decision.reason}",
+        )
+        staying = [worker for worker in self._workers if not worker.leaves]
+        for worker in staying[decision.workers :]:
+            worker.leaves = True
+            worker.tell("leave")
+        for worker in staying[: decision.workers]:
+            worker.tell(f"threads {self._share(decision.workers)}")
+        for _ in range(decision.workers - len(staying)):
+            if self._room() > 0:
+                self._start(decision.workers)
+
+    def _ended(self, worker: _Worker) -> None:
+        """Replace a worker whose output has ended, unless it was done."""
+        code = worker.process.wait()
+        self._workers.remove(worker)
+        self._terminal.worker_ended(worker.place)
+        if worker.is_done:
+            return
+        self._deaths += 1
+        self._terminal.say(f"A worker has ended before its time ({_in_words(code)})")
+        recover_trials(self._bench)
+        settle(self._bench)
+        if self._packer is not None and code == -signal.SIGKILL and (decision := self._packer.ran_out()) is not None:
+            # As a system does that has no memory left.
+            self._repack(decision)
+        room = self._room()
+        if room > 0 and self._deaths <= _MOST_DEATHS and len(self._workers) < self._wanted:
+            self._start(self._wanted)
+        elif room > 0 and not self._workers:
+            raise CrewError(
+                f"{self._deaths} workers have ended before any of them told a trial; the last: {_in_words(code)}"
+            )
+
+    def _note(self, tag: str, line: str) -> None:
+        self._bench.tracker.log(self._bench.parent_run, tags={TAG: tag})
+        self._terminal.say(f"Workers {line}")
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_words(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,0 +1,47 @@
+"""What processes left behind that ended before their time: trials, runs and checkpoints."""
+
+from optuna.trial import TrialState
+
+from search.ledger import Ledger
+from search.outcome import CHECKPOINT, REASON, RUN_ID, outcome_of
+from search.recovery import recover
+from search.trial import Bench
+
+
+def recover_trials(bench: Bench) -> bool:
+    """Queue the trials of ended processes again, which is said.
+
+    Returns:
+        Whether there were any.
+    """
+    with bench.lock:
+        recovered = recover(bench.study, bench.config.retries)
+    for trial in recovered:
+        again = "is tried again" if outcome_of(trial) == "killed" else "has failed for good"
+        bench.watcher.say(f"trial {trial.number} had been killed; it {again}")
+    return bool(recovered)
+
+
+def settle(bench: Bench) -> None:
+    """End every MLflow run that still shows as running though its trial is over, and drop checkpoints left behind.
+
+    Trials of ended processes are to be queued again first.
+    """
+    # Runs before trials: of a run that another process begins in between nothing is known then.
+    running = bench.tracker.running()
+    trials = {str(t.number): t for t in bench.study.get_trials(deepcopy=False)}
+    for run_id, number in running.items():
+        trial = trials.get(number)
+        if run_id == bench.parent_run or (trial is not None and trial.state == TrialState.RUNNING):
+            continue
+        is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
+        outcome = outcome_of(trial) if trial is not None and is_its_run else None
+        if outcome != "complete":
+            bench.tracker.delete_checkpoint(run_id)
+        reason = trial.user_attrs.get(REASON, "") if trial is not None and outcome == "failed" else ""
+        bench.tracker.finish(run_id, outcome or "killed", reason)
+    ledger = Ledger(bench.study)
+    still_kept = {trial.number for trial in ledger.kept(bench.config.checkpoints.keep)}
+    for beaten in ledger.ranked:
+        if beaten.number not in still_kept and beaten.user_attrs.get(CHECKPOINT):
+            bench.tracker.delete_checkpoint(beaten.user_attrs[RUN_ID])
