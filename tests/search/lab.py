@@ -71,10 +71,11 @@ class Lab:
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
 
-    def start(self, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *overrides: str, makes_tables: bool = False, **environment: str) -> "subprocess.Popen[str]":
         """Run or resume the study in a process of its own."""
-        # Made here, since two processes that make the tables at once get in each other's way.
-        optuna.storages.RDBStorage(self.optuna_url)
+        if not makes_tables:
+            # Made here, since who polls the trials meanwhile would make them too.
+            optuna.storages.RDBStorage(self.optuna_url)
         # mlflow.set_tracking_uri would reach into the other process by a variable.
         inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         return subprocess.Popen(
