@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import torch
 
 from search.ledger import Ledger
-from search.outcome import CONTINUES, REASON, RETRY_OF
+from search.outcome import CONTINUES, OUT_OF_MEMORY, REASON, RETRY_OF
 from search.packing import Decision, Limits, Packer
 from search.settling import recover_trials, settle
 from search.terminal import Terminal
@@ -31,7 +31,6 @@ TAG = "unfreeze.trials_per_device"
 _MOST_DEATHS = 3
 # What a worker has to queue its trial again and to write that down, after it was asked to stop.
 _STOP_SECONDS = 120.0
-OUT_OF_MEMORY = "out of memory"
 
 logger = logging.getLogger(__name__)
 
@@ -247,12 +246,9 @@ class _Crew:
         self._wanted = decision.workers
         for running in (running for worker in self._workers for running in worker.running.values()):
             running.counts = False
-        word = "trains" if decision.workers == 1 else "train"
-        ending = "" if decision.is_final else ", to measure"
-        self._note(
-            f"{decision.workers}{ending}: {decision.reason}",
-            f"{decision.workers} {word} at once{ending}: {decision.reason}",
-        )
+        until = "" if decision.is_final else ", to measure"
+        what = f"{decision.workers} at once{until}: {decision.reason}"
+        self._note(what, what)
         staying = [worker for worker in self._workers if not worker.leaves]
         for worker in staying[decision.workers :]:
             worker.leaves = True

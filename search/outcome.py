@@ -26,6 +26,9 @@ OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, MODEL,
 # How trials follow one another: the killed one that is tried again, the paused one that goes on, where it was paused.
 RETRY_OF, CONTINUES, PAUSED = "retry_of", "continues", "paused_at_epoch"
 
+#: What the reason of a trial begins with that failed for want of memory.
+OUT_OF_MEMORY = "out of memory"
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:

@@ -24,6 +24,7 @@ from search.outcome import (
     ENDINGS,
     FINGERPRINT,
     MODEL,
+    OUT_OF_MEMORY,
     OUTCOME,
     OWNER,
     PRESET,
@@ -501,5 +502,5 @@ def describe(strategy: Strategy, model: str = "") -> str:
 def _reason(error: Exception) -> str:
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError):
-        return f"out of memory: {first}"
+        return f"{OUT_OF_MEMORY}: {first}"
     return first if isinstance(error, UnfreezeError) else f"{type(error).__name__}: {first}"

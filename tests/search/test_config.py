@@ -23,6 +23,19 @@ BAD = [
     ({"budget": {"hours": float("nan")}}, "budget.hours: nan is not a number above 0, or null"),
     ({"budget": {"hours": True}}, "budget.hours: True is not a number above 0, or null"),
     ({"budget": 5}, "budget: 5 is not a section with the keys trials, hours"),
+    (
+        {"executor": {"trials_per_device": "aut"}},
+        "executor.trials_per_device: 'aut' is neither auto nor a whole number from 1 to 64; did you mean 'auto'?",
+    ),
+    (
+        {"executor": {"trials_per_device": 65}},
+        "executor.trials_per_device: 65 is neither auto nor a whole number from 1 to 64; the nearest is 64",
+    ),
+    ({"executor": {"trials_per_device": True}}, "executor.trials_per_device: True is neither auto nor a whole number"),
+    (
+        {"executor": {"trials_per_device": 2}, "store": {"url": "sqlite://"}},
+        "executor.trials_per_device: 2 needs a store that processes can share; store.url: 'sqlite://' is in the memory",
+    ),
     ({"seed": "abc"}, "seed: 'abc' is not a whole number at least 0"),
     ({"seed": -1}, "seed: -1 is not a whole number at least 0"),
     ({"task": "clasification"}, "task: 'clasification' is not one of classification, multilabel, regression; did you"),
