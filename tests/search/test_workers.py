@@ -70,7 +70,7 @@ def test_two_workers_train_the_budget_and_no_more_and_equal_strategies_get_seeds
 @pytest.mark.slow
 def test_a_worker_killed_in_mid_trial_is_replaced_and_its_trial_tried_again(new_lab):
     lab = new_lab(**LONG)
-    process = lab.start("budget.trials=3", "strategy.epochs=300", TWO)
+    process = lab.start("budget.trials=3", "strategy.epochs=100", TWO)
     lab.wait_until(train_both, process)
     victim = owners(lab)[0]
     os.kill(victim, signal.SIGKILL)
