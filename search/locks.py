@@ -26,21 +26,23 @@ def lock_of(config: StudyConfig, turn: Turn) -> FileLock:
     It lies beside a SQLite store, and for other stores, which other hosts share without it, in ``data.cache``.
 
     Raises:
-        ConfigError: Its folder cannot be made.
+        ConfigError: Its file cannot be made.
     """
+    shown = without_password(config.store.url)
     url = make_url(config.store.url)
     if url.get_backend_name() == "sqlite" and url.database:
-        store = Path(url.database).absolute()
-        key = "store.url"
+        store, wrong = Path(url.database).absolute(), f"store.url: {shown!r} cannot be opened"
     else:
-        digest = sha256(f"{without_password(config.store.url)} {config.name}".encode()).hexdigest()[:16]
-        store = Path(config.data.cache).absolute() / f"study-{digest}"
-        key = "data.cache"
+        digest = sha256(f"{shown} {config.name}".encode()).hexdigest()[:16]
+        store, wrong = Path(config.data.cache).absolute() / digest, f"data.cache: {config.data.cache!r} cannot be used"
+    path = store.with_name(f"{store.name}.{turn}.lock")
     try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(store.with_name(f"{store.name}.{turn}.lock"), poll_interval=_POLL_SECONDS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # FileLock would wait for ever to be allowed to.
+        path.touch()
     except OSError as error:
-        raise ConfigError(f"{key}: {str(store)!r} cannot be used: {error.strerror}") from error
+        raise ConfigError(f"{wrong}: {path.name}: {error.strerror}") from error
+    return FileLock(path, poll_interval=_POLL_SECONDS)
 
 
 @contextmanager
@@ -60,5 +62,9 @@ def taking_turns(config: StudyConfig, turn: Turn, say: Callable[[str], None]) ->
         lock.acquire()
     try:
         yield
+    except ConfigError:
+        # A study that is refused leaves nothing behind; who waits for the file finds it gone, and makes it anew.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        raise
     finally:
         lock.release()
