@@ -135,8 +135,8 @@ class Ledger:
 
         Killed ones and those that go on with another are left out.
         """
-        running = [t for t in self._running if CONTINUES not in t.user_attrs]
-        return self._tried[fingerprint] + sum(t.user_attrs.get(FINGERPRINT) == fingerprint for t in running)
+        beginners = [trial.user_attrs for trial in self._running if CONTINUES not in trial.user_attrs]
+        return self._tried[fingerprint] + [attrs.get(FINGERPRINT) for attrs in beginners].count(fingerprint)
 
     def kept(self, count: int) -> list[FrozenTrial]:
         """The trials whose checkpoints are kept: the ``count`` best by the metric, and the whole Pareto front."""
