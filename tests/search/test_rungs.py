@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from search.ledger import Ledger
 from search.outcome import CONTINUES, OUTCOME, PAUSED, RETRY_OF, outcome_of
 from search.rungs import RungPruner, Rungs, forerunners
-from search.trial import run_trial
+from search.working import claim
 
 SPACE = {"depth": {"low": 0.0, "high": 1.0}, "lr": {"low": 1e-5, "high": 1e-1, "log": True}}
 SPACE |= {"epochs": 4, "batch_size": 32}
@@ -152,14 +152,14 @@ def test_a_run_whose_low_rungs_see_fewer_images_says_so(ladder, whole):
 def test_a_trial_whose_file_is_gone_stays_paused_and_one_whose_file_is_damaged_starts_anew(
     ladder, whole, harm, capsys, monkeypatch
 ):
-    def interrupted(bench, ledger):
+    def interrupted(bench, ledger, room):
         if ledger.counted == 3:
             raise KeyboardInterrupt
-        return run_trial(bench, ledger)
+        return claim(bench, ledger, room)
 
     lab = ladder()
     with monkeypatch.context() as patch:
-        patch.setattr("search.study.run_trial", interrupted)
+        patch.setattr("search.working.claim", interrupted)
         assert lab.run() == 130
     assert kept(lab) == ["1.pt"]
     (file,) = Path(lab.folder, "mlruns/cache/paused").glob("*/1.pt")
