@@ -221,7 +221,7 @@ ENDS = {
     "when it has taken up its state": ("search.trial", "Record", "restore", "after", 1),
     "two epochs on": ("search.trial", "Record", "add", "before", 12),
     "before the one that went on is told": ("optuna.study", "Study", "tell", "before", 5),
-    "before what is kept is removed": ("search.study", "", "drop_paused", "before", 5),
+    "before what is kept is removed": ("search.working", "", "drop_paused", "before", 5),
 }
 
 
