@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 # The three betas of Adan are of gradients, of their differences and of squares.
 _SQUARES_COME_THIRD = frozenset({"adan", "adanw", "cadan", "cadanw"})
 
-# Timm's names for those of torch's optimizers that have a fused step on CPUs and CUDA devices alike.
-_FUSED = frozenset({"adam", "adamw", "momentum", "nesterov", "sgd"})
+# Those of torch's optimizers that have a fused step on CPUs and CUDA devices alike. SGD's, with momentum, cannot step
+# parameters that were unfrozen later than others (torch 2.14: TypeError at the first step of both).
+_FUSED = frozenset({"adam", "adamw"})
 
 #: Share of the training over which one_cycle rises without a warm-up, and as long falls; and where it then starts.
 _ONE_CYCLE_RISE = 0.45
@@ -94,7 +95,7 @@ def build_optimizer(
     Of the last four, None leaves the optimizer's own value, and what it does not have (:func:`optimizer_parameters`) is
     ignored. Without momentum, ``nesterov`` is off: there is nothing to look ahead along, and torch refuses it.
 
-    Adam, AdamW and SGD step by torch's fused kernels, which equal its other implementations to rounding. Those for CPUs
+    Adam and AdamW step by torch's fused kernels, which equal its other implementations to rounding. Those for CPUs
     go through memory: a gradient must lie there as its parameter does, which ``backward()`` sees to.
 
     Args:

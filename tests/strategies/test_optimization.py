@@ -341,10 +341,6 @@ def trained_convolutions(fused: bool, name: str, steps: int, **settings: float) 
     [
         ("adam", {}),
         ("adamw", {"beta1": 0.8, "beta2": 0.99}),
-        ("momentum", {"momentum": 0.8}),
-        ("nesterov", {}),
-        ("sgd", {"momentum": 0.0}),
-        ("sgd", {"momentum": 0.9, "nesterov": True}),
     ],
 )
 def test_fused_steps_on_a_model_are_the_plain_ones_to_rounding(name, settings):
@@ -357,21 +353,20 @@ def test_fused_steps_on_a_model_are_the_plain_ones_to_rounding(name, settings):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(["adam", "adamw", "momentum", "nesterov", "sgd"]),
+    name=st.sampled_from(["adam", "adamw"]),
     lr=st.floats(1e-5, 0.3),
     decay=st.floats(0, 0.3),
-    momentum=st.floats(0, 0.99),
     beta2=st.floats(0.5, 0.9999),
     seed=st.integers(0, 2**16),
 )
-def test_fused_steps_are_the_plain_ones_to_rounding_for_any_setting(name, lr, decay, momentum, beta2, seed):
+def test_fused_steps_are_the_plain_ones_to_rounding_for_any_setting(name, lr, decay, beta2, seed):
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(5, 4, generator=generator)
     found = []
     for fused in (True, False):
         param = torch.nn.Parameter(start.clone())
         groups = [{"params": [param], "weight_decay": decay}]
-        optimizer = build_optimizer(groups, name, lr=lr, weight_decay=0.0, momentum=momentum, beta2=beta2)
+        optimizer = build_optimizer(groups, name, lr=lr, weight_decay=0.0, beta2=beta2)
         optimizer.param_groups[0].update(fused=fused, foreach=False)
         steps = torch.Generator().manual_seed(seed + 1)
         for _ in range(5):
