@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # The three betas of Adan are of gradients, of their differences and of squares.
 _SQUARES_COME_THIRD = frozenset({"adan", "adanw", "cadan", "cadanw"})
 
+# Timm's names for those of torch's optimizers that have a fused step on CPUs and CUDA devices alike.
+_FUSED = frozenset({"adam", "adamw", "momentum", "nesterov", "sgd"})
+
 #: Share of the training over which one_cycle rises without a warm-up, and as long falls; and where it then starts.
 _ONE_CYCLE_RISE = 0.45
 _ONE_CYCLE_START = 1 / 25
@@ -91,6 +94,9 @@ def build_optimizer(
     Of the last four, None leaves the optimizer's own value, and what it does not have (:func:`optimizer_parameters`) is
     ignored. Without momentum, ``nesterov`` is off: there is nothing to look ahead along, and torch refuses it.
 
+    Adam, AdamW and SGD step by torch's fused kernels, which equal its other implementations to rounding. Those for CPUs
+    go through memory: a gradient must lie there as its parameter does, which ``backward()`` sees to.
+
     Args:
         groups: Parameter groups; each may have its own weight decay.
         name: One of ``timm.optim.list_optimizers()``.
@@ -114,12 +120,20 @@ def build_optimizer(
     try:
         if "beta1" in given or "beta2" in given:
             given["betas"] = _betas(name, given.pop("beta1", None), given.pop("beta2", None))
+        if name in _FUSED and _can_fuse(groups):
+            given["fused"] = True
         optimizer = create_optimizer_v2(cast(Any, groups), opt=name, lr=lr, weight_decay=weight_decay, **given)
     except (TypeError, ValueError, AssertionError, ImportError, NotImplementedError) as error:
         raise ConfigError(f"strategy.optimizer: {name!r} cannot be made: {error}") from error
     if getattr(optimizer, "is_second_order", False):
         raise ConfigError(f"strategy.optimizer: {name!r} needs second derivatives")
     return optimizer
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    """Whether torch has fused steps for where the parameters are, and what they are."""
+    params = [param for group in groups for param in group["params"]]
+    return all(param.is_floating_point() and param.device.type in ("cpu", "cuda") for param in params)
 
 
 def _betas(name: str, beta1: float | None, beta2: float | None) -> tuple[float, ...]:

@@ -315,3 +315,75 @@ def test_no_schedule_warns(recwarn):
     for name in SCHEDULES:
         schedule_of(name)
     assert not recwarn.list
+
+
+def trained_convolutions(fused: bool, name: str, steps: int, **settings: float) -> list[torch.Tensor]:
+    """Parameters of a small model, laid out in memory as trials have theirs, after some steps."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", num_classes=3).to(memory_format=torch.channels_last)
+    groups = [{"params": list(model.parameters())[k::2], "weight_decay": decay} for k, decay in ((0, 0.1), (1, 0.0))]
+    optimizer = build_optimizer(groups, name, lr=1e-3, weight_decay=0.0, **settings)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    if not fused:
+        for group in optimizer.param_groups:
+            group.update(fused=False, foreach=False)
+    images = torch.rand(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+    return [param.detach() for param in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("adam", {}),
+        ("adamw", {"beta1": 0.8, "beta2": 0.99}),
+        ("momentum", {"momentum": 0.8}),
+        ("nesterov", {}),
+        ("sgd", {"momentum": 0.0}),
+        ("sgd", {"momentum": 0.9, "nesterov": True}),
+    ],
+)
+def test_fused_steps_on_a_model_are_the_plain_ones_to_rounding(name, settings):
+    fused, plain = (trained_convolutions(fused, name, steps=1, **settings) for fused in (True, False))
+    # Of a first step of Adam a gradient that is all but zero leaves no more than its sign.
+    apart = torch.cat([(one - other).abs().flatten() for one, other in zip(fused, plain, strict=True)])
+    assert apart.mean() < 1e-8
+    assert (apart > 1e-6).float().mean() < 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["adam", "adamw", "momentum", "nesterov", "sgd"]),
+    lr=st.floats(1e-5, 0.3),
+    decay=st.floats(0, 0.3),
+    momentum=st.floats(0, 0.99),
+    beta2=st.floats(0.5, 0.9999),
+    seed=st.integers(0, 2**16),
+)
+def test_fused_steps_are_the_plain_ones_to_rounding_for_any_setting(name, lr, decay, momentum, beta2, seed):
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(5, 4, generator=generator)
+    found = []
+    for fused in (True, False):
+        param = torch.nn.Parameter(start.clone())
+        groups = [{"params": [param], "weight_decay": decay}]
+        optimizer = build_optimizer(groups, name, lr=lr, weight_decay=0.0, momentum=momentum, beta2=beta2)
+        optimizer.param_groups[0].update(fused=fused, foreach=False)
+        steps = torch.Generator().manual_seed(seed + 1)
+        for _ in range(5):
+            param.grad = torch.randn(5, 4, generator=steps) * 0.1
+            optimizer.step()
+        found.append(param.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_what_has_no_fused_step_is_made_all_the_same():
+    complex_numbers = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    for name, param in (("lamb", torch.nn.Parameter(torch.zeros(2))), ("adamw", complex_numbers)):
+        optimizer = build_optimizer([{"params": [param]}], name, lr=0.1, weight_decay=0.0)
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        assert param.abs().min() > 0
