@@ -32,6 +32,7 @@ from strategies import (
 from trainers import (
     TASKS,
     ActivationStore,
+    Compiler,
     ImageData,
     ModelSource,
     Reuse,
@@ -53,6 +54,9 @@ def prepare(config: StudyConfig, terminal: Terminal) -> Bench:
         check_model_name(name)
     check_optimizer_names(space)
     device = choose_device(config.device, config.precision)
+    compiler = None
+    if config.compile != "off":
+        compiler = Compiler(config.compile, device, Path(config.data.cache) / "compiled")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     assert config.name is not None, "composition names every study"
@@ -99,7 +103,9 @@ def prepare(config: StudyConfig, terminal: Terminal) -> Bench:
         space = _centred(space, study, make_trainer, terminal)
     spaces = {name: without(space, fields) for name, fields in left_out.items()}
     reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
-    return Bench(config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, teacher, reuse)
+    return Bench(
+        config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, teacher, reuse, compiler
+    )
 
 
 def _make_reuse(config: StudyConfig, num_blocks: int) -> Reuse | None:

@@ -34,7 +34,7 @@ from search.recovery import Heartbeat, interrupt, owner
 from search.stopping import stop_if_asked
 from search.tracking import RunId, Tracker
 from strategies import Plan, Space, Strategy, TrialError, UnfreezeError, sample
-from trainers import TASKS, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer
+from trainers import TASKS, Compiler, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer
 
 
 class Watcher(Protocol):
@@ -72,6 +72,7 @@ class Bench:
     watcher: Watcher
     teacher: Teacher | None
     reuse: Reuse | None
+    compiler: Compiler | None = None
 
     @property
     def lower_is_better(self) -> bool:
@@ -301,11 +302,21 @@ def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, i
 def train(bench: Bench, asked: Asked, sampled: Sampled) -> Record:
     """Train a trial by itself to its end."""
     trainer = Trainer(
-        sampled.source, bench.data, sampled.strategy, sampled.seed, bench.device, bench.teacher, bench.reuse
+        sampled.source,
+        bench.data,
+        sampled.strategy,
+        sampled.seed,
+        bench.device,
+        bench.teacher,
+        bench.reuse,
+        compiler=bench.compiler,
     )
     log_plan(bench, asked, sampled.strategy, trainer.plan, trainer.reused.reason)
     record = Record(bench, asked, trainer.strategy.epochs, count_trained(trainer.model, trainer.plan))
     for result in trainer:
+        if bench.compiler is not None:
+            # Known once it was tried, and before the trial may be pruned.
+            bench.tracker.log(asked.run, tags={"unfreeze.compile": trainer.forward.reason})
         record.add(result, trainer.weights)
     return record
 

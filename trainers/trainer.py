@@ -40,6 +40,7 @@ from strategies import (
     swa_weight,
     vary,
 )
+from trainers.compiled import Compiler, Forward
 from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.frozen import NOTHING_REUSED, Reuse, Setting
@@ -84,6 +85,7 @@ class Trainer:
         device: Where to compute.
         teacher: Whose answers are learnt from where the strategy gives them a weight.
         reuse: Finds what the frozen part of the model gives, so that it is not computed again; None computes it anew.
+        compiler: Compiles the forward passes, whose backward passes follow; None leaves them as they are.
 
     Raises:
         ConfigError: The strategy cannot be applied to this model, or its loss not to this task.
@@ -99,6 +101,7 @@ class Trainer:
         device: Device,
         teacher: Teacher | None = None,
         reuse: Reuse | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         # What has no effect must have none, whoever made the strategy.
         strategy = strategy.canonical(source.num_blocks)
@@ -118,6 +121,7 @@ class Trainer:
         self.model = prepare_model(source, data, strategy, seed, device, self._class_weights)
         self.plan = make_plan(self.model, strategy)
         freeze(self.model, self.plan)
+        self.forward = Forward(compiler, source.name, strategy)
         self.reused = NOTHING_REUSED
         if reuse is not None:
             setting = Setting(source, self.model, self.plan, strategy, seed, data, self._normalise, device)
@@ -272,11 +276,8 @@ class Trainer:
         return loss
 
     def _forward(self, inputs: Tensor | Rows) -> Tensor:
-        known = self.reused.known
-        outputs: Tensor = (
-            self.model(inputs) if isinstance(inputs, Tensor) else known["train"].cut.suffix(self.model, inputs)
-        )
-        return outputs
+        known = self.reused.known.get("train")
+        return self.forward(self.model, inputs, None if known is None else known.cut)
 
     def _average_epoch(self) -> None:
         """Take the weights after one of the last epochs into their average (SWA)."""
@@ -298,7 +299,9 @@ class Trainer:
         """Outputs and targets of a split; see :func:`trainers.prediction.predict`."""
         known = self.reused.known.get("val") if split is self._data.val else None
         with self._as_scored():
-            return predict(self.model, split, self.strategy, self._normalise, self._scale, self.device, known)
+            return predict(
+                self.model, split, self.strategy, self._normalise, self._scale, self.device, known, self.forward
+            )
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that were scored, on the CPU, named as in a plain timm model: low-rank updates are added in."""
