@@ -154,7 +154,7 @@ class Forward:
         if not self._compiler.overwrites:
             outputs = compiled(model, *values)
             return outputs
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         outputs = compiled(model, *values)
         # A gradient is taken before the next pass, but validation collects its outputs.
         return outputs if model.training else outputs.clone()
