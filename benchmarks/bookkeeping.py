@@ -232,7 +232,7 @@ def our_side(config: StudyConfig, stores: Path, source: ModelSource, data: Any, 
     spaces, sources = {source.name: config.space()}, {source.name: source}
     tags = {"unfreeze.study": STUDY, "unfreeze.device": device.description}
     lock = FileLock(stores / "claim.lock")
-    bench = Bench(config, spaces, sources, data, device, study, tracker, parent, tags, Quiet(), None, None, lock)
+    bench = Bench(config, spaces, sources, data, device, study, tracker, parent, tags, Quiet(), None, None, None, lock)
     ledger = Ledger(study)
 
     def run() -> None:

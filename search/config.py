@@ -390,6 +390,9 @@ class StudyConfig(_Section):
         "auto", description="read what the frozen part of a model gives from a cache: where that pays, always, or never"
     )
     reuse_gib: float = Field(20.0, ge=0, description="bound of that cache, which lies in data.cache")
+    compile: Literal["off", "default", "reduce-overhead"] = Field(
+        "off", description="torch.compile for forward and backward passes; reduce-overhead: as CUDA graphs"
+    )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="how the next strategy is chosen")
     pruner: PrunerConfig = Field(default_factory=PrunerConfig, description="when a hopeless trial is stopped")
     checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig, description="which are kept")

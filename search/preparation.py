@@ -33,6 +33,7 @@ from strategies import (
 from trainers import (
     TASKS,
     ActivationStore,
+    Compiler,
     ImageData,
     ModelSource,
     Reuse,
@@ -61,6 +62,9 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
         check_model_name(name)
     check_optimizer_names(space)
     device = choose_device(config.device, config.precision)
+    compiler = None
+    if config.compile != "off":
+        compiler = Compiler(config.compile, device, Path(config.data.cache) / "compiled")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     assert config.name is not None, "composition names every study"
@@ -113,9 +117,8 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
     spaces = {name: without(space, fields) for name, fields in left_out.items()}
     reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
     lock = lock_of(config, "claim")
-    return Bench(
-        config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, teacher, reuse, lock
-    )
+    shared = (teacher, reuse, compiler, lock)
+    return Bench(config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, *shared)
 
 
 def _hush_libraries() -> None:

@@ -40,7 +40,7 @@ from search.recovery import Heartbeat, interrupt, owner
 from search.stopping import stop_if_asked
 from search.tracking import RunId, Tracker
 from strategies import Plan, Space, Strategy, TrialError, UnfreezeError, sample
-from trainers import TASKS, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer
+from trainers import TASKS, Compiler, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer
 
 
 class Watcher(Protocol):
@@ -84,6 +84,7 @@ class Bench:
     watcher: Watcher
     teacher: Teacher | None
     reuse: Reuse | None
+    compiler: Compiler | None
     lock: FileLock
 
     @property
@@ -374,12 +375,16 @@ def train(bench: Bench, asked: Asked, sampled: Sampled | Exception) -> Record:
         bench.reuse,
         bench.config.pruner.reports_per_epoch,
         short_epochs(bench, sampled.strategy.epochs),
+        bench.compiler,
     )
     log_plan(bench, asked, sampled.strategy, trainer.plan, trainer.reused.reason)
     record = Record(bench, asked, trainer.strategy.epochs, count_trained(trainer.model, trainer.plan))
     try:
         go_on(bench, asked, sampled, trainer, record)
         for result in trainer:
+            if bench.compiler is not None:
+                # Known once it was tried, and before the trial may be pruned.
+                bench.tracker.log(asked.run, tags={"unfreeze.compile": trainer.forward.reason})
             record.add(result, trainer.weights)
     except PrunedError:
         if bench.config.pruner.name == RUNGS:

@@ -130,11 +130,13 @@ def _erase(images: Tensor, share: float, chance: Chance) -> Tensor:
     chosen = shares(n, chance) < share
     side = _uniform(n, 0.15, 0.45, chance)
     top, left = _uniform(n, 0, 1, chance) * (1 - side), _uniform(n, 0, 1, chance) * (1 - side)
-    rows, columns = torch.arange(height) / height, torch.arange(width) / width
-    in_rows = (rows >= top[:, None]) & (rows < (top + side)[:, None])
-    in_columns = (columns >= left[:, None]) & (columns < (left + side)[:, None])
-    hole = (in_rows[:, :, None] & in_columns[:, None, :] & chosen[:, None, None])[:, None]
-    hole = hole.to(images.device, non_blocking=True)
+    # The edges go to the device instead of the masks: a copy of megabytes waits for what the device still does.
+    bottom = torch.where(chosen, top + side, top)
+    edges = torch.stack([top, bottom, left, left + side]).to(images.device, non_blocking=True)[:, :, None]
+    rows, columns = ((torch.arange(size) / size).to(images.device, non_blocking=True) for size in (height, width))
+    in_rows = (rows >= edges[0]) & (rows < edges[1])
+    in_columns = (columns >= edges[2]) & (columns < edges[3])
+    hole = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
     return torch.where(hole, images.mean(dim=(1, 2, 3), keepdim=True), images)
 
 

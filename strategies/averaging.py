@@ -43,11 +43,14 @@ class WeightAverage:
     def update(self, weight: float) -> None:
         """Move the average towards the model: by nothing at ``weight`` 0, all the way at 1."""
         if self._numbers:
-            means, lives = ([tensors[name] for name in self._numbers] for tensors in (self._mean, self._live))
-            torch._foreach_lerp_(means, lives, weight)
-        for name in self._others:
-            self._mean[name].copy_(self._live[name])
+            torch._foreach_lerp_(*self._both(self._numbers), weight)
+        if self._others:
+            torch._foreach_copy_(*self._both(self._others))
         self.updates += 1
+
+    def _both(self, names: list[str]) -> tuple[list[Tensor], list[Tensor]]:
+        """The average's tensors of these names, and the model's."""
+        return [self._mean[name] for name in names], [self._live[name] for name in names]
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

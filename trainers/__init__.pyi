@@ -2,6 +2,7 @@ from .activations import ActivationStore as ActivationStore
 from .calibration import CALIBRATED_TASKS as CALIBRATED_TASKS
 from .calibration import calibration_error as calibration_error
 from .calibration import fit_temperature as fit_temperature
+from .compiled import Compiler as Compiler
 from .data import ImageData as ImageData
 from .data import Preprocessing as Preprocessing
 from .data import Split as Split

@@ -61,17 +61,19 @@ class Cut:
             model.eval()
             return tuple(pack(self._values, self._prefix(model, images)))
 
-    def suffix(self, model: nn.Module, rows: Sequence[Tensor]) -> Any:
+    def suffix(self, model: nn.Module, rows: Sequence[Tensor], run: Callable[..., Any] | None = None) -> Any:
         """Compute the rest, in the mode that each of the model's modules is in.
 
         Args:
             model: The classifier.
             rows: Tensors (B, *shape), one for each of ``rows``; they may be written to.
+            run: Called, if given, with a function, the model and values, to give what the function gives for these.
 
         Returns:
             What the model returns: logits (B, num_classes).
         """
-        return self._suffix[model.training](model, *unpack(self._values, rows))
+        function, values = self._suffix[model.training], unpack(self._values, rows)
+        return function(model, *values) if run is None else run(function, model, *values)
 
 
 def cut_at(graph: BlockGraph, model: nn.Module, k: int) -> Cut:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies import Strategy, resize, shown_size, tta_views
+from trainers.compiled import EAGER, Forward
 from trainers.cut import Cut
 from trainers.data import Split
 from trainers.device import Device
@@ -45,6 +46,7 @@ def predict(
     scale: Scale | None,
     device: Device,
     known: Known | None = None,
+    forward: Forward = EAGER,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and targets of a split, both on the CPU, in its order.
 
@@ -56,6 +58,7 @@ def predict(
         scale: The units that the model was taught targets in; None for the targets' own.
         device: Where to compute.
         known: What the frozen part of the model gives for the split's images, if that is known.
+        forward: Calls the model.
 
     Returns:
         Logits (N, C) float32 and class indices (N,) int64; for multilabel logits and targets (N, C) float32; for
@@ -67,18 +70,18 @@ def predict(
     with device.autocast():
         if known is not None:
             outputs = [
-                known.cut.suffix(model, rows).float() for rows in known.rows.batches(order, batch_size, device.torch)
+                forward(model, rows, known.cut).float() for rows in known.rows.batches(order, batch_size, device.torch)
             ]
         else:
             outputs = [
-                _seen(model, images, strategy, normalise)
+                _seen(model, images, strategy, normalise, forward)
                 for images, _ in split.batches(order, batch_size, device.torch)
             ]
     found = torch.cat(outputs)
     return (found if scale is None else scale.restore(found)).cpu(), split.targets.cpu()
 
 
-def _seen(model: nn.Module, images: Tensor, strategy: Strategy, normalise: Normalise) -> Tensor:
+def _seen(model: nn.Module, images: Tensor, strategy: Strategy, normalise: Normalise, forward: Forward) -> Tensor:
     """Outputs (B, C) float32 for images (B, C, H, W) uint8, averaged over the strategy's views."""
     pixels = resize(images.float().div_(255), shown_size(images.shape[-1], strategy))
-    return torch.stack([model(view).float() for view in tta_views(normalise(pixels), strategy.tta)]).mean(0)
+    return torch.stack([forward(model, view).float() for view in tta_views(normalise(pixels), strategy.tta)]).mean(0)

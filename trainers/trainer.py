@@ -41,6 +41,7 @@ from strategies import (
     swa_weight,
     vary,
 )
+from trainers.compiled import Compiler, Forward
 from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.frozen import NOTHING_REUSED, Reuse, Setting
@@ -131,6 +132,7 @@ class Trainer:
         reuse: Finds what the frozen part of the model gives, so that it is not computed again; None computes it anew.
         parts: Results an epoch, spread evenly over its updates; one that would bring no new update is left out.
         short: Epochs at the beginning that see only a share of the images, drawn anew in each.
+        compiler: Compiles the forward passes, whose backward passes follow; None leaves them as they are.
 
     Raises:
         ConfigError: The strategy cannot be applied to this model, or its loss not to this task.
@@ -148,6 +150,7 @@ class Trainer:
         reuse: Reuse | None = None,
         parts: int = 1,
         short: ShortEpochs | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         # What has no effect must have none, whoever made the strategy.
         strategy = strategy.canonical(source.num_blocks)
@@ -171,6 +174,7 @@ class Trainer:
         self.model = prepare_model(source, data, strategy, seed, device, self._class_weights)
         self.plan = make_plan(self.model, strategy)
         freeze(self.model, self.plan)
+        self.forward = Forward(compiler, source.name, strategy)
         self.reused = NOTHING_REUSED
         if reuse is not None:
             setting = Setting(source, self.model, self.plan, strategy, seed, data, self._normalise, device)
@@ -371,12 +375,7 @@ class Trainer:
         return loss
 
     def _forward(self, inputs: Tensor | Rows) -> Tensor:
-        if isinstance(inputs, Tensor):
-            outputs: Tensor = self.model(inputs)
-        else:
-            assert self._known is not None, "rows come from what is known"
-            outputs = self._known.cut.suffix(self.model, inputs)
-        return outputs
+        return self.forward(self.model, inputs, None if self._known is None else self._known.cut)
 
     def _average_epoch(self) -> None:
         """Take the weights after one of the last epochs into their average (SWA)."""
@@ -398,7 +397,9 @@ class Trainer:
         """Outputs and targets of a split; see :func:`trainers.prediction.predict`."""
         known = self.reused.known.get("val") if split is self._data.val else None
         with self._as_scored():
-            return predict(self.model, split, self.strategy, self._normalise, self._scale, self.device, known)
+            return predict(
+                self.model, split, self.strategy, self._normalise, self._scale, self.device, known, self.forward
+            )
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that were scored, on the CPU, named as in a plain timm model: low-rank updates are added in."""

@@ -29,11 +29,17 @@ class Scale:
 
     def standardise(self, targets: Tensor) -> Tensor:
         """Targets (N, K) in units of the training targets' standard deviation, around their mean."""
-        return (targets - self.mean.to(targets.device)) / self.std.to(targets.device)
+        mean, std = self._on(targets.device)
+        return (targets - mean) / std
 
     def restore(self, outputs: Tensor) -> Tensor:
         """A model's outputs (N, K) in the units of the targets."""
-        return outputs * self.std.to(outputs.device) + self.mean.to(outputs.device)
+        mean, std = self._on(outputs.device)
+        return outputs * std + mean
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation on a device, which is not waited for."""
+        return self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
