@@ -381,6 +381,21 @@ def test_fused_steps_are_the_plain_ones_to_rounding_for_any_setting(name, lr, de
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "momentum", "nesterov"])
+def test_a_parameter_that_is_unfrozen_later_steps_as_it_would_by_itself(name):
+    early, late, alone = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
+    together = build_optimizer([{"params": [early, late]}], name, lr=0.1, weight_decay=0.01)
+    by_itself = build_optimizer([{"params": [alone]}], name, lr=0.1, weight_decay=0.01)
+    for step in range(4):
+        early.grad = torch.full((3,), 0.5)
+        if step > 0:
+            late.grad, alone.grad = torch.full((3,), -0.25), torch.full((3,), -0.25)
+            by_itself.step()
+        together.step()
+        assert torch.equal(late, alone)
+    assert not torch.equal(late, torch.ones(3))
+
+
 def test_what_has_no_fused_step_is_made_all_the_same():
     complex_numbers = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
     for name, param in (("lamb", torch.nn.Parameter(torch.zeros(2))), ("adamw", complex_numbers)):
