@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 # The three betas of Adan are of gradients, of their differences and of squares.
 _SQUARES_COME_THIRD = frozenset({"adan", "adanw", "cadan", "cadanw"})
 
-# Those of torch's optimizers that have a fused step on CPUs and CUDA devices alike. SGD's, with momentum, cannot step
-# parameters that were unfrozen later than others (torch 2.14: TypeError at the first step of both).
-_FUSED = frozenset({"adam", "adamw"})
+# Timm's names for those of torch's optimizers that have a fused step on CPUs and CUDA devices alike.
+_FUSED = frozenset({"adam", "adamw", "momentum", "nesterov", "sgd"})
 
 #: Share of the training over which one_cycle rises without a warm-up, and as long falls; and where it then starts.
 _ONE_CYCLE_RISE = 0.45
@@ -95,7 +94,7 @@ def build_optimizer(
     Of the last four, None leaves the optimizer's own value, and what it does not have (:func:`optimizer_parameters`) is
     ignored. Without momentum, ``nesterov`` is off: there is nothing to look ahead along, and torch refuses it.
 
-    Adam and AdamW step by torch's fused kernels, which equal its other implementations to rounding. Those for CPUs
+    Adam, AdamW and SGD step by torch's fused kernels, which equal its other implementations to rounding. Those for CPUs
     go through memory: a gradient must lie there as its parameter does, which ``backward()`` sees to.
 
     Args:
@@ -126,6 +125,7 @@ def build_optimizer(
         optimizer = create_optimizer_v2(cast(Any, groups), opt=name, lr=lr, weight_decay=weight_decay, **given)
     except (TypeError, ValueError, AssertionError, ImportError, NotImplementedError) as error:
         raise ConfigError(f"strategy.optimizer: {name!r} cannot be made: {error}") from error
+    _fill_momentum(optimizer)
     if getattr(optimizer, "is_second_order", False):
         raise ConfigError(f"strategy.optimizer: {name!r} needs second derivatives")
     return optimizer
@@ -135,6 +135,21 @@ def _can_fuse(groups: list[dict[str, Any]]) -> bool:
     """Whether torch has fused steps for where the parameters are, and what they are."""
     params = [param for group in groups for param in group["params"]]
     return all(param.is_floating_point() and param.device.type in ("cpu", "cuda") for param in params)
+
+
+def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter of a fused SGD the momentum of zero with which it would begin.
+
+    The kernel refuses a group in which some have taken their first step and others take it (torch 2.14), as happens
+    when blocks are unfrozen one after the other.
+    """
+    import torch
+
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            if group["fused"] and group["momentum"] > 0:
+                for param in group["params"]:
+                    optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
 
 def _betas(name: str, beta1: float | None, beta2: float | None) -> tuple[float, ...]:

@@ -110,8 +110,8 @@ class Forward:
     def __init__(self, compiler: Compiler | None, name: str, strategy: Strategy) -> None:
         self._compiler = compiler
         # Rates are part of the code.
-        self._kind = name, strategy.dropout, strategy.drop_path, strategy.stochastic_norm
-        self._listened_to = any((strategy.delta, strategy.bss, strategy.co_tuning))
+        self._kind = name, strategy.dropout, strategy.drop_path
+        self._refusal = _refusal(strategy)
         self._used: dict[str, Compiled] = {}
 
     @property
@@ -119,8 +119,8 @@ class Forward:
         """What is compiled, or why not, in one line."""
         if self._compiler is None:
             return "no compile: off"
-        if self._listened_to:
-            return "no compile: delta, bss and co_tuning listen to what the model computes within"
+        if self._refusal is not None:
+            return f"no compile: {self._refusal}"
         failures = {part: used.failure for part, used in self._used.items() if used.failure is not None}
         if not failures:
             return f"compile: {self._compiler.mode}"
@@ -146,7 +146,7 @@ class Forward:
 
     def _run(self, function: Callable[..., Any], model: nn.Module, *values: Any) -> Tensor:
         outputs: Tensor
-        if self._compiler is None or self._listened_to:
+        if self._compiler is None or self._refusal is not None:
             outputs = function(model, *values)
             return outputs
         compiled = self._compiler.compiled(function)
@@ -160,13 +160,20 @@ class Forward:
         return outputs if model.training else outputs.clone()
 
 
-#: Computes as the model does.
-EAGER = Forward(None, "", Strategy())
-
-
 def _call(model: nn.Module, images: Tensor) -> Tensor:
     outputs: Tensor = model(images)
     return outputs
+
+
+def _refusal(strategy: Strategy) -> str | None:
+    """Why a strategy's forward passes are not to be compiled; None if they may be."""
+    if any((strategy.delta, strategy.bss, strategy.co_tuning)):
+        return "delta, bss and co_tuning listen to what the model computes within"
+    if strategy.stochastic_norm > 0:
+        # torch 2.14 takes the moving statistics anew in the backward pass, when they have been updated: gradients were
+        # 10% off and more.
+        return "the gradients of stochastic_norm would be wrong"
+    return None
 
 
 def _set_up_torch() -> None:
@@ -186,3 +193,7 @@ def _reason(error: Exception) -> str:
     inner = getattr(error, "inner_exception", None) or error
     first = next((line.strip() for line in str(inner).splitlines() if line.strip()), "")
     return first if isinstance(inner, TorchDynamoException) and first else f"{type(inner).__name__}: {first}"
+
+
+#: Computes as the model does.
+EAGER = Forward(None, "", Strategy())

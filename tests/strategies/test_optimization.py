@@ -341,6 +341,10 @@ def trained_convolutions(fused: bool, name: str, steps: int, **settings: float) 
     [
         ("adam", {}),
         ("adamw", {"beta1": 0.8, "beta2": 0.99}),
+        ("momentum", {"momentum": 0.8}),
+        ("nesterov", {}),
+        ("sgd", {"momentum": 0.0}),
+        ("sgd", {"momentum": 0.9, "nesterov": True}),
     ],
 )
 def test_fused_steps_on_a_model_are_the_plain_ones_to_rounding(name, settings):
@@ -353,20 +357,21 @@ def test_fused_steps_on_a_model_are_the_plain_ones_to_rounding(name, settings):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(["adam", "adamw"]),
+    name=st.sampled_from(["adam", "adamw", "momentum", "nesterov", "sgd"]),
     lr=st.floats(1e-5, 0.3),
     decay=st.floats(0, 0.3),
+    momentum=st.floats(0, 0.99),
     beta2=st.floats(0.5, 0.9999),
     seed=st.integers(0, 2**16),
 )
-def test_fused_steps_are_the_plain_ones_to_rounding_for_any_setting(name, lr, decay, beta2, seed):
+def test_fused_steps_are_the_plain_ones_to_rounding_for_any_setting(name, lr, decay, momentum, beta2, seed):
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(5, 4, generator=generator)
     found = []
     for fused in (True, False):
         param = torch.nn.Parameter(start.clone())
         groups = [{"params": [param], "weight_decay": decay}]
-        optimizer = build_optimizer(groups, name, lr=lr, weight_decay=0.0, beta2=beta2)
+        optimizer = build_optimizer(groups, name, lr=lr, weight_decay=0.0, momentum=momentum, beta2=beta2)
         optimizer.param_groups[0].update(fused=fused, foreach=False)
         steps = torch.Generator().manual_seed(seed + 1)
         for _ in range(5):
@@ -374,6 +379,21 @@ def test_fused_steps_are_the_plain_ones_to_rounding_for_any_setting(name, lr, de
             optimizer.step()
         found.append(param.detach())
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "nesterov"])
+def test_a_parameter_that_is_unfrozen_later_steps_as_it_would_by_itself(name):
+    early, late, alone = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
+    together = build_optimizer([{"params": [early, late]}], name, lr=0.1, weight_decay=0.01)
+    by_itself = build_optimizer([{"params": [alone]}], name, lr=0.1, weight_decay=0.01)
+    for step in range(4):
+        early.grad = torch.full((3,), 0.5)
+        if step > 0:
+            late.grad, alone.grad = torch.full((3,), -0.25), torch.full((3,), -0.25)
+            by_itself.step()
+        together.step()
+        assert torch.equal(late, alone)
+    assert not torch.equal(late, torch.ones(3))
 
 
 def test_what_has_no_fused_step_is_made_all_the_same():

@@ -48,8 +48,9 @@ def test_trials_of_one_depth_share_code_and_train_as_uncompiled_ones(compiler, t
 @pytest.mark.slow
 def test_what_changes_while_a_trial_trains_is_compiled_too(compiler):
     source = pretrained("test_resnet")
-    strategy = Strategy(depth=2, epochs=3, batch_size=16, lr=1e-3, unfreeze_epochs=2)
-    strategy = strategy.replace(sam_rho=0.05, ema=0.5, stochastic_norm=0.5, dropout=0.5, clip_grad=1.0)
+    # Not by Adam, whose first step makes of a rounding error around zero a step of full length.
+    strategy = Strategy(depth=2, epochs=3, batch_size=16, lr=1e-2, optimizer="sgd", unfreeze_epochs=2)
+    strategy = strategy.replace(sam_rho=0.05, ema=0.5, dropout=0.5, clip_grad=1.0)
     found, expected, trainer = both_ways(source, strategy, compiler)
     assert trainer.forward.reason == "compile: default"
     assert found == pytest.approx(expected, rel=1e-4)
@@ -62,7 +63,9 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(compiler, caplog
     def opaque(seed: int, compiler: Compiler | None) -> Trainer:
         trainer = Trainer(source, DATA, strategy, seed, DEVICE, compiler=compiler)
         # Whether anything is computed depends on a number, which no graph of tensors can hold.
-        trainer.model.register_forward_hook(lambda module, inputs, outputs: outputs if outputs.sum() > 0 else -outputs)
+        trainer.model.register_forward_hook(
+            lambda module, inputs, outputs: outputs if outputs.sum() > 0 else 1 * outputs
+        )
         return trainer
 
     with caplog.at_level(logging.WARNING, logger="trainers.compiled"):
@@ -74,11 +77,13 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(compiler, caplog
     assert "\n" not in trainer.forward.reason
 
 
-def test_penalties_that_listen_to_the_model_keep_it_as_it_is(compiler):
-    strategy = Strategy(depth=1, epochs=1, batch_size=16, bss=0.01)
+@pytest.mark.parametrize("field", ["bss", "stochastic_norm"])
+def test_what_would_not_be_the_same_compiled_stays_as_it_is(field, compiler):
+    strategy = Strategy(depth=1, epochs=1, batch_size=16).replace(**{field: 0.01})
     found, expected, trainer = both_ways(pretrained("test_resnet"), strategy, compiler)
     assert found == expected
-    assert trainer.forward.reason.startswith("no compile: delta, bss and co_tuning")
+    assert field in trainer.forward.reason
+    assert trainer.forward.reason.startswith("no compile: ")
     assert counters["stats"]["unique_graphs"] == 0
 
 
