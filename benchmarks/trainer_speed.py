@@ -36,7 +36,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import machine, write_json
 from search.config import DataConfig
 from strategies import Strategy
-from trainers import Device, ImageData, ModelSource, Trainer, choose_device, create_classifier, find_weights, open_data
+from trainers import (
+    Compiler,
+    Device,
+    ImageData,
+    ModelSource,
+    Trainer,
+    choose_device,
+    create_classifier,
+    find_weights,
+    open_data,
+)
 
 CLASSES = 10
 LR = 1e-4
@@ -79,11 +89,17 @@ class Setting:
         return DataLoader(dataset, batch_size=None, sampler=batches, pin_memory=self.device.torch.type == "cuda")
 
 
-def ours(setting: Setting) -> Epoch:
+def ours(setting: Setting, compiler: Compiler | None = None) -> Epoch:
     """One epoch of a trial."""
     strategy = Strategy(depth=1.0, lr=LR, batch_size=setting.batch_size, epochs=setting.epochs)
-    trainer = Trainer(setting.source, setting.data, strategy, 0, setting.device)
-    return lambda: next(trainer)
+    trainer = Trainer(setting.source, setting.data, strategy, 0, setting.device, compiler=compiler)
+
+    def epoch() -> None:
+        next(trainer)
+        if compiler is not None and trainer.forward.reason != f"compile: {compiler.mode}":
+            raise SystemExit(f"--compile: {trainer.forward.reason}")
+
+    return epoch
 
 
 def bare(setting: Setting) -> Epoch:
@@ -195,9 +211,13 @@ def main(arguments: list[str] | None = None) -> None:
         data = open_random(Path(folder), options.steps * options.batch_size, options.image_size)
         source = ModelSource(options.model, find_weights(options.model, ["none"]), CLASSES, options.image_size)
         setting = Setting(source, data, options.batch_size, options.steps, options.repeats + 1, device)
+        loops = dict(LOOPS)
+        if options.compile != "off":
+            compiler = Compiler(options.compile, device, Path(folder) / "compiled")
+            loops["ours, compiled"] = partial(ours, compiler=compiler)
         result["matrix_peak_flops"] = peak = matrix_peak(device)
         result["image_flops"] = flops = image_flops(setting)
-        result["loops"], result["left_out"] = measured(setting, options.repeats)
+        result["loops"], result["left_out"] = measured(loops, setting, options.repeats)
         for loop in result["loops"].values():
             loop["share_of_peak"] = loop["images_per_second"] * flops / peak
     show(result)
@@ -212,6 +232,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=16, help="updates an epoch")
     parser.add_argument("--repeats", type=int, default=5, help="epochs measured; the median counts")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; a GPU computes in bf16")
+    parser.add_argument("--compile", default="off", choices=("off", "default", "reduce-overhead"), help="one more row")
     parser.add_argument("--quick", action="store_true", help="a tiny model and a few steps, to see that it works")
     parser.add_argument("--json", type=Path, help="where to write the result")
     if parser.parse_args(arguments).quick:
@@ -247,11 +268,13 @@ def write_idx(path: Path, values: "np.ndarray[Any, Any]") -> None:
     path.write_bytes(gzip.compress(head + values.astype(np.uint8).tobytes(), compresslevel=1))
 
 
-def measured(setting: Setting, repeats: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def measured(
+    loops: dict[str, Callable[[Setting], Epoch]], setting: Setting, repeats: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Seconds of each epoch and images per second of each loop; and the loops left out, with the reason."""
     epochs: dict[str, Epoch] = {}
     left_out: dict[str, str] = {}
-    for name, make in LOOPS.items():
+    for name, make in loops.items():
         try:
             epochs[name] = make(setting)
         except ModuleNotFoundError as error:

@@ -58,11 +58,12 @@ class Device:
 
 
 def choose_device(name: str = "auto", precision: str = "auto") -> Device:
-    """Pick the device and precision.
+    """Pick the device and precision; for CUDA devices, and for the whole process, this settles TF32 too.
 
     Args:
         name: ``auto`` (CUDA, else Apple's MPS, else the CPU) or a torch device.
-        precision: ``auto`` (bf16 on CUDA devices that compute it natively, else fp32), ``fp32`` or ``bf16``.
+        precision: ``auto`` (bf16 on CUDA devices that compute it natively, else fp32), ``fp32`` or ``bf16``. What bf16
+            leaves in float32 may be computed in TF32, unless ``fp32`` is asked for.
 
     Raises:
         ConfigError: The device is unknown or not there.
@@ -74,6 +75,17 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda":
+        allow_tf32(precision != "fp32")
     # On CPUs bf16 is emulated unless they have AMX or AVX512-BF16, and is slower where it is.
     native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return Device(device, bf16=precision == "bf16" or (precision == "auto" and native))
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let CUDA devices that can do so compute products and convolutions of float32 in TF32, or forbid it.
+
+    TF32 has float32's range with 10 bits after the point instead of 23. By itself torch allows it in convolutions only.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

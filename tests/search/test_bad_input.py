@@ -88,6 +88,14 @@ def test_one_class_only(lab, refused, tmp_path):
     assert leftovers(lab) == []
 
 
+def test_what_compile_cannot_be_is_refused_before_anything_is_opened(lab, refused):
+    assert refused("compile=reduce-overhead", "device=cpu") == (
+        "compile: 'reduce-overhead' records CUDA graphs, and the device is cpu; choose default or off"
+    )
+    assert refused("compile=defualt").startswith("compile: 'defualt' is not one of off, default, reduce-overhead")
+    assert leftovers(lab) == []
+
+
 def test_a_corrupt_image_is_refused_by_name_and_count_or_left_out(lab, refused, tmp_path, capsys):
     draw(tmp_path, *PETS)
     (tmp_path / "cat" / "3.png").write_bytes((tmp_path / "cat" / "3.png").read_bytes()[:40])

@@ -3,6 +3,14 @@ import torch
 
 from strategies import ConfigError
 from trainers import choose_device
+from trainers.device import allow_tf32
+
+
+@pytest.fixture
+def tf32_kept():
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
 def test_auto_takes_what_is_there():
@@ -21,3 +29,24 @@ def test_precision_decides_what_a_matrix_product_computes_in(precision, dtype):
 def test_a_device_that_is_not_there_is_named(name):
     with pytest.raises(ConfigError, match=f"device: '{name}' cannot be used"):
         choose_device(name)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_allowed_or_forbidden_in_products_and_convolutions(allowed, tf32_kept):
+    allow_tf32(allowed)
+    assert torch.backends.cuda.matmul.allow_tf32 is allowed
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 is of CUDA devices")
+@pytest.mark.parametrize(("precision", "allowed"), [("auto", True), ("bf16", True), ("fp32", False)])
+def test_precision_decides_whether_a_cuda_device_may_compute_in_tf32(precision, allowed, tf32_kept):
+    allow_tf32(not allowed)
+    choose_device("cuda", precision)
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_a_cpu_leaves_tf32_as_it_is(tf32_kept):
+    allow_tf32(False)
+    choose_device("cpu", "bf16")
+    assert torch.backends.cuda.matmul.allow_tf32 is False

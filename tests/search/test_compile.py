@@ -1,0 +1,29 @@
+"""The key ``compile``, from the command line to the run's tag."""
+
+import shutil
+
+import pytest
+from lab import scored
+
+DEEP = {"strategy": {"depth": 1.0, "optimizer": "sgd", "lr": {"low": 1e-3, "high": 1e-2, "log": True}}}
+DEEP["strategy"] |= {"epochs": 1, "batch_size": 32}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs by g++")
+def test_a_compiled_search_scores_as_another_and_says_in_each_run_what_was_compiled(new_lab):
+    plain, compiled = new_lab(**DEEP), new_lab(**DEEP)
+    assert plain.run("metric=loss") == 0
+    assert compiled.run("metric=loss", "compile=default") == 0
+    for (params, score), (its_params, its_score) in zip(scored(compiled.trials()), scored(plain.trials()), strict=True):
+        assert params == pytest.approx(its_params)
+        assert score == pytest.approx(its_score, rel=1e-4)
+    assert [run.data.tags["unfreeze.compile"] for run in compiled.runs().values()] == ["compile: default"] * 2
+    assert not any("unfreeze.compile" in run.data.tags for run in plain.runs().values())
+
+
+def test_a_run_says_why_it_was_not_compiled(new_lab):
+    lab = new_lab(strategy=DEEP["strategy"] | {"stochastic_norm": 0.5}, budget={"trials": 1})
+    assert lab.run("compile=default") == 0
+    (run,) = lab.runs().values()
+    assert run.data.tags["unfreeze.compile"] == "no compile: the gradients of stochastic_norm would be wrong"
