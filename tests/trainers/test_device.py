@@ -38,14 +38,6 @@ def test_tf32_is_allowed_or_forbidden_in_products_and_convolutions(allowed, tf32
     assert torch.backends.cudnn.allow_tf32 is allowed
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 is of CUDA devices")
-@pytest.mark.parametrize(("precision", "allowed"), [("auto", True), ("bf16", True), ("fp32", False)])
-def test_precision_decides_whether_a_cuda_device_may_compute_in_tf32(precision, allowed, tf32_kept):
-    allow_tf32(not allowed)
-    choose_device("cuda", precision)
-    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
-
-
 def test_a_cpu_leaves_tf32_as_it_is(tf32_kept):
     allow_tf32(False)
     choose_device("cpu", "bf16")
