@@ -53,8 +53,7 @@ def _conv_forward(conv: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor 
     if not (_asks_for_gradients(inputs, weight) and _is_small(conv, inputs)):
         outputs = nn.Conv2d._conv_forward(conv, inputs, weight, bias)
         return outputs
-    function = _Pointwise if conv.groups == 1 else _Depthwise
-    outputs = function.apply(inputs, weight, bias, conv.stride, conv.padding)
+    outputs = _SmallMap.apply(inputs, weight, bias, conv.stride, conv.padding, conv.groups)
     return outputs
 
 
@@ -74,8 +73,8 @@ def _is_small(conv: nn.Conv2d, inputs: Tensor) -> bool:
     return pixels <= (_FEW_PIXELS_LARGE_KERNEL if min(conv.kernel_size) >= _LARGE_KERNEL else _FEW_PIXELS)
 
 
-class _Pointwise(torch.autograd.Function):
-    """A 1x1 convolution, whose gradients are two matrix products."""
+class _SmallMap(torch.autograd.Function):
+    """A pointwise or depthwise convolution by torch, with gradients by products and sums of whole tensors."""
 
     @staticmethod
     def forward(
@@ -85,58 +84,44 @@ class _Pointwise(torch.autograd.Function):
         bias: Tensor | None,
         stride: tuple[int, int],
         padding: tuple[int, int],
+        groups: int,
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        return F.conv2d(inputs, weight, bias)
+        ctx.stride, ctx.padding, ctx.groups = stride, padding, groups
+        return F.conv2d(inputs, weight, bias, stride, padding, 1, groups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         inputs, weight = ctx.saved_tensors
-        matrix = weight.flatten(1)
-        of_outputs = grads.permute(0, 2, 3, 1)
-        flat = of_outputs.reshape(-1, len(matrix))
-        of_inputs = of_weight = None
+        of_inputs = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_inputs = (flat @ matrix).view(*of_outputs.shape[:3], -1).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[1]:
-            of_weight = flat.t() @ inputs.permute(0, 2, 3, 1).reshape(len(flat), -1)
-            of_weight = of_weight.view_as(weight)
-        return of_inputs, of_weight, _bias_gradient(ctx, grads), None, None
-
-
-class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution, whose weight's gradient is a sum of products for each place of the kernel."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-    ) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(inputs, weight, bias, stride, padding, 1, len(weight))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        inputs, weight = ctx.saved_tensors
-        of_inputs = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_inputs = conv2d_input(  # type: ignore[no-untyped-call]
-                inputs.shape, weight, grads, ctx.stride, ctx.padding, 1, len(weight)
-            )
-        if ctx.needs_input_grad[1]:
+            of_inputs = _input_gradient(inputs, weight, grads, ctx.stride, ctx.padding, ctx.groups)
+        if ctx.needs_input_grad[1] and ctx.groups == 1:
+            of_weight = _pointwise_weight_gradient(inputs, weight, grads)
+        elif ctx.needs_input_grad[1]:
             of_weight = _depthwise_weight_gradient(inputs, weight, grads, ctx.stride, ctx.padding)
-        return of_inputs, of_weight, _bias_gradient(ctx, grads), None, None
+        if ctx.needs_input_grad[2]:
+            of_bias = grads.sum((0, 2, 3))
+        return of_inputs, of_weight, of_bias, None, None, None
 
 
-def _bias_gradient(ctx: Any, grads: Tensor) -> Tensor | None:
-    return grads.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+def _input_gradient(
+    inputs: Tensor, weight: Tensor, grads: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int
+) -> Tensor:
+    if groups == 1:
+        return (grads.permute(0, 2, 3, 1) @ weight.flatten(1)).permute(0, 3, 1, 2)
+    # Of a depthwise one oneDNN is fast enough.
+    found: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+        inputs.shape, weight, grads, stride, padding, 1, groups
+    )
+    return found
+
+
+def _pointwise_weight_gradient(inputs: Tensor, weight: Tensor, grads: Tensor) -> Tensor:
+    """The gradient (D, C, 1, 1) of a 1x1 kernel."""
+    of_outputs = grads.permute(0, 2, 3, 1).reshape(-1, len(weight))
+    return (of_outputs.t() @ inputs.permute(0, 2, 3, 1).reshape(len(of_outputs), -1)).view_as(weight)
 
 
 def _depthwise_weight_gradient(
