@@ -62,22 +62,18 @@ def _is_probe(bench: Bench, trial: FrozenTrial) -> bool:
     return depth in (0, Fixed(0)) and has_linear_head(bench.sources[name])
 
 
-def run_probes(bench: Bench, ledger: Ledger, opened: Mapping[Asked, Sampled | Exception]) -> list[FrozenTrial]:
+def run_probes(bench: Bench, ledger: Ledger, opened: Mapping[Asked, Sampled | Exception]) -> None:
     """Train trials that are linear probes, together those that can be, the others in turn, and tell them all.
 
-    Each scores as it would alone, to rounding. When interrupted, all that are not told are told as killed and queued
+    Each scores as it would alone, to rounding. Those trained together are told from best to worst: so no checkpoint is
+    written that another of them would push out. When interrupted, all that are not told are told as killed and queued
     again.
 
     Args:
         bench: What the study's trials share.
         ledger: The study's, which takes the trials in when they were told.
         opened: What each is to train, or why that cannot be sampled.
-
-    Returns:
-        The trials in the order in which they were told, those trained together from best to worst: so no checkpoint is
-        written that another of them would push out.
     """
-    told: list[FrozenTrial] = []
     untold = list(opened)
     with ExitStack() as beating:
         try:
@@ -86,12 +82,11 @@ def run_probes(bench: Bench, ledger: Ledger, opened: Mapping[Asked, Sampled | Ex
             for asked, trained in _trained(bench, opened):
                 ending = attempt(bench, ledger, asked, trained)
                 untold.remove(asked)
-                told.append(tell(bench, ledger, asked, ending, [other.trial.number for other in untold]))
+                tell(bench, ledger, asked, ending, [other.trial.number for other in untold])
         except (KeyboardInterrupt, SystemExit):
             for asked in untold:
                 kill_asked(bench, asked)
             raise
-    return told
 
 
 def _trained(bench: Bench, opened: Mapping[Asked, Sampled | Exception]) -> Iterator[tuple[Asked, Callable[[], Record]]]:
@@ -114,24 +109,17 @@ def _trained(bench: Bench, opened: Mapping[Asked, Sampled | Exception]) -> Itera
 
 def _train_together(bench: Bench, group: Mapping[Asked, Sampled]) -> dict[Asked, Record | Exception]:
     """The records of those trials of one model and seed that can be trained with another, or why they ended."""
+    first, strategies = next(iter(group.values())), [sampled.strategy for sampled in group.values()]
+    companies = [places for places in probe_groups(strategies) if len(places) > 1]
+    together = [list(group)[place] for places in companies for place in places]
+    chosen = [group[asked].strategy for asked in together]
     found: dict[Asked, Record | Exception] = {}
-    members = list(group)
-    first = next(iter(group.values()))
-    strategies = [sampled.strategy for sampled in group.values()]
-    for places in probe_groups(strategies):
-        if len(places) < 2:
-            continue
-        together = [members[place] for place in places]
-        try:
-            parts = probe_parts(
-                first.source, bench.data, [strategies[k] for k in places], first.seed, bench.device, bench.reuse
-            )
-            for part, probes in parts:
-                found |= _follow(bench, probes, [together[place] for place in part])
-        except UnfreezeError as error:
-            # Such as of one among them that cannot be applied: in turn each gets its own reason.
-            logger.info("these linear probes are trained in turn: %s", error)
-            found = {asked: end for asked, end in found.items() if asked not in together}
+    try:
+        for part, probes in probe_parts(first.source, bench.data, chosen, first.seed, bench.device, bench.reuse):
+            found |= _follow(bench, probes, [together[place] for place in part])
+    except UnfreezeError as error:
+        # Such as of one among them that cannot be applied: in turn each gets its own reason.
+        logger.info("linear probes are trained in turn: %s", error)
     return found
 
 

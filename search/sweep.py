@@ -10,7 +10,7 @@ import numpy as np
 
 from search.trial import Bench
 from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, IntRange, Space, sample
-from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, sweep
+from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, probe_parts, sweep
 
 #: Attribute of the study: the best probe's values, its score, and how many probes there were.
 SWEEP = "probe_sweep"
@@ -73,7 +73,8 @@ def sweep_probes(bench: Bench) -> None:
     start = time.perf_counter()
     space, draws = probe_space(bench.spaces[source.name]), _Draws(bench.config.seed)
     strategies = [sample(space, draws) for _ in range(asked)]
-    results = sweep(source, bench.data, strategies, bench.config.seed, bench.device, bench.reuse, bench.watcher.reading)
+    parts = probe_parts(source, bench.data, strategies, bench.config.seed, bench.device, bench.reuse)
+    results = sweep(parts, len(strategies), bench.watcher.reading)
     if not results:
         return
     scored = sorted(((_score(bench, result), k) for k, result in enumerate(results)), reverse=not bench.lower_is_better)

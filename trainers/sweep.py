@@ -1,6 +1,6 @@
 """Many linear probes before a search's first trial: what the head alone wants, in the time of one trial."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,31 +37,21 @@ class ProbeResult:
 
 
 def sweep(
-    source: ModelSource,
-    data: ImageData,
-    strategies: Sequence[Strategy],
-    seed: int,
-    device: Device,
-    reuse: Reuse | None,
-    progress: Callable[[str, int, int], None],
+    parts: Iterable[tuple[Sequence[int], Probes]], total: int, progress: Callable[[str, int, int], None]
 ) -> list[ProbeResult]:
     """Train linear probes together, as many at once as memory allows.
 
     Args:
-        source: Builds the model, which must have a linear head.
-        data: Gives training and validation images.
-        strategies: Of depth 0; what cannot be trained together with others is left out.
-        seed: Draws heads and the order of images.
-        device: Where to compute.
-        reuse: Shares features with trials, processes and nights; None computes them for this call.
+        parts: From :func:`probe_parts`.
+        total: Probes in all of them.
         progress: Told how many probes are done.
 
     Returns:
         One result a probe that finished at least an epoch.
     """
     results: list[ProbeResult] = []
-    done, total = 0, sum(map(len, probe_groups(strategies)))
-    for part, probes in probe_parts(source, data, strategies, seed, device, reuse):
+    done = 0
+    for part, probes in parts:
         history: dict[int, list[EpochResult]] = {}
         for epoch in probes:
             for place, result in epoch.items():
