@@ -16,6 +16,7 @@ from search.trial import Bench
 from strategies import Strategy, UnfreezeError, make_plan, resize, shown_size
 from trainers import (
     TASKS,
+    Known,
     ModelSource,
     Normalise,
     Setting,
@@ -96,18 +97,14 @@ class Judge:
             device,
         )
 
-    def outputs(self, split: Split) -> tuple[Tensor, Tensor]:
+    def outputs(self, split: Split, known: Known | None = None) -> tuple[Tensor, Tensor]:
         """Outputs and targets of a split; see :func:`trainers.predict`."""
         scale = TASKS[self.bench.data.task].scale(self.bench.data.train.targets)
-        return predict(self.model, split, self.strategy, self.normalise, scale, self.bench.device)
+        return predict(self.model, split, self.strategy, self.normalise, scale, self.bench.device, known)
 
-    def outputs_of_trial(self) -> tuple[Tensor, Tensor]:
-        """Outputs and targets of validation with the best trial's weights, on what it read of its frozen blocks."""
-        self.load(self.weights)
-        bench, data = self.bench, self.bench.data
-        scale = TASKS[data.task].scale(data.train.targets)
-        known = None if bench.reuse is None else bench.reuse.stored(self._setting(), "val")
-        return predict(self.model, data.val, self.strategy, self.normalise, scale, bench.device, known)
+    def known_of_trial(self) -> Known | None:
+        """What the best trial read of validation, if that is stored; its weights are to be loaded."""
+        return None if self.bench.reuse is None else self.bench.reuse.stored(self._setting(), "val")
 
     def _setting(self) -> Setting:
         """Where the model is frozen, and what it is shown: all that what is stored depends on."""

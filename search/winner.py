@@ -128,12 +128,11 @@ def _is_the_same(known: Winner, chosen: Candidate, asked: Mapping[str, Any]) -> 
 def _present(bench: Bench, trial: FrozenTrial, judge: Judge, weights: State, folder: Path, is_mixed: bool) -> Winner:
     """Score the chosen weights on the test split and log them as a model."""
     task, metric = TASKS[bench.data.task], bench.config.metric
+    judge.load(weights)
     temperature = None
     if bench.config.after.calibrate and task.name in CALIBRATED_TASKS:
-        judge.load(weights)
-        answers = judge.outputs(bench.data.val) if is_mixed else judge.outputs_of_trial()
-        temperature = fit_temperature(task.name, *answers)
-    judge.load(weights)
+        known = None if is_mixed else judge.known_of_trial()
+        temperature = fit_temperature(task.name, *judge.outputs(bench.data.val, known))
     outputs, targets = judge.outputs(bench.data.test)
     calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets)
     # Weights that are not the trial's own belong to the study.

@@ -17,6 +17,7 @@ from .models import ModelSource as ModelSource
 from .models import check_model_name as check_model_name
 from .models import create_classifier as create_classifier
 from .models import parameter_count as parameter_count
+from .prediction import Known as Known
 from .prediction import Normalise as Normalise
 from .prediction import normaliser as normaliser
 from .prediction import predict as predict
