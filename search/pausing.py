@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from optuna import Study
 
 from search.ledger import Ledger
@@ -88,19 +87,20 @@ def go_on(bench: "Bench", asked: "Asked", sampled: "Sampled", trainer: Trainer, 
 
 
 def promote(bench: "Bench", ledger: Ledger) -> bool:
-    """Queue the paused trial that is to go on next, if there is one, and say whether there was."""
+    """Queue the paused trial that is to go on next, if there is one, and say whether there was.
+
+    The study's lock is to be held: of two processes that find the same trial the second must see that it is queued.
+    """
     if bench.config.pruner.name != RUNGS or not bench.paused.is_dir():
         return False
-    # Of two processes that find the same trial the second must see that it is queued.
-    with FileLock(bench.paused / "lock"):
-        due = Rungs.of(bench.config.pruner).due(
-            bench.study.get_trials(deepcopy=False),
-            bench.study.direction,
-            lambda trial: _file(bench, trial.number).exists(),
-        )
-        if due is None:
-            return False
-        queue_again(bench.study, due, {CONTINUES: due.number})
+    due = Rungs.of(bench.config.pruner).due(
+        bench.study.get_trials(deepcopy=False),
+        bench.study.direction,
+        lambda trial: _file(bench, trial.number).exists(),
+    )
+    if due is None:
+        return False
+    queue_again(bench.study, due, {CONTINUES: due.number})
     ledger.refresh()
     return True
 
