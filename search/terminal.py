@@ -120,12 +120,8 @@ class Terminal:
         score = f"{self._metric} {value:.4f}" if value is not None else ""
         seconds = trial.duration.total_seconds() if trial.duration else 0.0
         before = trial.user_attrs.get(CONTINUES)
-        notes = {
-            f"goes on from trial {before}": before is not None,
-            trial.user_attrs.get(REASON): REASON in trial.user_attrs,
-            f"preset {trial.user_attrs.get(PRESET)}": PRESET in trial.user_attrs and REASON not in trial.user_attrs,
-        }
-        note = ", ".join(str(text) for text, holds in notes.items() if holds)
+        why = trial.user_attrs.get(REASON, "") or (f"preset {p}" if (p := trial.user_attrs.get(PRESET)) else "")
+        note = ", ".join(filter(None, ["" if before is None else f"goes on from trial {before}", why]))
         self._console.print(
             f"trial {trial.number:>3}  [{ENDINGS[outcome].style}]{outcome:<8}[/]  {score:<16}  {seconds:6.1f} s  "
             f"{escape(self._labels.pop(trial.number, ''))}" + (f"  ({escape(note)})" if note else ""),

@@ -138,7 +138,7 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class Ended:
     """How a trial ended: the values of a complete one, the reason of a failed one."""
 
     outcome: Outcome
@@ -295,7 +295,7 @@ def kill_asked(bench: Bench, asked: Asked) -> None:
         interrupt(bench.study, next(trial for trial in trials if trial.number == asked.trial.number))
 
 
-def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Record]) -> Ending:
+def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Record]) -> Ended:
     """Train a trial, and write what it came to: its checkpoint if that is kept, or why it went wrong.
 
     Args:
@@ -312,12 +312,12 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
             asked.trial.set_user_attr(CHECKPOINT, bench.tracker.save_checkpoint(asked.run, best.state))
         bench.tracker.log_outcome(asked.run, "complete")
         bench.tracker.flush()
-        return Ending("complete", record.values)
+        return Ended("complete", record.values)
     except PrunedError as end:
-        return Ending("pruned", reason=str(end))
+        return Ended("pruned", reason=str(end))
     except Exception as error:
         bench.tracker.log_text(asked.run, "traceback.txt", traceback.format_exc())
-        return Ending("failed", reason=_reason(error))
+        return Ended("failed", reason=_reason(error))
 
 
 def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, int]) -> Sampled:
@@ -437,7 +437,7 @@ def count_trained(model: nn.Module, plan: Plan) -> int:
     return sum(tensor.numel() for name, tensor in model.named_parameters() if name in plan.trainable)
 
 
-def tell(bench: Bench, ledger: Ledger, asked: Asked, ending: Ending, alongside: Collection[int] = ()) -> FrozenTrial:
+def tell(bench: Bench, ledger: Ledger, asked: Asked, ending: Ended, alongside: Collection[int] = ()) -> FrozenTrial:
     """Tell a trial's ending to Optuna, when all that is logged of it is there, and end its run.
 
     Args:
