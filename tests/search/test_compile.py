@@ -1,7 +1,5 @@
 """The key ``compile``, from the command line to the run's tag."""
 
-import shutil
-
 import pytest
 from lab import scored
 
@@ -10,7 +8,6 @@ DEEP["strategy"] |= {"epochs": 1, "batch_size": 32}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs by g++")
 def test_a_compiled_search_scores_as_another_and_says_in_each_run_what_was_compiled(new_lab):
     plain, compiled = new_lab(**DEEP), new_lab(**DEEP)
     assert plain.run("metric=loss") == 0
