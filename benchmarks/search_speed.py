@@ -56,6 +56,7 @@ class Scale:
         shallow: Blocks trained at most in case ``shallow``.
         repeats: Runs of each case and side; the median counts.
         seeds: Of the searches in ``time_to_best``.
+        keys: Of the study, set on our command line alone, such as ``executor.trials_per_device=2``.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Scale:
     shallow: int
     repeats: int
     seeds: tuple[int, ...]
+    keys: tuple[str, ...] = ()
 
 
 FASHION = {
@@ -128,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parse(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    scale = QUICK if options.quick else FULL
+    scale = replace(QUICK if options.quick else FULL, keys=tuple(options.keys))
     if options.repeats is not None:
         scale = replace(scale, repeats=options.repeats)
     result: dict[str, Any] = {"machine": machine(), "scale": asdict(scale)}
@@ -149,6 +151,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, help="by default all, or with --quick two")
     parser.add_argument("--repeats", type=int, help="runs of each case and side; the median counts")
+    parser.add_argument("--keys", nargs="+", default=[], metavar="KEY=VALUE", help="set on our command line alone")
     parser.add_argument("--quick", action="store_true", help="a tiny model on a few digits, to see that it works")
     parser.add_argument("--json", type=Path, help="where to write the result")
     return parser.parse_args(arguments)
@@ -165,7 +168,7 @@ def race(case: str, scale: Scale, folder: Path) -> dict[str, Any]:
         for side in SIDES:
             home = fresh(folder / f"{case}-{side}-{repeat}")
             study = study_of(scale, home, space, presets, len(presets), seed=0, pruner="none")
-            runs[side].append(run(side, study, home))
+            runs[side].append(run(side, study, home, scale.keys))
             print(f"{case}, {side}: {runs[side][-1].seconds:.1f} s, best {runs[side][-1].best:.4f}", flush=True)
             if side == "ours" and runs[side][-1].strategies != given:
                 raise RuntimeError(f"{case}: the search trained other strategies than it was given")
@@ -179,11 +182,11 @@ def race_to_best(scale: Scale, folder: Path) -> dict[str, Any]:
     runs: dict[str, list[Run]] = {side: [] for side in SIDES}
     for seed in scale.seeds:
         home = fresh(folder / f"plain-{seed}")
-        plain = run("plain", study_of(scale, home, space, {}, scale.trials, seed, "median"), home)
+        plain = run("plain", study_of(scale, home, space, {}, scale.trials, seed, "median"), home, scale.keys)
         home = fresh(folder / f"ours-{seed}")
         # Without presets of its own here, ours has those that every study has.
         study = study_of(scale, home, space, None, PATIENCE * scale.trials, seed, "median")
-        ours = run("ours", study, home, plain.best)
+        ours = run("ours", study, home, scale.keys, plain.best)
         runs["plain"].append(plain)
         runs["ours"].append(ours)
         print(f"seed {seed}: {plain.best:.4f} after {plain.first_best} s, ours after {ours.first_best} s", flush=True)
@@ -252,11 +255,11 @@ def study_of(
     return study
 
 
-def run(side: str, study: dict[str, Any], home: Path, until: float | None = None) -> Run:
+def run(side: str, study: dict[str, Any], home: Path, keys: tuple[str, ...], until: float | None = None) -> Run:
     """Search with one side's command, until it ends or a trial is told that is as good as ``until``."""
     file = home / "study.yaml"
     file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
-    words = [*SIDES[side], f"study={file}" if side == "ours" else str(file)]
+    words = [*SIDES[side], *([f"study={file}", *keys] if side == "ours" else [str(file)])]
     began = datetime.now()
     seconds = seconds_of(words, home, stop=None if until is None else lambda: best_told(home / "optuna.db") >= until)
     trials = optuna.load_study(study_name="study", storage=study["store"]["url"]).trials
