@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 _BINS = 15
 
@@ -83,6 +82,9 @@ def calibration_error(task: str, logits: Tensor, targets: Tensor) -> float:
         logits: (N, C) float.
         targets: (N,) int64 class indices, or (N, C) float of zeros and ones.
     """
+    # Only here: it takes a second to import, which workers need not wait for.
+    from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
+
     if task == "classification":
         return multiclass_calibration_error(logits.softmax(1), targets, logits.shape[1], n_bins=_BINS).item()
     return binary_calibration_error(logits.sigmoid().flatten(), targets.long().flatten(), n_bins=_BINS).item()

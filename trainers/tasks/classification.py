@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,6 +42,9 @@ def _loss(logits: Tensor, targets: Tensor) -> float:
 
 
 def _wilson(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    # Only here: it takes a second to import, which workers need not wait for.
+    from scipy.stats import binomtest
+
     hits = int((logits.argmax(1) == targets).sum())
     found = binomtest(hits, len(targets)).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
