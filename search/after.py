@@ -99,8 +99,9 @@ class Judge:
 
     def outputs(self, split: Split, known: Known | None = None) -> tuple[Tensor, Tensor]:
         """Outputs and targets of a split; see :func:`trainers.predict`."""
-        scale = TASKS[self.bench.data.task].scale(self.bench.data.train.targets)
-        return predict(self.model, split, self.strategy, self.normalise, scale, self.bench.device, known)
+        task = TASKS[self.bench.data.task]
+        scale = task.scale(self.bench.data.train.targets)
+        return predict(self.model, split, self.strategy, self.normalise, task, scale, self.bench.device, known)
 
     def known_of_trial(self) -> Known | None:
         """What the best trial read of validation, if that is stored; its weights are to be loaded."""
@@ -116,7 +117,7 @@ class Judge:
     def score(self, weights: State) -> float:
         """The study's metric of mixed weights on validation."""
         self.load_mixed(weights)
-        return TASKS[self.bench.data.task].metrics[self.bench.config.metric](*self.outputs(self.bench.data.val))
+        return TASKS[self.bench.data.task].scores(*self.outputs(self.bench.data.val))[self.bench.config.metric]
 
 
 def make_judge(bench: Bench, trial: FrozenTrial, weights: State) -> Judge:

@@ -44,6 +44,14 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "balanced_accuracy", "macro_f1", "loss"),
     "multilabel": ("mean_average_precision", "macro_f1", "micro_f1", "exact_match", "loss"),
     "regression": ("rmse", "mae", "r2", "spearman", "loss"),
+    "segmentation": ("mean_iou", "dice", "pixel_accuracy", "loss"),
+    "detection": ("map", "map50", "mar"),
+}
+
+# What can stand on the encoder for tasks whose targets lie in the image, the default first; as above without torch.
+TASK_DECODERS: dict[str, tuple[str, ...]] = {
+    "segmentation": ("unet", "fpn", "deeplabv3plus", "fcn"),
+    "detection": ("faster_rcnn", "retinanet", "fcos"),
 }
 
 Cost = Literal["seconds", "parameters_trained"]
@@ -57,7 +65,7 @@ MOST_WORKERS = 64
 WEIGHTS_PACKAGES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
-_PLACE_KEYS = ("root", "dataset", "manifest", "annotations", "shards", "columns")
+_PLACE_KEYS = ("root", "dataset", "manifest", "annotations", "shards", "columns", "masks", "palette")
 # What each source needs of those keys, and what it can use besides.
 _SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "digits": ((), ()),
@@ -65,7 +73,10 @@ _SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "manifest": (("manifest",), ("root", "columns")),
     "coco": (("annotations",), ("root",)),
     "huggingface": (("dataset",), ("columns",)),
+    "masks": (("root", "masks"), ("palette",)),
+    "scenes": ((), ()),
     "torchvision": (("dataset", "root"), ()),
+    "voc": (("root",), ()),
     "webdataset": (("shards",), ("root", "columns")),
 }
 _COLUMNS = ("image", "label", "split", "group")
@@ -87,10 +98,21 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which images, and how they are split."""
 
-    source: Literal["coco", "digits", "folder", "huggingface", "manifest", "torchvision", "webdataset"] = Field(
-        "digits", description="where images come from; by default what the keys below ask for"
+    source: Literal[
+        "coco",
+        "digits",
+        "folder",
+        "huggingface",
+        "manifest",
+        "masks",
+        "scenes",
+        "torchvision",
+        "voc",
+        "webdataset",
+    ] = Field("digits", description="where images come from; by default what the keys below ask for")
+    root: Text | None = Field(
+        None, description="folder of the images (folder, masks, torchvision, voc), or base of relative paths"
     )
-    root: Text | None = Field(None, description="folder of the images (folder, torchvision), or base of relative paths")
     dataset: Text | None = Field(
         None, description="torchvision set such as FashionMNIST (with root), or Hugging Face set: a folder, owner/name"
     )
@@ -99,6 +121,13 @@ class DataConfig(_Section):
     shards: Files = Field(None, description="WebDataset tars, such as train-{000..012}.tar; or some a split")
     columns: dict[str, Any] = Field(
         default_factory=dict, description="names of the columns image, label (or a list), split and group"
+    )
+    masks: Text | None = Field(None, description="folder of the masks: root's a/b.jpg has the mask a/b.png here")
+    palette: Text | None = Field(
+        None, description="CSV that names the masks' classes: name,index or name,red,green,blue; null for 0 to K"
+    )
+    ignore_index: int | None = Field(
+        255, ge=0, le=255, description="what masks hold where a pixel does not count; null if every pixel does"
     )
     image_size: int = Field(64, ge=8, le=2048, description="height and width the model sees, in pixels")
     max_value: float | None = Field(
@@ -128,7 +157,7 @@ class DataConfig(_Section):
             return values
         dataset = "huggingface" if values.get("root") is None else "torchvision"
         clues = {"manifest": "manifest", "annotations": "coco", "shards": "webdataset"}
-        clues |= {"dataset": dataset, "root": "folder"}
+        clues |= {"masks": "masks", "dataset": dataset, "root": "folder"}
         source = next((source for key, source in clues.items() if values.get(key) is not None), "digits")
         return {"source": source, **values}
 
@@ -188,6 +217,11 @@ class ModelConfig(_Section):
     """Which model, or which models to choose from, and from which weights."""
 
     name: Text | tuple[Text, ...] = Field("resnet18", description="any timm classifier, or a list of them to search")
+    decoder: Text | None = Field(
+        None,
+        description="what stands on the model's feature maps, by default the first of the task's: "
+        + "; ".join(f"{task}: {', '.join(names)}" for task, names in TASK_DECODERS.items()),
+    )
     in_chans: int = Field(3, ge=1, le=1024, description="channels of the images: 1 for grey, 3 for RGB, or any other")
     weights: tuple[str, ...] = Field(
         ("hub",),
@@ -354,8 +388,9 @@ class StudyConfig(_Section):
 
     name: str | None = Field(None, description="study and MLflow experiment; by default the study file's name")
     description: str = Field("", description="one line for listings")
-    task: Literal["classification", "multilabel", "regression"] = Field(
-        "classification", description="what is learnt: one class an image, any number of classes, or numbers"
+    task: Literal["classification", "multilabel", "regression", "segmentation", "detection"] = Field(
+        "classification",
+        description="what is learnt: one class an image, any number of classes, numbers, a class a pixel, or boxes",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of sampling and of training")
     data: DataConfig = Field(default_factory=DataConfig, description="which images, and how they are split")
@@ -420,6 +455,11 @@ class StudyConfig(_Section):
         space = filled.get("strategy", DEFAULT_SPACE)
         if task != "classification" and isinstance(space, Mapping) and "loss" not in space:
             filled["strategy"] = {**space, "loss": TASK_LOSSES[task][0]}
+        data, model = filled.get("data", {}), filled.get("model", {})
+        if task in TASK_DECODERS and isinstance(data, Mapping) and (source := _dense_source(task, data)) is not None:
+            filled["data"] = {**data, "source": source}
+        if task in TASK_DECODERS and isinstance(model, Mapping) and model.get("decoder") is None:
+            filled["model"] = {**model, "decoder": TASK_DECODERS[task][0]}
         return filled
 
     @model_validator(mode="before")
@@ -432,6 +472,19 @@ class StudyConfig(_Section):
         if not isinstance(pruner, Mapping) or "name" in pruner:
             return values
         return {**values, "pruner": {**pruner, "name": "none"}}
+
+    @field_validator("model")
+    @classmethod
+    def _decodes_for_task(cls, value: ModelConfig, info: ValidationInfo) -> ModelConfig:
+        task = info.data.get("task", "classification")
+        known = TASK_DECODERS.get(task, ())
+        if value.decoder is not None and not known:
+            raise _problems(f"model.decoder: {value.decoder!r} would not be used by task {task}; leave it out")
+        if value.decoder is not None and value.decoder not in known:
+            raise _problems(
+                f"model.decoder: {value.decoder!r} is not one of {', '.join(known)}{_close(value.decoder, known)}"
+            )
+        return value
 
     @field_validator("metric")
     @classmethod
@@ -604,6 +657,16 @@ class StudyConfig(_Section):
         if self.after.soups and self.checkpoints.keep < 2:
             raise _problems(f"after.soups: a soup needs checkpoints.keep of at least 2, it is {self.checkpoints.keep}")
         return self
+
+
+def _dense_source(task: str, data: Mapping[str, Any]) -> str | None:
+    """Where masks or boxes come from if nobody says; None where the keys say it."""
+    given = [key for key in _PLACE_KEYS if data.get(key) is not None]
+    if "source" in data or set(given) - {"root"}:
+        return None
+    if not given:
+        return "scenes"
+    return "voc" if task == "detection" else None
 
 
 def _close(value: Any, known: Sequence[str]) -> str:

@@ -40,6 +40,7 @@ def identity(config: StudyConfig, data: ImageData, sources: Sequence[ModelSource
         "data.max_value": config.data.max_value,
         "data (fingerprint)": data.fingerprint,
         "model.name": names if len(names) > 1 else names[0],
+        **({"model.decoder": config.model.decoder} if config.model.decoder is not None else {}),
         "model.in_chans": config.model.in_chans,
         "model.weights (digest)": digests if len(names) > 1 else digests[names[0]],
     }

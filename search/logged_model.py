@@ -7,14 +7,16 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
 import mlflow
 import numpy as np
+import pandas as pd
 import torch
-from mlflow.models import set_signature
+from mlflow.models import infer_signature, set_signature
 from mlflow.types import ColSpec, Schema
 from PIL import Image
 
@@ -23,7 +25,7 @@ import trainers
 from search.tracking import save_weights
 from search.trial import Bench
 from strategies import Strategy, shown_size
-from trainers import TASKS, ModelSource, State
+from trainers import TASKS, ModelSource, State, Task
 
 # Packages that the logged model imports, by way of trainers and strategies too.
 _NEEDED = (
@@ -32,10 +34,12 @@ _NEEDED = (
     "numpy",
     "pandas",
     "pillow",
+    "pycocotools",
     "pyyaml",
     "safetensors",
     "scikit-learn",
     "scipy",
+    "segmentation_models_pytorch",
     "tifffile",
     "timm",
     "torch",
@@ -70,6 +74,7 @@ def log_model(
     scale = task.scale(bench.data.train.targets)
     card = {
         "model": source.name,
+        "decoder": bench.config.model.decoder,
         "task": task.name,
         "classes": list(bench.data.classes),
         "scale": None if scale is None else {"mean": scale.mean.tolist(), "std": scale.std.tolist()},
@@ -86,8 +91,6 @@ def log_model(
     card_file.write_text(json.dumps(card, indent=1))
     weights_file = folder / "weights.safetensors"
     save_weights(weights, weights_file)
-    columns = task.answers(torch.zeros(0, len(bench.data.classes)), bench.data.classes)
-    outputs = Schema([ColSpec("string" if c.dtype == object else "double", name) for name, c in columns.items()])
     # Paths, bytes and arrays share no type that MLflow knows, so the hint is Any, of which it warns each time, past any
     # filter; what else it warns of is for the log.
     with warnings.catch_warnings(record=True) as caught, mlflow.start_run(run_id=run_id):
@@ -105,9 +108,19 @@ def log_model(
     # one: MLflow would press lists of arrays into tables for any signature that is not marked as coming from hints.
     signature = info.signature
     assert signature is not None, "predict has type hints"
-    signature.outputs = outputs
+    signature.outputs = _columns(task, bench.data.classes)
     set_signature(info.model_uri, signature)
     return str(info.model_uri)
+
+
+def _columns(task: Task, classes: Sequence[str]) -> Schema:
+    """Names and types of what the model answers for an image."""
+    if task.dense is not None:
+        found: Schema = infer_signature(model_output=pd.DataFrame([task.dense.example])).outputs
+        return found
+    assert task.answers is not None, "only dense tasks have none"
+    columns = task.answers(torch.zeros(0, len(classes)), classes)
+    return Schema([ColSpec("string" if c.dtype == object else "double", name) for name, c in columns.items()])
 
 
 def _copied(package: ModuleType, folder: Path) -> str:

@@ -1,7 +1,7 @@
 """Trials that are paused at a rung, and go on from there when they are among the best."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def pause(bench: "Bench", asked: "Asked", sampled: "Sampled", trainer: Trainer, 
         "fingerprint": sampled.fingerprint,
         "seed": sampled.seed,
         "trainer": trainer.state_dict(),
-        "best": {"score": record.best.score, "epoch": record.best.epoch, "state": record.best.state},
+        "best": {field.name: getattr(record.best, field.name) for field in fields(record.best)},
         "results": [asdict(result) for result in record.results],
     }
     try:

@@ -42,6 +42,7 @@ from trainers import (
     choose_device,
     find_weights,
     open_data,
+    top_of,
     unusable_fields,
 )
 
@@ -176,7 +177,9 @@ def _open_sources(config: StudyConfig, data: ImageData, terminal: Watcher) -> di
             progress=terminal.downloading,
             beside=config.model.names,
         )
-        sources[name] = ModelSource(name, weights, len(data.classes), config.data.image_size, config.model.in_chans)
+        size = config.data.image_size
+        top = top_of(config.task, config.model.decoder, len(data.classes), size)
+        sources[name] = ModelSource(name, weights, len(data.classes), size, config.model.in_chans, top)
     return sources
 
 

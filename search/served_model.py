@@ -17,8 +17,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from safetensors.torch import load_file
 
 from strategies import DataError, resize, tta_views
-from trainers import TASKS, Preprocessing, create_classifier, decode
-from trainers.tasks import Scale
+from trainers import TASKS, Preprocessing, create_classifier, decode, dress, placed, top_of
+from trainers.tasks import Answers, Dense, Scale
 
 _BATCH = 64
 
@@ -40,16 +40,27 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.mean, self.std = (torch.tensor(card[k], device=self.device).view(1, -1, 1, 1) for k in ("mean", "std"))
         model = create_classifier(card["model"], len(self.classes), how.image_size, how.in_chans)
+        top = top_of(card["task"], card.get("decoder"), len(self.classes), how.image_size)
+        if top is not None:
+            model = dress(model, how.image_size, how.in_chans, top)
         model.load_state_dict(load_file(context.artifacts["weights"]))
         self.model = model.eval().to(self.device)
 
     def predict(self, context: PythonModelContext, model_input: list[Any], params: Any = None) -> Any:
-        """One row an image: label and probabilities, the labels of a multilabel model, or numbers.
+        """One row an image: label and probabilities, the labels of a multilabel model, numbers, a mask, or boxes.
+
+        A mask is a PNG of class indices at the image's size, as base64; boxes are left, top, right and bottom in the
+        image's pixels.
 
         Raises:
             DataError: An image cannot be read; the message names it.
         """
-        parts = [self._outputs(model_input[start : start + _BATCH]) for start in range(0, len(model_input), _BATCH)]
+        images = [_as_image(image) for image in model_input]
+        batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+        if self.task.dense is not None:
+            return pd.DataFrame(self._dense_answers(self.task.dense, batches))
+        assert self.task.answers is not None, "only dense tasks have none"
+        parts = [self._outputs(batch) for batch in batches]
         outputs = torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
         answers = self.task.answers(outputs, self.classes)
         if self.temperature is not None:
@@ -59,11 +70,25 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
         return pd.DataFrame(answers)
 
     @torch.inference_mode()
-    def _outputs(self, images: list[Any]) -> torch.Tensor:
-        pixels = torch.from_numpy(np.stack([decode(_as_image(image), self.preprocessing) for image in images]))
+    def _dense_answers(self, dense: Dense, batches: list[list[Any]]) -> Answers:
+        parts = []
+        for batch in batches:
+            outputs = self.model(self._shown(batch))
+            places = [placed(image, self.preprocessing) for image in batch]
+            parts.append(dense.answers(dense.predicted(self.model, outputs).cpu(), self.classes, places))
+        parts = parts or [dict.fromkeys(dense.example, np.empty(0, dtype=object))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in dense.example}
+
+    def _shown(self, images: list[Any]) -> torch.Tensor:
+        """What the model is shown of images, (B, C, S, S) float."""
+        pixels = torch.from_numpy(np.stack([decode(image, self.preprocessing) for image in images]))
         shown = resize(pixels.to(self.device).float().div_(255), self.shown_size)
-        batch = (shown - self.mean) / self.std
-        views = tta_views(batch, self.tta)
+        batch: torch.Tensor = (shown - self.mean) / self.std
+        return batch
+
+    @torch.inference_mode()
+    def _outputs(self, images: list[Any]) -> torch.Tensor:
+        views = tta_views(self._shown(images), self.tta)
         outputs = torch.stack([self.model(view).float() for view in views]).mean(0).cpu()
         restored: torch.Tensor = outputs if self.scale is None else self.scale.restore(outputs)
         return restored

@@ -1,5 +1,6 @@
 """Writing a study to MLflow: a parent run, a child run a trial, in a few batched calls from another thread."""
 
+import io
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import sqlalchemy
 import torch
 from mlflow.entities import Metric, Param, RunTag
@@ -24,6 +26,8 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
+from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import save_file
 
 from search.outcome import ENDINGS, Outcome
@@ -56,7 +60,7 @@ class _Batch:
     metrics: list[Metric] = field(default_factory=list)
     params: list[Param] = field(default_factory=list)
     tags: list[RunTag] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 class Tracker:
@@ -165,7 +169,17 @@ class Tracker:
 
     def log_text(self, run: RunId, name: str, text: str) -> None:
         """Write ``text`` as an artifact."""
-        self._batch_of(run).texts[name] = text
+        self._log_file(run, name, text.encode())
+
+    def log_pictures(self, run: RunId, pictures: Sequence[NDArray[np.uint8]]) -> None:
+        """Write pictures (H, W, 3) as PNG artifacts, over those that were there before."""
+        for number, picture in enumerate(pictures):
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, format="PNG")
+            self._log_file(run, f"pictures/{number}.png", buffer.getvalue())
+
+    def _log_file(self, run: RunId, name: str, content: bytes) -> None:
+        self._batch_of(run).files[name] = content
         self._send_if_due()
 
     def finish(self, run: RunId, outcome: Outcome, reason: str = "") -> None:
@@ -225,10 +239,11 @@ class Tracker:
             room = MAX_ENTITIES_PER_BATCH - len(params) - len(tags)
             metrics, batch.metrics = batch.metrics[:room], batch.metrics[room:]
             self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
-        if batch.texts:
+        if batch.files:
             with tempfile.TemporaryDirectory() as folder:
-                for name, text in batch.texts.items():
-                    (Path(folder) / name).write_text(text, encoding="utf-8")
+                for name, content in batch.files.items():
+                    (Path(folder) / name).parent.mkdir(exist_ok=True)
+                    (Path(folder) / name).write_bytes(content)
                 self._artifacts_of(run_id).log_artifacts(folder)  # type: ignore[no-untyped-call]
 
     def _artifacts_of(self, run_id: str) -> ArtifactRepository:

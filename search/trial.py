@@ -40,7 +40,7 @@ from search.recovery import Heartbeat, interrupt, owner
 from search.stopping import stop_if_asked
 from search.tracking import RunId, Tracker
 from strategies import Plan, Space, Strategy, TrialError, UnfreezeError, sample
-from trainers import TASKS, Compiler, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer
+from trainers import TASKS, Compiler, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer, pictures
 
 
 class Watcher(Protocol):
@@ -148,11 +148,12 @@ class Ended:
 
 @dataclass(slots=True)
 class _Best:
-    """The best epoch so far of one trial."""
+    """The best epoch so far of one trial; ``shown`` is what the model says of the images that are shown, if any."""
 
     score: float
     epoch: int
     state: dict[str, Tensor]
+    shown: Tensor | None = None
 
 
 class PrunedError(Exception):
@@ -178,8 +179,13 @@ class Record:
         self.results: list[EpochResult] = []
         bench.tracker.log(asked.run, metrics={"parameters_trained": parameters_trained})
 
-    def add(self, result: EpochResult, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Take a result, and the weights if it is of the best epoch so far.
+    def add(
+        self,
+        result: EpochResult,
+        weights: Callable[[], dict[str, Tensor]],
+        look: Callable[[], Tensor | None] = lambda: None,
+    ) -> None:
+        """Take a result, and if it is of the best epoch so far the weights and what is shown of it.
 
         Raises:
             TrialError: The score is not a number.
@@ -195,7 +201,7 @@ class Record:
         if result.ends_epoch and (
             best is None or (score < best.score if self._bench.lower_is_better else score > best.score)
         ):
-            self._best = _Best(score, int(result.epoch), weights())
+            self._best = _Best(score, int(result.epoch), weights(), look())
         self._write(result)
         self.prune_if_due()
 
@@ -308,6 +314,9 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
         record = trained()
         best = record.best
         bench.tracker.log(asked.run, metrics={"score": best.score, "best_epoch": best.epoch})
+        if best.shown is not None and ledger.would_be_kept(record.values, 1):
+            for run in (asked.run, bench.parent_run):
+                bench.tracker.log_pictures(run, pictures(bench.data, best.shown))
         if ledger.would_be_kept(record.values, bench.config.checkpoints.keep):
             asked.trial.set_user_attr(CHECKPOINT, bench.tracker.save_checkpoint(asked.run, best.state))
         bench.tracker.log_outcome(asked.run, "complete")
@@ -385,7 +394,7 @@ def train(bench: Bench, asked: Asked, sampled: Sampled | Exception) -> Record:
             if bench.compiler is not None:
                 # Known once it was tried, and before the trial may be pruned.
                 bench.tracker.log(asked.run, tags={"unfreeze.compile": trainer.forward.reason})
-            record.add(result, trainer.weights)
+            record.add(result, trainer.weights, trainer.look)
     except PrunedError:
         if bench.config.pruner.name == RUNGS:
             raise PrunedError(pause(bench, asked, sampled, trainer, record)) from None

@@ -1,7 +1,9 @@
 """The end of a study: the winner is chosen, scored on the test split and logged."""
 
+import math
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from search.after import GREEDY_SOUP, TRIAL, UNIFORM_SOUP, Candidate, Judge, cho
 from search.logged_model import log_model
 from search.outcome import RUN_ID, score_of
 from search.trial import Bench
-from trainers import CALIBRATED_TASKS, TASKS, State, calibration_error, fit_temperature
+from trainers import CALIBRATED_TASKS, TASKS, State, Task, calibration_error, fit_temperature
 
 WINNER = "winner"
 CANDIDATES_FILE = "candidates.json"
@@ -140,6 +142,7 @@ def _present(bench: Bench, trial: FrozenTrial, judge: Judge, weights: State, fol
     model_uri = log_model(bench, judge.source, run_id, weights, folder, judge.strategy, temperature)
     found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
     found |= asdict(calibration) if calibration is not None else {}
+    found |= _of_classes(task, outputs, targets, bench.data.classes)
     low, high = task.interval(metric, outputs, targets)
     if not is_mixed:
         bench.tracker.log(run_id, metrics=found)
@@ -150,6 +153,16 @@ def _present(bench: Bench, trial: FrozenTrial, judge: Judge, weights: State, fol
     )
     score = found[f"test_{metric}"]
     return Winner(trial.number, metric, score, low, high, len(targets), model_uri, calibration=calibration)
+
+
+def _of_classes(task: Task, outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """A dense task's score of each class that can be scored, by a name that MLflow takes."""
+    if task.dense is None:
+        return {}
+    name, of_class = task.dense.per_class
+    values = of_class(outputs, targets, len(classes)).tolist()
+    names = (re.sub(r"[^\w .:-]", "_", one, flags=re.ASCII) for one in classes)
+    return {f"test_{name}/{one}": value for one, value in zip(names, values, strict=True) if math.isfinite(value)}
 
 
 def _calibration(task: str, temperature: float, outputs: Tensor, targets: Tensor) -> Calibration:

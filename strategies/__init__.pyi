@@ -6,6 +6,7 @@ from .averaging import swa_weight as swa_weight
 from .blocks import Blocks as Blocks
 from .blocks import entries_of_last_blocks as entries_of_last_blocks
 from .blocks import split_blocks as split_blocks
+from .chance import Chance as Chance
 from .conditions import CONDITIONS as CONDITIONS
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
@@ -52,9 +53,11 @@ from .space import sample as sample
 from .space import without as without
 from .stochastic_norm import use_stochastic_norm as use_stochastic_norm
 from .strategy import CHOICES as CHOICES
+from .strategy import IGNORED as IGNORED
 from .strategy import LOSS_FIELDS as LOSS_FIELDS
 from .strategy import TASK_LOSSES as TASK_LOSSES
 from .strategy import Strategy as Strategy
 from .variation import mix_batch as mix_batch
 from .variation import vary as vary
+from .variation import vary_dense as vary_dense
 from .views import View as View

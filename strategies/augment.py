@@ -56,14 +56,59 @@ def augment(images: Tensor, level: str | Level, chance: Chance) -> Tensor:
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
-    if level == "none":
-        return images
-    limits = LEVELS[level] if isinstance(level, str) else level
-    if limits.crop_area < 1 or limits.rotate:
-        images = _crop_flip_rotate(images, limits, chance)
-    elif limits.flip:
-        mirrored = shares(len(images), chance) < limits.flip
-        images = torch.where(_per_image(mirrored, images), images.flip(3), images)
+    limits = limits_of(level)
+    theta = draw_moves(len(images), limits, chance)
+    if theta is not None:
+        images = sampled(images, sampling_grid(images, theta)) if resamples(limits) else mirrored(images, theta)
+    return repainted(images, limits, chance)
+
+
+def limits_of(level: str | Level) -> Level:
+    """The limits that a level's name stands for; those of ``"none"`` change and draw nothing."""
+    if isinstance(level, Level):
+        return level
+    return Level() if level == "none" else LEVELS[level]
+
+
+def resamples(limits: Level) -> bool:
+    """Whether pixels can end up between pixels, so that a mirrored image is not all there is."""
+    return limits.crop_area < 1 or limits.rotate > 0
+
+
+def draw_moves(n: int, limits: Level, chance: Chance) -> Tensor | None:
+    """Draw crops, mirrorings and rotations.
+
+    Returns:
+        (N, 2, 3) float32 on the CPU, which make of a place in the changed image the one in the image that it shows,
+        both as -1 ... 1 from edge to edge; None where the limits move nothing, for which nothing is drawn.
+    """
+    if resamples(limits):
+        return _crop_flip_rotate(n, limits, chance)
+    if not limits.flip:
+        return None
+    theta = torch.eye(2, 3).repeat(n, 1, 1)
+    theta[:, 0, 0] = _mirroring(n, limits, chance)
+    return theta
+
+
+def mirrored(images: Tensor, theta: Tensor) -> Tensor:
+    """Images (N, C, H, W), those turned left to right of which ``theta`` of :func:`draw_moves` says so."""
+    return torch.where(_per_image(theta[:, 0, 0] < 0, images), images.flip(3), images)
+
+
+def sampling_grid(images: Tensor, theta: Tensor) -> Tensor:
+    """Where each pixel of images (N, C, H, W) moved by ``theta`` comes from, (N, H, W, 2) as grid_sample takes it."""
+    theta = theta.to(images.device, images.dtype, non_blocking=True)
+    return F.affine_grid(theta, list(images.shape), align_corners=False)
+
+
+def sampled(images: Tensor, grid: Tensor) -> Tensor:
+    """Images (N, C, H, W) at the places of a grid; beyond their edges they go on as their own reflections."""
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def repainted(images: Tensor, limits: Level, chance: Chance) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] changed in colour and partly erased, with everything left in its place."""
     if limits.colour:
         images = _jitter(images, limits.colour, chance)
     if (limits.saturation or limits.hue) and images.shape[1] == 3:
@@ -82,8 +127,12 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images.device, non_blocking=True)[:, None, None, None]
 
 
-def _crop_flip_rotate(images: Tensor, limits: Level, chance: Chance) -> Tensor:
-    n = len(images)
+def _mirroring(n: int, limits: Level, chance: Chance) -> Tensor:
+    """-1 for an image that is turned left to right, else 1, (N,) float32."""
+    return torch.where(shares(n, chance) < limits.flip, -1.0, 1.0) if limits.flip else torch.ones(n)
+
+
+def _crop_flip_rotate(n: int, limits: Level, chance: Chance) -> Tensor:
     area = _uniform(n, limits.crop_area, 1.0, chance)
     reach = math.log(4 / 3) if limits.crop_area < 1 else 0.0
     ratio = torch.exp(_uniform(n, -reach, reach, chance))
@@ -91,17 +140,15 @@ def _crop_flip_rotate(images: Tensor, limits: Level, chance: Chance) -> Tensor:
     shift_x = _uniform(n, -1, 1, chance) * (1 - width)
     shift_y = _uniform(n, -1, 1, chance) * (1 - height)
     angle = _uniform(n, -limits.rotate, limits.rotate, chance) * (math.pi / 180)
-    mirror = torch.where(shares(n, chance) < limits.flip, -1.0, 1.0) if limits.flip else torch.ones(n)
+    mirror = _mirroring(n, limits, chance)
     cos, sin = angle.cos(), angle.sin()
-    theta = torch.stack(
+    return torch.stack(
         [
             torch.stack([mirror * width * cos, -height * sin, shift_x], dim=1),
             torch.stack([mirror * width * sin, height * cos, shift_y], dim=1),
         ],
         dim=1,
-    ).to(images.device, images.dtype, non_blocking=True)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    )
 
 
 def _jitter(images: Tensor, amount: float, chance: Chance) -> Tensor:

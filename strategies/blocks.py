@@ -21,10 +21,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A model's blocks from the input towards the head, and the head, which is always trained."""
+    """A model's blocks from the input towards the head, and the head, which is always trained.
+
+    ``decoder`` names those of the head's parameters that lie between the body and what answers; classifiers have none.
+    """
 
     body: tuple[Block, ...]
     head: Block
+    decoder: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.body)
@@ -52,6 +56,7 @@ def split_blocks(model: nn.Module) -> Blocks:
     return Blocks(
         body=tuple(Block(tuple(names), tuple(modules[i])) for i, names in enumerate(body_params)),
         head=Block(tuple(sorted(head_params)), tuple(modules[-1])),
+        decoder=frozenset(cast(Any, model).decoder_params()) if hasattr(model, "decoder_params") else frozenset(),
     )
 
 

@@ -69,7 +69,7 @@ CONDITIONS: dict[str, Condition] = {
     **dict.fromkeys(("lora_rank", "lora_alpha"), _LORA),
     "probe_lr": _above_zero("probe_epochs"),
     "label_smoothing": _is("loss", "label_smoothing"),
-    "focal_gamma": _is("loss", "focal"),
+    "focal_gamma": _is("loss", "focal", "focal+dice"),
     "poly1_epsilon": _is("loss", "poly1"),
     **dict.fromkeys(("mse_weight", "mse_target"), _is("loss", "mse")),
     "class_weights_beta": _is("class_weights", "effective_number"),

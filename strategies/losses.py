@@ -9,22 +9,13 @@ the loss of each class's column. The mean is still over images, or images and cl
 that lacks a class does not change what the others count.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from strategies.loss import Loss
+from strategies.region_losses import REGION_LOSSES
 from strategies.strategy import Strategy
-
-
-class Loss(Protocol):
-    """A loss as the tables have it; regression has no classes to weigh."""
-
-    def __call__(
-        self, outputs: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None, /
-    ) -> Tensor:
-        """The mean loss as a scalar."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
@@ -230,4 +221,5 @@ LOSSES: dict[str, dict[str, Loss]] = {
     },
     "multilabel": {"bce": multilabel_bce, "focal": multilabel_focal},
     "regression": {"mse": regression_mse, "l1": regression_l1, "huber": regression_huber},
+    "segmentation": REGION_LOSSES,
 }

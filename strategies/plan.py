@@ -85,10 +85,15 @@ def make_plan(model: nn.Module, strategy: Strategy) -> Plan:
     blocks = split_blocks(model)
     depth = strategy.blocks_trained(len(blocks))
     opened = _opened(len(blocks), depth, strategy)
-    batch_norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    # A head's own are new, and have no statistics worth keeping.
+    new = {param.rpartition(".")[0] for param in blocks.head.params}
+    batch_norms = {name for name, m in model.named_modules() if isinstance(m, _BatchNorm)} - new
     chosen = _chosen_parameters(model, strategy.parameters)
     undecayed = set(cast(Any, model).no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     tensors = dict(model.named_parameters())
+
+    def _head_lr_scale(name: str) -> float:
+        return strategy.decoder_lr_scale if name in blocks.decoder else strategy.head_lr_scale
 
     def plan_param(name: str, block: int) -> ParamPlan:
         fixed = name.rpartition(".")[0] in batch_norms and strategy.batch_norm == "frozen"
@@ -97,7 +102,7 @@ def make_plan(model: nn.Module, strategy: Strategy) -> Plan:
             name=name,
             block=block,
             from_epoch=0 if block == HEAD else None if fixed or name not in chosen else opened.get(block),
-            lr_scale=strategy.head_lr_scale if block == HEAD else _lr_scale(strategy, block, len(blocks)),
+            lr_scale=_head_lr_scale(name) if block == HEAD else _lr_scale(strategy, block, len(blocks)),
             weight_decay=strategy.weight_decay if decayed else 0.0,
         )
 

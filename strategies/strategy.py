@@ -18,7 +18,20 @@ TASK_LOSSES: dict[str, tuple[str, ...]] = {
     "classification": ("cross_entropy", "label_smoothing", "focal", "poly1", "bce", "mse"),
     "multilabel": ("bce", "focal"),
     "regression": ("mse", "l1", "huber"),
+    "segmentation": (
+        "cross_entropy",
+        "dice",
+        "focal",
+        "lovasz",
+        "cross_entropy+dice",
+        "focal+dice",
+        "cross_entropy+lovasz",
+    ),
+    "detection": ("detector",),
 }
+
+#: The class of pixels from which nothing is learnt, in targets of segmentation.
+IGNORED = 255
 
 #: The fields that make a loss.
 LOSS_FIELDS = (
@@ -261,6 +274,15 @@ class Strategy:
         above=True,
         high=10_000,
         helps="the head is new, the body is not",
+    )
+    decoder_lr_scale: float = choice(
+        1.0,
+        "factor on the learning rate of the decoder between encoder and head",
+        float,
+        low=0,
+        above=True,
+        high=1000,
+        helps="segmentation and detection: the decoder is new, the encoder is not",
     )
     lr_by: str = choice(
         "decay",

@@ -1,6 +1,7 @@
 """How a strategy shows training images: a policy's operations, then those of its level, then mixtures."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from strategies.augment import Level, augment
 from strategies.chance import Chance
 from strategies.mixing import mix
+from strategies.moving import vary_along
 from strategies.policies import auto_augment, rand_augment, trivial_augment
 from strategies.strategy import Strategy
 
@@ -34,7 +36,22 @@ def vary(images: Tensor, strategy: Strategy, chance: Chance) -> Tensor:
     """
     # Erasing comes last, so that no policy moves or recolours the hole.
     images = _POLICIES[strategy.policy](images, strategy, chance)
-    return augment(images, _custom(strategy) if strategy.augment == "custom" else strategy.augment, chance)
+    return augment(images, _level(strategy), chance)
+
+
+def vary_dense(
+    images: Tensor, targets: Tensor, kind: Literal["masks", "boxes"], strategy: Strategy, chance: Chance
+) -> tuple[Tensor, Tensor]:
+    """Change each image at random as the strategy's ``augment`` says, and its mask or boxes along with it.
+
+    Args:
+        images: (N, C, S, S) float in [0, 1].
+        targets: (N, S, S) uint8 masks or (N, M, 5) float32 boxes, as :func:`strategies.moving.vary_along` takes them.
+        kind: Which of them.
+        strategy: Gives the level and its parameters.
+        chance: What decides.
+    """
+    return vary_along(images, targets, kind, _level(strategy), chance)
 
 
 def mix_batch(
@@ -58,7 +75,9 @@ def mix_batch(
     )
 
 
-def _custom(strategy: Strategy) -> Level:
+def _level(strategy: Strategy) -> str | Level:
+    if strategy.augment != "custom":
+        return strategy.augment
     return Level(
         crop_area=strategy.crop_area,
         flip=strategy.flip,

@@ -8,6 +8,9 @@ from .data import Preprocessing as Preprocessing
 from .data import Split as Split
 from .data import decode as decode
 from .data import open_data as open_data
+from .data import placed as placed
+from .dense import dress as dress
+from .dense import top_of as top_of
 from .device import Device as Device
 from .device import choose_device as choose_device
 from .fitting import unusable_fields as unusable_fields
@@ -17,6 +20,7 @@ from .models import ModelSource as ModelSource
 from .models import check_model_name as check_model_name
 from .models import create_classifier as create_classifier
 from .models import parameter_count as parameter_count
+from .pictures import pictures as pictures
 from .prediction import Known as Known
 from .prediction import Normalise as Normalise
 from .prediction import normaliser as normaliser

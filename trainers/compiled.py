@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from strategies import ConfigError, Strategy
@@ -65,7 +65,7 @@ class Compiler:
         """The function compiled; the same object for the same function."""
         return Compiled(torch.compile(function, fullgraph=True, options=self._options), function)
 
-    def _whole(self, kind: Hashable) -> Callable[[nn.Module, Tensor], Tensor]:
+    def _whole(self, kind: Hashable) -> Callable[[nn.Module, Tensor], Any]:
         """A function that calls a model on images, the same for each kind of model: kinds share no code."""
         # torch keeps code, and which sizes have changed, by a function's code object and its name.
         code = _call.__code__.replace(co_name=f"{_call.__name__}_{next(self._numbers)}")
@@ -126,7 +126,7 @@ class Forward:
             return f"compile: {self._compiler.mode}"
         return "; ".join(f"no compile in {part}: {failure}" for part, failure in failures.items())
 
-    def __call__(self, model: nn.Module, inputs: Tensor | Rows, cut: Cut | None = None) -> Tensor:
+    def __call__(self, model: nn.Module, inputs: Tensor | Rows, cut: Cut | None = None) -> Any:
         """What the model gives, in the modes that its modules are in.
 
         Args:
@@ -135,34 +135,33 @@ class Forward:
             cut: Where that part ends; needed for the latter.
 
         Returns:
-            Logits (B, num_classes).
+            Logits (B, num_classes) of a classifier.
         """
         if isinstance(inputs, Tensor):
             whole = _call if self._compiler is None else self._compiler.whole((*self._kind, model.training))
             return self._run(whole, model, inputs)
         assert cut is not None, "rows come from a cut"
-        outputs: Tensor = cut.suffix(model, inputs, self._run)
-        return outputs
+        return cut.suffix(model, inputs, self._run)
 
-    def _run(self, function: Callable[..., Any], model: nn.Module, *values: Any) -> Tensor:
-        outputs: Tensor
+    def _run(self, function: Callable[..., Any], model: nn.Module, *values: Any) -> Any:
         if self._compiler is None or self._refusal is not None:
-            outputs = function(model, *values)
-            return outputs
+            return function(model, *values)
         compiled = self._compiler.compiled(function)
         self._used["training" if model.training else "validation"] = compiled
         if not self._compiler.overwrites:
-            outputs = compiled(model, *values)
-            return outputs
+            return compiled(model, *values)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         outputs = compiled(model, *values)
         # A gradient is taken before the next pass, but validation collects its outputs.
-        return outputs if model.training else outputs.clone()
+        return outputs if model.training else fx.node.map_aggregate(outputs, _cloned)
 
 
-def _call(model: nn.Module, images: Tensor) -> Tensor:
-    outputs: Tensor = model(images)
-    return outputs
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _call(model: nn.Module, images: Tensor) -> Any:
+    return model(images)
 
 
 def _refusal(strategy: Strategy) -> str | None:

@@ -4,9 +4,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from strategies import Choice, Fixed, FloatRange, Space, Strategy, shown_size
 from trainers.models import ModelSource
-
-_OF_CLASSES = ("class_weights", "sampling", "co_tuning", "distill_weight")
-_OF_ONE_CLASS = ("co_tuning", "distill_weight")
+from trainers.tasks import TASKS
 
 
 def unusable_fields(space: Space, source: ModelSource, task: str, has_teacher: bool) -> dict[str, str]:
@@ -26,8 +24,7 @@ def unusable_fields(space: Space, source: ModelSource, task: str, has_teacher: b
         reasons["distill_weight"] = "there is no teacher"
     if source.pretrained_classifier() is None:
         reasons["co_tuning"] = "the pretrained weights bring no classifier of their own"
-    reasons |= dict.fromkeys(_OF_ONE_CLASS, f"task {task} has no single class") if task == "multilabel" else {}
-    reasons |= dict.fromkeys(_OF_CLASSES, f"task {task} has no classes") if task == "regression" else {}
+    reasons |= TASKS[task].unusable
     if not any(isinstance(module, _BatchNorm) for module in source.build(0).modules()):
         reasons |= dict.fromkeys(("batch_norm", "stochastic_norm"), f"{source.name} has no BatchNorm")
     if not source.can_drop_path():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies import ConfigError, WeightsError, split_blocks
+from trainers.dense import Top, dress
 from trainers.weights import Weights, check_model_name
 
 __all__ = ["ModelSource", "check_model_name", "create_classifier", "parameter_count"]
@@ -41,25 +42,35 @@ class ModelSource:
         num_classes: Outputs of the classifier.
         image_size: Height and width of the images in pixels.
         in_chans: Channels of the images.
+        top: What stands on the model's feature maps, where that is no classifier (:mod:`trainers.dense`).
 
     Raises:
-        ConfigError: timm knows no such model, the model cannot take images of this size and so many channels, or its
-            blocks are not known.
+        ConfigError: timm knows no such model, the model cannot take images of this size and so many channels, gives no
+            feature maps where they are needed, or its blocks are not known.
         WeightsError: The weights do not fit the model.
     """
 
-    def __init__(self, name: str, weights: Weights, num_classes: int, image_size: int, in_chans: int = 3) -> None:
+    def __init__(
+        self,
+        name: str,
+        weights: Weights,
+        num_classes: int,
+        image_size: int,
+        in_chans: int = 3,
+        top: Top | None = None,
+    ) -> None:
         check_model_name(name)
         self.name = name
         self.weights = weights
         self.num_classes = num_classes
         self.image_size = image_size
         self.in_chans = in_chans
+        self._top = top
         twin = self._create_twin()
         self.mean = _per_channel(twin.pretrained_cfg["mean"], in_chans)
         self.std = _per_channel(twin.pretrained_cfg["std"], in_chans)
-        self.num_blocks = len(split_blocks(twin))
         self._template = None if weights.state_dict is None else self._fit(weights.state_dict, twin)
+        self.num_blocks = len(split_blocks(self._dressed(twin, _TWIN_SEED)))
 
         #: Heads that were fitted before a fine-tuning, by all that they depend on; shared by trials.
         self.probes: dict[tuple[Any, ...], dict[str, Tensor]] = {}
@@ -89,9 +100,16 @@ class ModelSource:
         else:
             model = self._create_dropping(seed, how)
             model.load_state_dict(self._template.state_dict(), strict=True)
-        if self._template is not None:
+        if self._template is not None and self._top is None:
             with _seeded(seed):
                 model.reset_classifier(self.num_classes)
+        return self._dressed(model, seed)
+
+    def _dressed(self, model: Any, seed: int) -> nn.Module:
+        """The classifier, or what the task makes of it, of which it draws the new parts from ``seed``."""
+        if self._top is not None:
+            with _seeded(seed):
+                model = dress(model, self.image_size, self.in_chans, self._top)
         assert isinstance(model, nn.Module)
         return model
 
@@ -114,6 +132,8 @@ class ModelSource:
         """Whether the model can be shown images of ``size`` x ``size`` pixels, and all up to its own size."""
         if size == self.image_size:
             return True
+        if self._top is not None:
+            return False
         if self._create_twin().pretrained_cfg.get("fixed_input_size"):
             return False
         model = self.build(_TWIN_SEED).eval()
@@ -126,6 +146,8 @@ class ModelSource:
 
     def pretrained_classifier(self) -> tuple[Tensor, Tensor] | None:
         """Weight (S, D) and bias (S,) of the classifier that the weights bring; None if they bring none."""
+        if self._top is not None:
+            return None
         names = [f"{name}.weight" for name in _classifier_names(self._create_twin())]
         state = self.weights.state_dict or {}
         weights = [name for name in names if name in state and state[name].flatten(1).shape[0] > 1]
@@ -137,7 +159,7 @@ class ModelSource:
 
     def draw_anew(self, model: nn.Module, names: Collection[str], seed: int) -> None:
         """Give the parameters and buffers of these names what a model without weights has, drawn from ``seed``."""
-        drawn = self._create(seed).state_dict()
+        drawn = self._dressed(self._create(seed), seed).state_dict()
         model.load_state_dict({name: tensor for name, tensor in drawn.items() if name in names}, strict=False)
 
     def _create(self, seed: int, **how: Any) -> Any:

@@ -1,7 +1,8 @@
 """What a model says of a split, and what it is shown of an image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from trainers.compiled import EAGER, Forward
 from trainers.cut import Cut
 from trainers.data import Split
 from trainers.device import Device
+from trainers.rows import Rows
 from trainers.stored_rows import Activations
-from trainers.tasks import Scale
+from trainers.tasks import Scale, Task
 
 Normalise = Callable[[Tensor], Tensor]
 
@@ -43,18 +45,20 @@ def predict(
     split: Split,
     strategy: Strategy,
     normalise: Normalise,
+    task: Task,
     scale: Scale | None,
     device: Device,
     known: Known | None = None,
     forward: Forward = EAGER,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of a split, both on the CPU, in its order.
+    """What the task's metrics are made of for a split, both on the CPU, in its order.
 
     Args:
-        model: A classifier on the device; it is put into eval mode.
+        model: On the device; it is put into eval mode.
         split: Images and targets.
         strategy: Gives the images' size, the views that are averaged (``tta``) and the batch size.
         normalise: Makes the model's input.
+        task: Of the split.
         scale: The units that the model was taught targets in; None for the targets' own.
         device: Where to compute.
         known: What the frozen part of the model gives for the split's images, if that is known.
@@ -62,26 +66,42 @@ def predict(
 
     Returns:
         Logits (N, C) float32 and class indices (N,) int64; for multilabel logits and targets (N, C) float32; for
-        regression numbers (N, K) float32, both in the units of the targets.
+        regression numbers (N, K) float32, both in the units of the targets; of a dense task the rows that it makes of
+        outputs and targets, (N, ...) float, and the targets.
     """
     model.eval()
+    found = []
+    with device.autocast():
+        for outputs, targets in _answered(model, split, strategy, normalise, device, known, forward):
+            found.append(outputs.float() if task.dense is None else task.dense.rows(model, outputs, targets))
+    rows = torch.cat(found)
+    return (rows if scale is None else scale.restore(rows)).cpu(), split.targets.cpu()
+
+
+def _answered(
+    model: nn.Module,
+    split: Split,
+    strategy: Strategy,
+    normalise: Normalise,
+    device: Device,
+    known: Known | None,
+    forward: Forward,
+) -> Iterator[tuple[Any, Tensor]]:
+    """Outputs and targets of the split's batches, in its order."""
     # Without gradients a batch takes a fraction of the memory of a training batch.
     order, batch_size = torch.arange(len(split)), 4 * strategy.batch_size
-    with device.autocast():
-        if known is not None:
-            outputs = [
-                forward(model, rows, known.cut).float() for rows in known.rows.batches(order, batch_size, device.torch)
-            ]
-        else:
-            outputs = [
-                _seen(model, images, strategy, normalise, forward)
-                for images, _ in split.batches(order, batch_size, device.torch)
-            ]
-    found = torch.cat(outputs)
-    return (found if scale is None else scale.restore(found)).cpu(), split.targets.cpu()
+    if known is None:
+        for images, targets in split.batches(order, batch_size, device.torch):
+            yield _seen(model, images, strategy, normalise, forward), targets
+        return
+    rows: Iterator[Rows] = known.rows.batches(order, batch_size, device.torch)
+    for batch, targets in zip(rows, torch.split(split.targets, batch_size), strict=True):
+        yield forward(model, batch, known.cut), targets.to(device.torch)
 
 
-def _seen(model: nn.Module, images: Tensor, strategy: Strategy, normalise: Normalise, forward: Forward) -> Tensor:
-    """Outputs (B, C) float32 for images (B, C, H, W) uint8, averaged over the strategy's views."""
-    pixels = resize(images.float().div_(255), shown_size(images.shape[-1], strategy))
-    return torch.stack([forward(model, view).float() for view in tta_views(normalise(pixels), strategy.tta)]).mean(0)
+def _seen(model: nn.Module, images: Tensor, strategy: Strategy, normalise: Normalise, forward: Forward) -> Any:
+    """Outputs for images (B, C, H, W) uint8, averaged over the strategy's views if it has several."""
+    pixels = normalise(resize(images.float().div_(255), shown_size(images.shape[-1], strategy)))
+    if strategy.tta == "none":
+        return forward(model, pixels)
+    return torch.stack([forward(model, view).float() for view in tta_views(pixels, strategy.tta)]).mean(0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from strategies import (
     HEAD,
     LOSSES,
+    TASK_LOSSES,
     ConfigError,
     Holding,
     RelativeGradients,
@@ -46,6 +47,7 @@ from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.frozen import NOTHING_REUSED, Reuse, Setting
 from trainers.models import ModelSource
+from trainers.pictures import shown_places
 from trainers.prediction import Known, normaliser, predict
 from trainers.range_test import RangeTest, range_test
 from trainers.rows import Rows
@@ -218,12 +220,14 @@ class Trainer:
         scale = self.strategy.head_lr_scale
         lr = next(group["lr"] / scale for group in self.optimizer.param_groups if group["lr_scale"] == scale)
         metrics = {"train_loss": train_loss, "lr": lr}
-        metrics |= {f"val_{name}": value for name, value in self._task.scores(*self.predict(self._data.val)).items()}
+        scores = self._task.scores(*self.predict(self._data.val))
+        metrics |= {f"val_{name}": value for name, value in scores.items()}
         result = EpochResult(step, metrics, time.perf_counter() - start, self._parts)
-        if not math.isfinite(metrics["val_loss"]):
-            raise TrialError(f"validation loss is {metrics['val_loss']} after epoch {result.epoch:g}")
+        watched = self._task.watched
+        if not math.isfinite(scores[watched]):
+            raise TrialError(f"validation {watched} is {scores[watched]} after epoch {result.epoch:g}")
         if result.ends_epoch:
-            self.scheduler.step(self.epoch, -metrics["val_loss"])
+            self.scheduler.step(self.epoch, self._task.goodness(watched, scores[watched]))
         return result
 
     def _choose_images(self) -> None:
@@ -355,6 +359,8 @@ class Trainer:
         pixels = batch.float().div_(255)
         if self._view is not None:
             pixels = self._view.show(pixels, places)
+        elif not as_they_are and self._task.dense is not None:
+            pixels, wanted = self._task.dense.vary(pixels, wanted, self.strategy, self._augment_rng)
         elif not as_they_are:
             pixels = vary(pixels, self.strategy, self._augment_rng)
         if not as_they_are:
@@ -365,16 +371,22 @@ class Trainer:
     def _loss_on(self, inputs: Tensor | Rows, wanted: Tensor, taught: Tensor | None) -> Tensor:
         """The training loss with all that the strategy adds to it, from a new forward pass."""
         with self.device.autocast():
-            outputs = self._forward(inputs).float()
-        loss: Tensor = self._loss(outputs, wanted, self.strategy, self._class_weights)
+            outputs = self._forward(inputs)
+        loss = self._task_loss(outputs, wanted)
         if taught is not None:
-            distance = distillation(outputs, taught, self.strategy.distill_temperature)
+            distance = distillation(outputs.float(), taught, self.strategy.distill_temperature)
             loss = loss.lerp(distance, self.strategy.distill_weight)
         if self._holding is not None:
             loss = loss + self._holding.penalty(inputs if isinstance(inputs, Tensor) else None, wanted)
         return loss
 
-    def _forward(self, inputs: Tensor | Rows) -> Tensor:
+    def _task_loss(self, outputs: Any, wanted: Tensor) -> Tensor:
+        if self._task.dense is not None and self._task.dense.loss is not None:
+            return self._task.dense.loss(self.model, outputs, wanted)
+        loss: Tensor = self._loss(outputs.float(), wanted, self.strategy, self._class_weights)
+        return loss
+
+    def _forward(self, inputs: Tensor | Rows) -> Any:
         return self.forward(self.model, inputs, None if self._known is None else self._known.cut)
 
     def _average_epoch(self) -> None:
@@ -398,8 +410,28 @@ class Trainer:
         known = self.reused.known.get("val") if split is self._data.val else None
         with self._as_scored():
             return predict(
-                self.model, split, self.strategy, self._normalise, self._scale, self.device, known, self.forward
+                self.model,
+                split,
+                self.strategy,
+                self._normalise,
+                self._task,
+                self._scale,
+                self.device,
+                known,
+                self.forward,
             )
+
+    @torch.inference_mode()
+    def look(self) -> Tensor | None:
+        """What the model says of the validation images that are shown, (K, ...) on the CPU; None for classifiers."""
+        if self._task.dense is None:
+            return None
+        places = shown_places(self._data.val)
+        images, _ = next(self._data.val.batches(places, len(places), self.device.torch))
+        with self._as_scored(), self.device.autocast():
+            self.model.eval()
+            outputs = self.forward(self.model, self._normalise(images.float().div_(255)))
+            return self._task.dense.predicted(self.model, outputs).cpu()
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that were scored, on the CPU, named as in a plain timm model: low-rank updates are added in."""
@@ -463,10 +495,11 @@ def loss_of(task: str, strategy: Strategy) -> Any:
     Raises:
         ConfigError: The task cannot be trained with it.
     """
-    if strategy.loss not in LOSSES[task]:
-        names = ", ".join(LOSSES[task])
+    if strategy.loss not in TASK_LOSSES[task]:
+        names = ", ".join(TASK_LOSSES[task])
         raise ConfigError(f"strategy.loss: {strategy.loss!r} cannot train task {task}, only {names} can")
-    return LOSSES[task][strategy.loss]
+    # A detector brings its own.
+    return LOSSES.get(task, {}).get(strategy.loss)
 
 
 def _teacher_of(teacher: Teacher | None, strategy: Strategy) -> Teacher | None:

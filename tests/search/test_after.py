@@ -87,7 +87,7 @@ def loss_of(lab, weights, reference, strategy, split="val"):
     model, normalise = source.build(0), normaliser(source.mean, source.std, DEVICE)
     model.to(memory_format=torch.channels_last)
     load_mixed(model, weights, reference, data.train, strategy.batch_size, normalise, lab.config().seed, DEVICE)
-    outputs, targets = predict(model, getattr(data, split), strategy, normalise, None, DEVICE)
+    outputs, targets = predict(model, getattr(data, split), strategy, normalise, TASKS["classification"], None, DEVICE)
     return float(torch.nn.functional.cross_entropy(outputs, targets)), outputs, targets
 
 
@@ -147,7 +147,7 @@ def test_the_loaded_model_is_the_one_that_was_chosen(mixed):
     strategy = Strategy.from_dict(best.user_attrs[STRATEGY])
     normalise = normaliser(source.mean, source.std, DEVICE)
     for split, expected in ((data.val, min(c.score for c in winner.candidates)), (data.test, winner.test_score)):
-        outputs, targets = predict(inner.model, split, strategy, normalise, None, DEVICE)
+        outputs, targets = predict(inner.model, split, strategy, normalise, TASKS["classification"], None, DEVICE)
         assert float(torch.nn.functional.cross_entropy(outputs, targets)) == pytest.approx(expected, rel=1e-5)
     assert inner.temperature == winner.calibration.temperature
     images = [array.permute(1, 2, 0).numpy() for array in next(data.test.batches(torch.arange(8), 8, DEVICE.torch))[0]]
@@ -271,7 +271,10 @@ def test_probabilities_are_calibrated_on_validation_and_labels_stay(mixed):
     data, source = opened(mixed)
     strategy = Strategy.from_dict(mixed.trials()[winner.trial].user_attrs[STRATEGY])
     normalise = normaliser(source.mean, source.std, DEVICE)
-    val, test = (predict(inner.model, split, strategy, normalise, None, DEVICE) for split in (data.val, data.test))
+    val, test = (
+        predict(inner.model, split, strategy, normalise, TASKS["classification"], None, DEVICE)
+        for split in (data.val, data.test)
+    )
     temperature = fit_temperature("classification", *val)
     assert temperature != 1
     assert winner.calibration.temperature == pytest.approx(temperature, rel=1e-3)

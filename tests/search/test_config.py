@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from search.config import DEFAULT_PRESETS, DEFAULT_SPACE, TASK_METRICS, StudyConfig
+from search.config import DEFAULT_PRESETS, DEFAULT_SPACE, TASK_DECODERS, TASK_METRICS, StudyConfig
 from search.schema import build_config, schema_keys
 from strategies import LOSSES, TASK_LOSSES, ConfigError, Fixed, FloatRange, Strategy
 from trainers import TASKS
@@ -38,7 +38,7 @@ BAD = [
     ),
     ({"seed": "abc"}, "seed: 'abc' is not a whole number at least 0"),
     ({"seed": -1}, "seed: -1 is not a whole number at least 0"),
-    ({"task": "clasification"}, "task: 'clasification' is not one of classification, multilabel, regression; did you"),
+    ({"task": "clasification"}, "task: 'clasification' is not one of classification, multilabel, regression, segmen"),
     ({"task": "regression", "metric": "accuracy"}, "metric: 'accuracy' is not one of rmse, mae, r2, spearman, loss"),
     (
         {"task": "regression", "strategy": {"loss": {"choices": ["mse", "cross_entropy"]}}},
@@ -104,6 +104,15 @@ BAD = [
     (
         {"data": {"root": "/x", "columns": {"label": "y"}}},
         "data.columns: {'label': 'y'} would not be used by data.source",
+    ),
+    ({"data": {"masks": "/m"}}, "data.root: missing; data.source: masks needs it"),
+    ({"data": {"source": "masks", "root": "/x"}}, "data.masks: missing; data.source: masks needs it"),
+    ({"data": {"source": "voc"}}, "data.root: missing; data.source: voc needs it"),
+    ({"data": {"root": "/x", "palette": "p.csv"}}, "data.palette: 'p.csv' would not be used by data.source: folder"),
+    ({"data": {"source": "scenes", "root": "/x"}}, "data.root: '/x' would not be used by data.source: scenes"),
+    (
+        {"data": {"ignore_index": 256}},
+        "data.ignore_index: 256 is not a whole number at least 0 and at most 255, or null",
     ),
     ({"data": {"folds": 1}}, "data.folds: 1 is not a whole number at least 2, or null"),
     ({"data": {"folds": 3, "fold": 3}}, "data.fold: 3 is not a fold, data.folds: 3; they are counted from 0"),
@@ -238,6 +247,7 @@ def test_costs_are_a_list_in_one_order_and_switch_the_pruner_off_unless_it_was_c
         ({"manifest": "/x.csv", "root": "/x"}, "manifest"),
         ({"manifest": {"train": "a.csv", "test": "b.csv"}}, "manifest"),
         ({"annotations": "/x.json", "root": "/x"}, "coco"),
+        ({"root": "/x", "masks": "/m", "palette": "p.csv"}, "masks"),
         ({"shards": "train-{000..012}.tar"}, "webdataset"),
         ({"dataset": "owner/name"}, "huggingface"),
         ({"root": None}, "digits"),
@@ -260,7 +270,9 @@ def test_a_task_brings_its_metric_and_its_loss(task, metric, loss):
 
 def test_the_tables_known_without_torch_are_those_of_the_trainers():
     assert {name: tuple(task.metrics) for name, task in TASKS.items()} == TASK_METRICS
-    assert {name: tuple(losses) for name, losses in LOSSES.items()} == TASK_LOSSES
+    assert {name: tuple(losses) for name, losses in LOSSES.items()} | {"detection": ("detector",)} == TASK_LOSSES
+    dense = {name: task.dense for name, task in TASKS.items() if task.dense is not None}
+    assert {name: one.decoders for name, one in dense.items()} == TASK_DECODERS
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3", "mps"])

@@ -378,13 +378,13 @@ from trainers.data import pixel_cache, reading
 from trainers.data.decoding import Preprocessing
 
 pixel_cache.cores = lambda: 2
-decoded = reading.to_square
+decoded = reading.squared
 
 def slowly(content, how):
     time.sleep(0.02)
     return decoded(content, how)
 
-reading.to_square = slowly
+reading.squared = slowly
 paths = sorted(path for path in Path(sys.argv[1]).rglob("*") if path.is_file())
 said = set()
 def progress(what, done, total):

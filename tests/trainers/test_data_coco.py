@@ -135,7 +135,7 @@ def test_images_without_one_category_are_counted_and_named_for_classification(tm
 
 
 def test_regression_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"data\.source=coco has labels for classification and multilabel only"):
+    with pytest.raises(DataError, match=r"data\.source=coco has labels for classification, multilabel, seg"):
         find("regression", one=write(tmp_path / "set.json", coco([[3]])))
 
 

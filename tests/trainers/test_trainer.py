@@ -8,7 +8,7 @@ import timm
 import torch
 
 from strategies import ConfigError, Strategy, TrialError, tta_views
-from trainers import ModelSource, Preprocessing, ShortEpochs, Teacher, Trainer, Weights, choose_device, predict
+from trainers import TASKS, ModelSource, Preprocessing, ShortEpochs, Teacher, Trainer, Weights, choose_device, predict
 from trainers.data import ImageData
 from trainers.data.split import ResidentSplit
 
@@ -243,7 +243,10 @@ def test_what_is_scored_and_kept_is_the_average(source, how):
     fresh = source.build(0)
     fresh.load_state_dict(kept)
     outputs, _ = averaged.predict(DATA.val)
-    assert torch.allclose(predict(fresh, DATA.val, averaged.strategy, averaged._normalise, None, DEVICE)[0], outputs)
+    assert torch.allclose(
+        predict(fresh, DATA.val, averaged.strategy, averaged._normalise, TASKS["classification"], None, DEVICE)[0],
+        outputs,
+    )
 
 
 def test_the_average_of_the_last_epochs_begins_with_them(source):
@@ -268,7 +271,7 @@ def test_low_rank_updates_are_trained_alone_and_folded_into_what_is_kept(source)
     assert {"fc.weight", "fc.bias"} < changed
     fresh = source.build(0)
     fresh.load_state_dict(kept)
-    outputs = predict(fresh, DATA.val, found.strategy, found._normalise, None, DEVICE)[0]
+    outputs = predict(fresh, DATA.val, found.strategy, found._normalise, TASKS["classification"], None, DEVICE)[0]
     assert torch.allclose(outputs, found.predict(DATA.val)[0], atol=1e-5)
 
 

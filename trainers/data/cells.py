@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from strategies import DataError
-from trainers.data.found import Label, listing
+from trainers.data.found import WholeLabel, listing
 
 #: One image's cells, one a label column; of other formats than numbers, text and lists none is understood.
 Row: TypeAlias = Sequence[Any]
@@ -16,7 +16,7 @@ _SHOWN_CHARACTERS = 60
 
 def read_labels(
     rows: Sequence[Row], columns: Sequence[str], task: str, names: Sequence[str], where: str
-) -> tuple[list[Label], tuple[str, ...]]:
+) -> tuple[list[WholeLabel], tuple[str, ...]]:
     """The labels of all images, and the classes or targets that ``columns`` name.
 
     Classification takes text or an integer. Multi-label takes a list of these, text with ``;`` or ``|`` between
@@ -41,7 +41,7 @@ def read_labels(
     twice = [column for k, column in enumerate(columns) if column in columns[:k]]
     if twice:
         raise DataError(f"data.columns.label names '{twice[0]}' twice")
-    labels: list[Label] = []
+    labels: list[WholeLabel] = []
     faults: list[str] = []
     for name, row in zip(names, rows, strict=True):
         try:
@@ -79,7 +79,7 @@ def _numbers(row: Row, columns: Sequence[str]) -> tuple[float, ...]:
     return tuple(map(_number, cells))
 
 
-_PARSERS: Mapping[str, Callable[[Row, Sequence[str]], Label]] = {
+_PARSERS: Mapping[str, Callable[[Row, Sequence[str]], WholeLabel]] = {
     "classification": _one_class,
     "multilabel": _several_classes,
     "regression": _numbers,
@@ -116,7 +116,7 @@ def _reason(cell: Any, expected: str) -> str:
     return f"expected {expected}, found {shown}"
 
 
-def _of_other_lengths(labels: Sequence[Label], names: Sequence[str]) -> list[str]:
+def _of_other_lengths(labels: Sequence[WholeLabel], names: Sequence[str]) -> list[str]:
     return [
         f"{name}: {len(label)} numbers, the first image has {len(labels[0])}"
         for name, label in zip(names, labels, strict=True)
@@ -124,7 +124,7 @@ def _of_other_lengths(labels: Sequence[Label], names: Sequence[str]) -> list[str
     ]
 
 
-def _classes(labels: Sequence[Label], columns: Sequence[str], task: str) -> tuple[str, ...]:
+def _classes(labels: Sequence[WholeLabel], columns: Sequence[str], task: str) -> tuple[str, ...]:
     if task == "regression" and labels and len(labels[0]) != len(columns):
         return tuple(f"{columns[0]}[{k}]" for k in range(len(labels[0])))
     return tuple(columns) if task == "regression" or len(columns) > 1 else ()

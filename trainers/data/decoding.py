@@ -3,16 +3,18 @@
 import io
 import stat
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from strategies import ConfigError, DataError
+from strategies import ConfigError, DataError, nearest
 from trainers.data.bands import (
     NPY_MAGIC,
     TIFF_MAGIC,
@@ -25,6 +27,7 @@ from trainers.data.bands import (
     read_tiff,
     read_wide_png,
 )
+from trainers.data.placing import Placing, centred
 
 Pixels: TypeAlias = NDArray[np.uint8]
 #: What an image is decoded from once a file's bytes are read.
@@ -38,6 +41,8 @@ _COLOURS = {1: "L", 3: "RGB"}
 # grey level on average; any other image is averaged over blocks to no less than that many times, before the filter.
 _DECODED, _AVERAGED = 2, 3
 _EXIF_ORIENTATION = 0x0112
+# What EXIF calls a picture whose width and height change places when it is made upright.
+_TURNED = (5, 6, 7, 8)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,14 +68,17 @@ class Preprocessing:
             taken as they are.
         max_value: The value that becomes 255 in images of more than 8 bits a channel, and so does all above; None
             for 65,535.
+        fit: "crop" fills the square with the middle of the image; "pad" shows all of it, in the middle of a black
+            square.
 
     Raises:
-        ConfigError: A value is not positive.
+        ConfigError: A value is not positive, or ``fit`` is neither.
     """
 
     image_size: int
     in_chans: int = 3
     max_value: float | None = None
+    fit: Literal["crop", "pad"] = "crop"
 
     def __post_init__(self) -> None:
         for name, value in (("data.image_size", self.image_size), ("model.in_chans", self.in_chans)):
@@ -78,12 +86,16 @@ class Preprocessing:
                 raise ConfigError(f"{name}: {value} is not a number from 1 on")
         if self.max_value is not None and not 0 < self.max_value < float("inf"):
             raise ConfigError(f"data.max_value: {self.max_value} is not a number above 0")
+        if self.fit not in _FITS:
+            raise ConfigError(f"fit: {self.fit!r} is unknown ({nearest(self.fit, _FITS)})")
 
     def key(self) -> str:
         """Names all that the pixels depend on besides the image: equal keys give equal pixels."""
+        # Cropped pixels keep the key that they had before there was another way.
+        fit = "" if self.fit == "crop" else f", fit {self.fit}"
         return (
             f"unfreeze {_VERSION}, pillow {PIL.__version__}, image_size {self.image_size}, in_chans {self.in_chans}, "
-            f"max_value {self.max_value}"
+            f"max_value {self.max_value}{fit}"
         )
 
 
@@ -93,7 +105,9 @@ def decode(image: AnyImage, how: Preprocessing) -> Pixels:
     The EXIF orientation is honoured; of an animation the first frame counts. For RGB and grey, transparency is laid
     on white, palettes and CMYK become RGB, and colour becomes grey by its luma. More than 8 bits a channel are
     scaled to 8. Then the shortest side is resized to ``how.image_size`` (bicubic, antialiased) and the centre cut
-    out. Large JPEG files are decoded at a fraction of their size, at least twice that of the result.
+    out; or, if ``how.fit`` is "pad", the longest side is and the image laid in the middle of a black square, as
+    :func:`trainers.data.placing.centred` says. Large JPEG files are decoded at a fraction of their size, at least
+    twice that of the result.
 
     Args:
         image: A path, an encoded file's bytes, a Pillow image, or an array (H, W) or (H, W, C). Files are what
@@ -113,6 +127,16 @@ def decode(image: AnyImage, how: Preprocessing) -> Pixels:
         return to_square(read_file(Path(image)), how)
     except DataError as error:
         raise DataError(f"{image}: {error}") from error
+
+
+def placed(image: AnyImage, how: Preprocessing) -> Placing:
+    """Where an image lies on the square that :func:`decode` makes of it with ``how.fit`` "pad".
+
+    Raises:
+        DataError: It is not a readable image.
+    """
+    content = read_file(Path(image)) if isinstance(image, str | Path) else image
+    return centred(*upright_size(content), how.image_size)
 
 
 def read_file(path: Path) -> bytes:
@@ -139,15 +163,50 @@ def to_square(content: Encoded, how: Preprocessing) -> Pixels:
     Raises:
         DataError: It is not a readable image; the message is the bare reason.
     """
-    # Another library may have switched this on, and half an image would pass for a whole one.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
+    with bad_images_refused():
         image = _read(content)
+        # A JPEG file's own size is gone once fewer pixels are asked of it.
+        own = image.size if isinstance(image, Image.Image) else None
         # A picture that is the caller's keeps its size.
         extent = None if image is content else _shrunk(image, how)
         planes, orientation = _planes(image, how)
-        squares = [_upright(_square(plane, extent or plane.size, how), orientation) for plane in planes]
+        fitted = _FITS[how.fit]
+        squares = []
+        for plane in planes:
+            size = own if own is not None and extent is not None else plane.size
+            squares.append(fitted(_Sized(plane, extent or plane.size, size), orientation, how))
         return np.concatenate([_channels_first(square, how) for square in squares])
+
+
+def upright_size(content: Encoded) -> tuple[int, int]:
+    """Width and height of an image in pixels once it is upright; most files are only looked into for that.
+
+    Raises:
+        DataError: It is not an image; the message is the bare reason.
+    """
+    with bad_images_refused():
+        image = _read(content)
+        if isinstance(image, Raster):
+            height, width = image.values.shape[:2]
+            return (height, width) if image.orientation in _TURNED else (width, height)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            # Pillow turns it as it loads it, and its size by then is that of the upright picture.
+            image.load()
+            return image.size
+        return image.size[::-1] if _orientation(image) in _TURNED else image.size
+
+
+@contextmanager
+def bad_images_refused() -> Iterator[None]:
+    """Whatever a damaged image leads to becomes a DataError whose message is the bare reason.
+
+    Raises:
+        DataError: The image is bad.
+    """
+    # Another library may have switched this on, and half an image would pass for a whole one.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -198,8 +257,11 @@ def _shrunk(image: Image.Image | Raster, how: Preprocessing) -> tuple[float, flo
     """
     if isinstance(image, Raster):
         return None
-    side = _DECODED * how.image_size
-    drafted = image.draft(_COLOURS.get(how.in_chans), (side, side))
+    columns = rows = how.image_size
+    if how.fit == "pad":
+        placing = centred(*image.size, how.image_size)
+        columns, rows = placing.columns, placing.rows
+    drafted = image.draft(_COLOURS.get(how.in_chans), (_DECODED * columns, _DECODED * rows))
     return None if drafted is None else drafted[1][2:]
 
 
@@ -260,14 +322,38 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _square(image: Image.Image, extent: tuple[float, float], how: Preprocessing) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class _Sized:
+    """Pixels, width and height of the image in them, and width and height of the image in its own pixels."""
+
+    plane: Image.Image
+    extent: tuple[float, float]
+    own: tuple[int, int]
+
+
+def _cropped(sized: _Sized, orientation: int, how: Preprocessing) -> Image.Image:
     """Cut and resize in one step, so that a strip of 1 x 100,000 pixels never becomes a huge image."""
-    width, height = extent
-    side = min(extent)
+    width, height = sized.extent
+    side = min(sized.extent)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     size = (how.image_size, how.image_size)
-    return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=_AVERAGED)
+    return _upright(sized.plane.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=_AVERAGED), orientation)
+
+
+def _padded(sized: _Sized, orientation: int, how: Preprocessing) -> Image.Image:
+    """Resized as a whole and laid on black; upright first, as an odd row of black goes below and to the right."""
+    lying = centred(*sized.own, how.image_size)
+    size, box = (lying.columns, lying.rows), (0, 0, *sized.extent)
+    inner = sized.plane.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=_AVERAGED)
+    upright = _upright(inner, orientation)
+    placing = centred(*(sized.own[::-1] if orientation in _TURNED else sized.own), how.image_size)
+    square = Image.new(upright.mode, (how.image_size, how.image_size))
+    square.paste(upright, placing.offset)
+    return square
+
+
+_FITS: Mapping[str, Callable[[_Sized, int, Preprocessing], Image.Image]] = {"crop": _cropped, "pad": _padded}
 
 
 def _channels_first(square: Image.Image, how: Preprocessing) -> Pixels:

@@ -117,4 +117,6 @@ def _comparable(label: Any) -> Any:
 def _text(label: Any) -> str:
     if not isinstance(label, tuple):
         return str(label)
+    if label and isinstance(label[0], tuple):
+        return f"{len(label)} boxes"
     return ", ".join(map(str, label)) or "no class"

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from strategies import DataError
@@ -29,13 +29,13 @@ def find_folder(place: Place) -> Found:
         DataError: ``root`` is missing or not a folder, there is no class folder, one is empty or cannot be read, or
             the task is not classification.
     """
-    check_task(place, "folder")
+    check_task(place, "folder", "classification")
     root = checked_root(place.root, "folder")
     found: list[tuple[Path, str, str]] = []
     ignored = 0
     for split, folder in _split_folders(root).items():
         for class_folder in _class_folders(folder):
-            files, others = _images(class_folder)
+            files, others = images_below(class_folder)
             ignored += others
             if not files:
                 raise DataError(f"class folder {shown(class_folder)} has no images ({others} other files)")
@@ -52,11 +52,11 @@ def find_folder(place: Place) -> Found:
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folder that holds the class folders of each split; ``{"train": root}`` without split folders."""
-    folders = {path.name: path for path in _subfolders(root)}
+    folders = {path.name: path for path in subfolders(root)}
     named = {name: path for name, path in folders.items() if name in SPLIT_WORDS}
     others = sorted(set(folders) - set(named))
     # A class may itself be called "train": beside other classes, with pictures and no folders in it.
-    if not named or ("train" in named and others and not _subfolders(named["train"])):
+    if not named or ("train" in named and others and not subfolders(named["train"])):
         return {"train": root}
     if "train" not in named:
         if others:
@@ -64,6 +64,15 @@ def _split_folders(root: Path) -> dict[str, Path]:
         raise DataError(f"{shown(root)} has {quoted(named)} but no folder 'train'")
     if others:
         log.warning("%s: folders beside train were ignored: %s", shown(root), quoted(others))
+    return one_a_split(named, root)
+
+
+def one_a_split(named: Mapping[str, Path], root: Path) -> dict[str, Path]:
+    """Folders by split, of those under ``root`` that are named like one.
+
+    Raises:
+        DataError: Two are of one split.
+    """
     splits: dict[str, Path] = {}
     for name, path in named.items():
         other = splits.setdefault(SPLIT_WORDS[name], path)
@@ -73,13 +82,18 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _class_folders(folder: Path) -> list[Path]:
-    found = _subfolders(folder)
+    found = subfolders(folder)
     if not found:
         raise DataError(f"{shown(folder)} has no class folders; expected {shown(folder)}/<class>/<image>")
     return found
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Folders in ``folder`` that are not hidden, in natural order.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
         found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError as error:
@@ -87,8 +101,12 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural(path.name))
 
 
-def _images(folder: Path) -> tuple[list[Path], int]:
-    """Image files below ``folder`` in natural order, and how many files are not images by their suffix."""
+def images_below(folder: Path) -> tuple[list[Path], int]:
+    """Image files below ``folder`` in natural order, and how many files are not images by their suffix.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
     # By both ways up: it may itself be a link, to elsewhere or to one above the link.
     listed_in = folder.parent.resolve()
     above = frozenset(map(_identity, {listed_in, *listed_in.parents, *folder.resolve().parents}))

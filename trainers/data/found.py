@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,14 @@ SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SHOWN = 10
 
+#: An object's left, top, right and bottom in pixels of the upright image, and the index of its class.
+Box: TypeAlias = tuple[float, float, float, float, int]
+#: What an image's mask is decoded from: a file, regions in COCO's format, or an array (H, W).
+MaskRef: TypeAlias = Path | bytes | NDArray[np.uint8]
 #: A class name, the names of all classes that an image shows (maybe none), or one number a regression target.
-Label: TypeAlias = str | tuple[str, ...] | tuple[float, ...]
+WholeLabel: TypeAlias = str | tuple[str, ...] | tuple[float, ...]
+#: What is said of an image as a whole; or the boxes in it in sorted order (maybe none), or its mask.
+Label: TypeAlias = WholeLabel | tuple[Box, ...] | MaskRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +53,29 @@ class TableItem:
     index: int
 
 
-ImageRef: TypeAlias = Path | Part | NDArray[np.uint8] | DatasetItem | TableItem
+ImageRef: TypeAlias = Path | Part | bytes | NDArray[np.uint8] | DatasetItem | TableItem
 #: What an image is decoded from: a file's bytes, an array (H, W) or (H, W, C), or a picture already opened.
 Content: TypeAlias = bytes | NDArray[np.uint8] | Image.Image
+
+
+class MaskCodes(Protocol):
+    """How a source's masks say which pixel is of which class."""
+
+    def key(self) -> str:
+        """Names all that the classes depend on besides the mask."""
+        ...
+
+    def size(self, content: Content) -> tuple[int, int]:
+        """Width and height of a mask in pixels; a DataError with the bare reason if it is none."""
+        ...
+
+    def read(self, content: Content) -> NDArray[np.uint8]:
+        """Class indices (H, W), ``IGNORED`` where none is; a DataError with the bare reason if it cannot be read."""
+        ...
+
+    def names(self, largest: int) -> tuple[str, ...]:
+        """Names of the classes, where ``largest`` is the largest index of one in all masks."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +101,12 @@ class Place:
     """Where the user says the images are, and what is to be learnt from them; a source reads what it needs of it.
 
     Args:
-        task: ``classification``, ``multilabel`` or ``regression``; decides what a label is.
+        task: ``classification``, ``multilabel``, ``regression``, ``segmentation`` or ``detection``; decides what a
+            label is.
         root: Folder of the images.
+        masks: Folder of the masks.
+        palette: CSV file of the masks' classes.
+        ignore_index: What masks hold where a pixel does not count; None if every pixel does.
         dataset: Name of a data set.
         files: What ``data.manifest``, ``data.annotations`` or ``data.shards`` says, by split; under ``""`` one that
             is not of a split.
@@ -85,6 +115,9 @@ class Place:
 
     task: str = "classification"
     root: Path | None = None
+    masks: Path | None = None
+    palette: Path | None = None
+    ignore_index: int | None = 255
     dataset: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     columns: Columns = field(default_factory=Columns)
@@ -102,6 +135,9 @@ class Found:
         classes: Class names in the order of their indices, or names of the regression targets, where the source
             knows them; empty where they follow from the labels.
         groups: (N,) group of each image; None where there are none.
+        codes: How masks are read; None unless labels are masks.
+        sizes: (N,) width and height that the source says each image has; None where it does not say.
+        faults: Why labels of an image cannot be used, by its position.
     """
 
     images: Sequence[ImageRef]
@@ -110,6 +146,9 @@ class Found:
     splits: Sequence[str]
     classes: tuple[str, ...] = ()
     groups: Sequence[str] | None = None
+    codes: MaskCodes | None = None
+    sizes: Sequence[tuple[int, int] | None] | None = None
+    faults: Mapping[int, str] = field(default_factory=dict)
 
 
 def fetch(image: ImageRef) -> Content:

@@ -10,7 +10,7 @@ from typing import Any
 from strategies import DataError, nearest
 from trainers.data.cells import Row, read_labels
 from trainers.data.found import SPLIT_WORDS, SPLITS, Found, ImageRef, Place, TableItem, listing, quoted
-from trainers.data.places import shown
+from trainers.data.places import check_task, shown
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def find_huggingface(place: Place) -> Found:
         DataError: ``datasets`` is not installed, the set is not to be had, a column is missing, or some image has
             no label, group or split.
     """
+    check_task(place, "huggingface", "classification", "multilabel", "regression")
     if place.dataset is None:
         raise DataError("data.source=huggingface needs data.dataset, a folder or a name on the hub (owner/name)")
     tables = _by_split(_load(place.dataset), place)

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 _BINS = 10
 _SMALLEST_STRATUM = 10
+# Of a byte's values one stands for pixels that do not count.
+_MOST_MASK_CLASSES = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,14 @@ class Targets:
     """What a model learns of each image.
 
     Args:
-        task: ``classification``, ``multilabel`` or ``regression``.
-        classes: Class names in the order of their indices; for regression the names of the targets.
-        values: (N,) int64 class indices; or (N, C) float32, 1 where the image shows the class; or (N, K) float32.
+        task: ``classification``, ``multilabel``, ``regression``, ``segmentation`` or ``detection``.
+        classes: Class names in the order of their indices; for regression the names of the targets; empty where
+            they are known only once masks are read.
+        values: (N,) int64 class indices; or (N, C) float32, 1 where the image shows the class; or (N, K) float32;
+            (N, 0) for segmentation and detection, where :mod:`trainers.data.learnt` makes them of what is read.
         strata: (N,) names of groups of like images, which a stratified split keeps in proportion: the class; the
-            rarest class that an image shows; a tenth of the images by the first regression target.
+            rarest class that an image shows; a tenth of the images by the first regression target; all images for
+            segmentation and detection.
     """
 
     task: str
@@ -37,8 +42,8 @@ class Targets:
     strata: NDArray[np.str_]
 
     def present(self, members: NDArray[np.int64]) -> set[str]:
-        """Names of the classes that some of the images at ``members`` show; none for regression."""
-        if self.task == "regression":
+        """Names of the classes that some of the images at ``members`` show; none for what no split must have."""
+        if self.task not in {"classification", "multilabel"}:
             return set()
         chosen = self.values[torch.from_numpy(members)]
         shown = torch.bincount(chosen) if self.task == "classification" else chosen.any(0)
@@ -50,7 +55,7 @@ def make_targets(found: Found, task: str) -> Targets:
 
     Raises:
         DataError: There are no images, none in train, one class only, a class without train images, a label that no
-            train image has, or a number that is not finite.
+            train image has, a number that is not finite, too many classes of pixels, or no box in train.
     """
     if not found.images:
         raise DataError("no images were found")
@@ -107,7 +112,8 @@ def _numbers(found: Found) -> Targets:
     with np.errstate(over="ignore"):
         values = np.asarray(found.labels, dtype=np.float64).astype(np.float32)
     bad = [
-        f"{found.names[k]}: {list(found.labels[k])}" for k in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
+        f"{found.names[k]}: {np.asarray(found.labels[k], dtype=np.float64).tolist()}"
+        for k in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
     ]
     if bad:
         raise DataError(f"{len(bad):,} images have targets that are not finite numbers{listing(bad)}")
@@ -123,10 +129,32 @@ def _numbers(found: Found) -> Targets:
     return Targets("regression", found.classes, torch.from_numpy(values), _merged(bins))
 
 
+def _masks(found: Found) -> Targets:
+    if len(found.classes) > _MOST_MASK_CLASSES:
+        raise DataError(f"{len(found.classes)} classes; segmentation can tell at most {_MOST_MASK_CLASSES} apart")
+    if len(found.classes) == 1:
+        raise DataError(f"one class only ({quoted(found.classes)}); segmentation needs at least two")
+    return Targets("segmentation", found.classes, *_alike(found))
+
+
+def _boxes(found: Found) -> Targets:
+    in_train = (label for label, split in zip(found.labels, found.splits, strict=True) if split == "train")
+    if not any(in_train):
+        faults = [f"{found.names[k]}: {reason}" for k, reason in found.faults.items()]
+        raise DataError(f"nothing to learn: no train image has any box{listing(faults)}")
+    return Targets("detection", found.classes, *_alike(found))
+
+
+def _alike(found: Found) -> tuple[torch.Tensor, NDArray[np.str_]]:
+    return torch.zeros((len(found.images), 0)), np.asarray(["images"] * len(found.images))
+
+
 _MAKERS: Mapping[str, Callable[[Found], Targets]] = {
     "classification": _single,
     "multilabel": _multiple,
     "regression": _numbers,
+    "segmentation": _masks,
+    "detection": _boxes,
 }
 
 

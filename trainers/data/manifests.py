@@ -55,7 +55,7 @@ def find_manifest(place: Place) -> Found:
     Raises:
         DataError: A manifest cannot be read, lacks a column, or has rows that cannot be used.
     """
-    check_task(place, "manifest", "multilabel", "regression")
+    check_task(place, "manifest", "classification", "multilabel", "regression")
     files = checked_files(place.files, "manifest", "data.manifest", "a CSV or Parquet file")
     columns = _label_columns(place)
     alone = shown(next(iter(files.values()))) if len(files) == 1 else ""

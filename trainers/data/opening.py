@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from strategies import DataError, nearest
+from strategies import IGNORED, DataError, nearest
 from trainers.data.decoding import Preprocessing
 from trainers.data.duplicates import find_duplicates, move_duplicates
 from trainers.data.found import SPLITS, Columns, Found, ImageRef, Label, Place, listing, quoted
 from trainers.data.labels import Targets, check_parts, make_targets
+from trainers.data.learnt import Learnt, learn
 from trainers.data.pixel_cache import Progress, decoded_bytes
 from trainers.data.reading import Read, read_images
 from trainers.data.sources import SOURCES
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 ON_BAD_IMAGE = ("refuse", "skip")
 ON_DUPLICATES = ("report", "move")
+_NOUNS = {"regression": "targets", "segmentation": "classes of pixels", "detection": "classes of boxes"}
+# Tasks that need all of an image: what is cut off cannot be outlined.
+_WHOLE_IMAGE_TASKS = ("segmentation", "detection")
 # The key that says where the files of a source are, of those that have one.
 _FILES_KEY = {"manifest": "manifest", "coco": "annotations", "webdataset": "shards"}
 
@@ -37,14 +41,15 @@ class ImageData:
     under the fingerprint and used for the other.
 
     Args:
-        task: ``classification``, ``multilabel`` or ``regression``.
-        classes: Class names, or names of the regression targets; a target is an index into them or a column a name.
+        task: ``classification``, ``multilabel``, ``regression``, ``segmentation`` or ``detection``.
+        classes: Class names, or names of the regression targets; a target is an index into them or a column a name. Of
+            segmentation and detection some may not occur.
         train: What models are fitted to.
         val: What the search compares strategies on.
         test: What the winner is scored on, once.
-        fingerprint: 16 hexadecimal digits that stand for the images of every split and their labels, whatever the
-            files are called, wherever they lie, in whichever order they were found and whatever size they are decoded
-            to. Of a file of more than 64 KiB its length and first, middle and last 4 KiB count.
+        fingerprint: 16 hexadecimal digits that stand for the images of every split and their labels or masks, whatever
+            the files are called, wherever they lie, in whichever order they were found and whatever size they are
+            decoded to. Of a file of more than 64 KiB its length and first, middle and last 4 KiB count.
         skipped: Bad images that were left out, each as "path: reason".
         duplicates: Images that were found in more than one split, each as "a.png (train) = b.png (test)".
         source: Where the images come from, in words.
@@ -66,7 +71,7 @@ class ImageData:
         """One line: source, counts, classes, where the images are, fingerprint."""
         splits = (self.train, self.val, self.test)
         size = decoded_bytes(sum(map(len, splits)), self.preprocessing) / 2**20
-        noun = "targets" if self.task == "regression" else "classes"
+        noun = _NOUNS.get(self.task, "classes")
         notes = ((self.skipped, "bad images left out"), (self.duplicates, "images in more than one split"))
         noted = "".join(f", {len(lines):,} {what}" for lines, what in notes if lines)
         return (
@@ -103,6 +108,9 @@ def open_data(
     cache: str,
     cache_gib: float,
     workers: int,
+    masks: str | None = None,
+    palette: str | None = None,
+    ignore_index: int | None = IGNORED,
     progress: Progress | None = None,
 ) -> ImageData:
     """Find, split, read and check a labelled image set.
@@ -111,8 +119,10 @@ def open_data(
     not opened again, and images that were decoded before are not decoded again.
 
     Args:
-        task: What is learnt: classification, multilabel or regression.
-        source: Where the images come from: coco, digits, folder, huggingface, manifest, torchvision or webdataset.
+        task: What is learnt: classification, multilabel, regression, segmentation or detection. For the last two
+            images are not cropped but shown whole on a black square.
+        source: Where the images come from: coco, digits, folder, huggingface, manifest, masks, scenes, torchvision,
+            voc or webdataset.
         root: Folder of the images, or base of relative paths.
         dataset: Name of a torchvision or Hugging Face data set.
         manifest: CSV or Parquet file, or one a split.
@@ -135,6 +145,9 @@ def open_data(
         cache: Folder of the decoded images and of what is known of files.
         cache_gib: Bound of all decoded images in that folder; a larger set is decoded in every pass.
         workers: Worker processes that decode images that are not in the cache.
+        masks: Folder of the masks, for source masks.
+        palette: CSV file that names the masks' classes by index or colour; None for one class an index.
+        ignore_index: What masks hold where a pixel does not count; None if every pixel does.
         progress: Called with what is done, how many images are finished and how many there are.
 
     Raises:
@@ -145,11 +158,14 @@ def open_data(
     least = {"image_size": (image_size, 1), "cache_gib": (cache_gib, 0), "workers": (workers, 0)}
     _check_least(least | {f"limit_{split}": (limit, 1) for split, limit in limits.items() if limit is not None})
     check_fractions(val_fraction, test_fraction)
-    how = Preprocessing(image_size, in_chans, max_value)
+    how = Preprocessing(image_size, in_chans, max_value, "pad" if task in _WHOLE_IMAGE_TASKS else "crop")
     given = {"manifest": manifest, "annotations": annotations, "shards": shards}
     place = Place(
         task=task,
         root=Path(root) if root else None,
+        masks=Path(masks) if masks else None,
+        palette=Path(palette) if palette else None,
+        ignore_index=ignore_index,
         dataset=dataset or None,
         files=_files(given[_FILES_KEY[source]] if source in _FILES_KEY else None),
         columns=_columns(columns or {}),
@@ -168,20 +184,22 @@ def open_data(
     )
     parts = {split: subset(part, targets.strata, limits[split], split_seed, split) for split, part in parts.items()}
     check_parts(targets, parts)
-    read = _read(found, parts, how, cache=Path(cache), max_bytes=cache_gib * 2**30, progress=progress)
+    shown = progress or (lambda what, done, total: None)
+    read = _read(found, parts, how, cache=Path(cache), max_bytes=cache_gib * 2**30, progress=shown)
+    learnt = learn(found, targets, _members(parts), read, how, cache=Path(cache), progress=shown)
+    read = replace(read, reasons=read.reasons | dict(learnt.reasons))
     skipped = _skipped(found, targets, parts, read, on_bad_image)
     parts = {split: part[[k not in read.reasons for k in part.tolist()]] for split, part in parts.items()}
-    parts, duplicates = _without_leaks(found, targets, parts, read, on_duplicates)
-    labels = _comparable(found, task)
-    parts = {split: _ordered(found, labels, part, read) for split, part in parts.items()}
-    splits = {split: _split(found, targets, part, read, how, workers) for split, part in parts.items()}
+    parts, duplicates = _without_leaks(found, targets, learnt.labels, parts, read, on_duplicates)
+    parts = {split: _ordered(found, learnt.labels, part, read) for split, part in parts.items()}
+    splits = {split: _split(found, learnt.values(part), part, read, how, workers) for split, part in parts.items()}
     data = ImageData(
         task=task,
-        classes=targets.classes,
+        classes=learnt.classes,
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
-        fingerprint=_fingerprint(targets, labels, parts, read),
+        fingerprint=_fingerprint(task, learnt, parts, read),
         skipped=skipped,
         duplicates=duplicates,
         source=_in_words(source, place),
@@ -225,14 +243,12 @@ def _read(
     *,
     cache: Path,
     max_bytes: float,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Read:
     """What was read of the members of all splits, by index into ``found``; nothing of other images."""
-    members = np.sort(np.concatenate(list(parts.values())))
+    members = _members(parts)
     images = [found.images[k] for k in members.tolist()]
-    read = read_images(
-        images, how, cache=cache, max_bytes=max_bytes, progress=progress or (lambda what, done, total: None)
-    )
+    read = read_images(images, how, cache=cache, max_bytes=max_bytes, progress=progress)
     samples, contents = [b""] * len(found.images), [b""] * len(found.images)
     for position, k in enumerate(members.tolist()):
         samples[k], contents[k] = read.samples[position], read.contents[position]
@@ -245,6 +261,10 @@ def _read(
     return Read(samples, contents, reasons, array)
 
 
+def _members(parts: Mapping[str, Indices]) -> Indices:
+    return np.sort(np.concatenate(list(parts.values())))
+
+
 def _skipped(
     found: Found, targets: Targets, parts: Mapping[str, Indices], read: Read, on_bad_image: str
 ) -> tuple[str, ...]:
@@ -254,7 +274,8 @@ def _skipped(
     bad = [k for split in SPLITS for k in parts[split].tolist() if k in read.reasons]
     lines = tuple(f"{found.names[k]}: {read.reasons[k]}" for k in bad)
     total = sum(map(len, parts.values()))
-    count = f"{len(bad):,} of {total:,} images cannot be read"
+    what = "images and their labels" if targets.task in _WHOLE_IMAGE_TASKS else "images"
+    count = f"{len(bad):,} of {total:,} {what} cannot be read"
     if on_bad_image == "refuse":
         raise DataError(f"{count}; data.on_bad_image=skip leaves them out{listing(lines)}")
     for split, part in parts.items():
@@ -269,10 +290,15 @@ def _skipped(
 
 
 def _without_leaks(
-    found: Found, targets: Targets, parts: dict[str, Indices], read: Read, on_duplicates: str
+    found: Found,
+    targets: Targets,
+    labels: Sequence[Label],
+    parts: dict[str, Indices],
+    read: Read,
+    on_duplicates: str,
 ) -> tuple[dict[str, Indices], tuple[str, ...]]:
     """The splits, rid of images that they share if that is wanted, and which images these are."""
-    copies = find_duplicates(parts, read.contents, found.names, found.labels)
+    copies = find_duplicates(parts, read.contents, found.names, labels)
     if copies.contradictions:
         log.warning(
             "%d images are there more than once, with different labels%s",
@@ -297,21 +323,13 @@ def _without_leaks(
     return parts, copies.lines
 
 
-def _comparable(found: Found, task: str) -> Sequence[Label]:
-    """Labels such that equal ones are written alike."""
-    if task != "multilabel":
-        return found.labels
-    return [tuple(sorted(map(str, label))) for label in found.labels]
-
-
 def _ordered(found: Found, labels: Sequence[Label], part: Indices, read: Read) -> Indices:
     """Members by content, so that sets of one fingerprint agree on the order as well."""
     members = sorted(part.tolist(), key=lambda k: (read.samples[k], labels[k], found.names[k]))
     return np.asarray(members, dtype=np.int64)
 
 
-def _split(found: Found, targets: Targets, part: Indices, read: Read, how: Preprocessing, workers: int) -> Split:
-    values = targets.values[torch.from_numpy(part)]
+def _split(found: Found, values: torch.Tensor, part: Indices, read: Read, how: Preprocessing, workers: int) -> Split:
     names = tuple(found.names[k] for k in part.tolist())
     if read.array is not None:
         return ResidentSplit(values, names, read.array.pixels, read.array.rows[part])
@@ -319,12 +337,12 @@ def _split(found: Found, targets: Targets, part: Indices, read: Read, how: Prepr
     return StreamedSplit(values, names, images, how, workers)
 
 
-def _fingerprint(targets: Targets, labels: Sequence[Label], parts: Mapping[str, Indices], read: Read) -> str:
+def _fingerprint(task: str, learnt: Learnt, parts: Mapping[str, Indices], read: Read) -> str:
     """Made of the task, the classes and the ordered members of each split."""
-    digest = hashlib.blake2b(repr((targets.task, targets.classes)).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((task, learnt.classes)).encode(), digest_size=8)
     for split in SPLITS:
         members = parts[split].tolist()
         digest.update(repr((split, len(members))).encode())
         for k in members:
-            digest.update(repr(labels[k]).encode() + read.samples[k])
+            digest.update(repr(learnt.labels[k]).encode() + read.samples[k])
     return digest.hexdigest()

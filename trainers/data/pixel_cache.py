@@ -31,8 +31,9 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from strategies import DataError
-from trainers.data.decoding import Pixels, Preprocessing
+from trainers.data.decoding import Pixels
 from trainers.data.file_index import DIGEST_BYTES
+from trainers.data.mask_squares import Squares
 from trainers.durable import FULL, PART, make_room, reserve, sync, write_at
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class _Wanted:
     contents: Contents
     first: NDArray[np.int64]
     inverse: NDArray[np.int64]
-    how: Preprocessing
+    how: Squares
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -121,7 +122,7 @@ class PixelCache:
         self._max_bytes = max_bytes
 
     def open(
-        self, contents: Sequence[bytes], how: Preprocessing, decoded: Callable[[int], Pixels], progress: Progress
+        self, contents: Sequence[bytes], how: Squares, decoded: Callable[[int], Pixels], progress: Progress
     ) -> PixelArray | None:
         """The decoded images of a set; those that no array holds yet are decoded, by threads.
 
@@ -330,7 +331,7 @@ class _Filling:
         self._committed = time.monotonic()
 
 
-def decoded_bytes(images: int, how: Preprocessing) -> int:
+def decoded_bytes(images: int, how: Squares) -> int:
     """Size of so many decoded images, each (C, S, S) uint8."""
     return images * how.in_chans * how.image_size * how.image_size
 

@@ -9,9 +9,11 @@ from strategies import DataError, nearest
 from trainers.data.found import SPLITS, Place
 
 _SOURCES_OF = {
-    "classification": "any",
+    "classification": "coco, digits, folder, huggingface, manifest, torchvision or webdataset",
     "multilabel": "coco, huggingface, manifest or webdataset",
     "regression": "huggingface, manifest or webdataset",
+    "segmentation": "coco, masks or scenes",
+    "detection": "coco, scenes or voc",
 }
 
 
@@ -21,17 +23,17 @@ def check_task(place: Place, source: str, *tasks: str) -> None:
     Args:
         place: Says the task.
         source: The source's name.
-        tasks: What it knows beside ``classification``.
+        tasks: What it has labels for.
 
     Raises:
         DataError: There is no such task, or the source does not know it; the message names sources that do.
     """
     if place.task not in _SOURCES_OF:
         raise DataError(f"task={place.task} is unknown ({nearest(place.task, _SOURCES_OF)})")
-    known = ("classification", *tasks)
-    if place.task not in known:
+    if place.task not in tasks:
+        known = " and ".join(filter(None, (", ".join(tasks[:-1]), tasks[-1])))
         raise DataError(
-            f"data.source={source} has labels for {' and '.join(known)} only; for task={place.task} take "
+            f"data.source={source} has labels for {known} only; for task={place.task} take "
             f"data.source={_SOURCES_OF[place.task]}"
         )
 
@@ -42,11 +44,26 @@ def checked_root(root: Path | None, source: str) -> Path:
     Raises:
         DataError: It is not given, does not exist, or is not a folder.
     """
-    if root is None:
-        raise DataError(f"data.source={source} needs data.root, the folder that holds the images")
-    if not stat.S_ISDIR(_mode(root, "data.root")):
-        raise DataError(f"data.root={shown(root)} is a file; expected a folder")
-    return root
+    return checked_folder(root, source, "data.root", "the folder that holds the images")
+
+
+def checked_folder(folder: Path | None, source: str, key: str, kind: str) -> Path:
+    """``folder`` if it is one.
+
+    Args:
+        folder: What the user says.
+        source: The source's name.
+        key: The study's key for the folder, such as ``data.masks``.
+        kind: What the folder is, for people.
+
+    Raises:
+        DataError: It is not given, does not exist, or is not a folder.
+    """
+    if folder is None:
+        raise DataError(f"data.source={source} needs {key}, {kind}")
+    if not stat.S_ISDIR(_mode(folder, key)):
+        raise DataError(f"{key}={shown(folder)} is a file; expected a folder")
+    return folder
 
 
 def checked_files(files: Mapping[str, str], source: str, key: str, kind: str) -> dict[str, Path]:
@@ -67,11 +84,19 @@ def checked_files(files: Mapping[str, str], source: str, key: str, kind: str) ->
     for split, text in files.items():
         if split not in {"", *SPLITS}:
             raise DataError(f"{key}.{split} is of no split ({nearest(split, SPLITS)})")
-        path, name = Path(text), f"{key}.{split}" if split else key
-        if not stat.S_ISREG(_mode(path, name)):
-            raise DataError(f"{name}={shown(path)} is not a file")
-        checked[split] = path
+        checked[split] = file_at(Path(text), f"{key}.{split}" if split else key)
     return checked
+
+
+def file_at(path: Path, key: str) -> Path:
+    """``path``, which ``key`` of a study names, if it is a file.
+
+    Raises:
+        DataError: It does not exist or is not a file.
+    """
+    if not stat.S_ISREG(_mode(path, key)):
+        raise DataError(f"{key}={shown(path)} is not a file")
+    return path
 
 
 def _mode(path: Path, key: str) -> int:

@@ -10,9 +10,10 @@ from typing import TypeVar
 import numpy as np
 
 from strategies import DataError
-from trainers.data.decoding import Pixels, Preprocessing, to_square
+from trainers.data.decoding import Pixels
 from trainers.data.file_index import Digests, FileIndex, content_digests, digests_of, take_stamps
 from trainers.data.found import ImageRef, fetch
+from trainers.data.mask_squares import Squares, squared
 from trainers.data.pixel_cache import DECODING, AccessError, PixelArray, PixelCache, Progress, cores, decoded_bytes
 
 READING = "reading files"
@@ -44,14 +45,12 @@ class Read:
     array: PixelArray | None
 
 
-def read_images(
-    images: Sequence[ImageRef], how: Preprocessing, *, cache: Path, max_bytes: float, progress: Progress
-) -> Read:
+def read_images(images: Sequence[ImageRef], how: Squares, *, cache: Path, max_bytes: float, progress: Progress) -> Read:
     """Read and check ``images``, opening no file that is known and has not changed.
 
     Args:
         images: (N,) what to read.
-        how: The preprocessing.
+        how: The preprocessing, of images or of masks.
         cache: Folder of the file index and the decoded images.
         max_bytes: Bound of all decoded images that are stored; a larger set is not stored.
         progress: Called with what is done, how many images are finished and how many there are.
@@ -74,7 +73,7 @@ def read_images(
 class _Reading:
     """What is known so far of the images that are being read."""
 
-    def __init__(self, images: Sequence[ImageRef], how: Preprocessing, index: FileIndex, progress: Progress) -> None:
+    def __init__(self, images: Sequence[ImageRef], how: Squares, index: FileIndex, progress: Progress) -> None:
         self._images = images
         self._how = how
         self._index = index
@@ -164,7 +163,7 @@ class _Reading:
         except DataError as error:
             return None, str(error)
         try:
-            to_square(content, self._how)
+            squared(content, self._how)
         except DataError as error:
             return digests, str(error)
         return digests, ""
@@ -181,7 +180,7 @@ class _Reading:
             raise AccessError(str(error)) from error
         if changed:
             raise AccessError(_CHANGED)
-        return to_square(content, self._how)
+        return squared(content, self._how)
 
     def _drop(self, unread: dict[int, str]) -> None:
         """Leave out what cannot be read; identify anew, once, what has another content than was known."""

@@ -9,8 +9,11 @@ from trainers.data.folders import find_folder
 from trainers.data.found import Found, Place
 from trainers.data.huggingface import find_huggingface
 from trainers.data.manifests import find_manifest
+from trainers.data.masks import find_masks
 from trainers.data.places import check_task
+from trainers.data.scenes import find_scenes
 from trainers.data.torchvision_sets import find_torchvision
+from trainers.data.voc import find_voc
 from trainers.data.webdataset import find_webdataset
 
 
@@ -20,7 +23,7 @@ def find_digits(place: Place) -> Found:
     Raises:
         DataError: The task is not classification.
     """
-    check_task(place, "digits")
+    check_task(place, "digits", "classification")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -41,6 +44,9 @@ SOURCES: Mapping[str, Callable[[Place], Found]] = {
     "folder": find_folder,
     "huggingface": find_huggingface,
     "manifest": find_manifest,
+    "masks": find_masks,
+    "scenes": find_scenes,
     "torchvision": find_torchvision,
+    "voc": find_voc,
     "webdataset": find_webdataset,
 }

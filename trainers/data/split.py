@@ -22,7 +22,9 @@ class Split(ABC):
     """Images and targets of train, val or test.
 
     Args:
-        targets: (N,) int64 class indices, or (N, C) or (N, K) float32.
+        targets: (N,) int64 class indices; or (N, C) or (N, K) float32; of segmentation (N, S, S) uint8 class indices,
+            ``IGNORED`` where nothing is to be learnt; of detection (N, M, 5) float32, for each box left, top, right,
+            bottom in pixels of the square and its class index, and (0, 0, 0, 0, -1) in rows that are not used.
         names: (N,) a path or an index for each image, for reports.
     """
 
@@ -47,7 +49,7 @@ class Split(ABC):
             device: Where the batches go.
 
         Yields:
-            images: (B, C, S, S) uint8 and targets: (B,) int64 or (B, C or K) float32, both on ``device``.
+            images: (B, C, S, S) uint8 and targets: (B, ...) of the split's type, both on ``device``.
 
         Raises:
             DataError: A file that was readable at opening is not any more.
@@ -68,7 +70,7 @@ class ResidentSplit(Split):
     gathered on the host.
 
     Args:
-        targets: (N,) int64 class indices, or (N, C) or (N, K) float32.
+        targets: As of :class:`Split`.
         names: (N,) names.
         pixels: (R, C, S, S) uint8, only read.
         rows: (N,) int64, the row of ``pixels`` that each image is.
@@ -122,7 +124,7 @@ class StreamedSplit(Split):
     """A split that is decoded anew in every pass, by worker processes that live as long as the split.
 
     Args:
-        targets: (N,) int64 class indices, or (N, C) or (N, K) float32.
+        targets: As of :class:`Split`.
         names: (N,) names.
         images: (N,) what to decode.
         how: The preprocessing.

@@ -67,7 +67,7 @@ def find_torchvision(place: Place) -> Found:
     Raises:
         DataError: The name is unknown, the files are not there or damaged, or the task is not classification.
     """
-    check_task(place, "torchvision")
+    check_task(place, "torchvision", "classification")
     name = place.dataset
     if name is None:
         raise DataError(f"data.source=torchvision needs data.dataset, one of {', '.join(NAMES)}")

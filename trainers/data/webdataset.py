@@ -15,7 +15,7 @@ from strategies import DataError, nearest
 from trainers.data.cells import Row, read_labels
 from trainers.data.folders import SUFFIXES
 from trainers.data.found import SPLIT_WORDS, SPLITS, Found, Part, Place, listing, natural
-from trainers.data.places import checked_root, shown
+from trainers.data.places import check_task, checked_root, shown
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def find_webdataset(place: Place) -> Found:
     Raises:
         DataError: Shards are remote, missing, compressed, cut off or empty; samples lack an image, label or group.
     """
+    check_task(place, "webdataset", "classification", "multilabel", "regression")
     if place.columns.split is not None:
         raise DataError("data.columns.split: shards have no such column; data.shards names them by split")
     samples = _read_shards(_shards(place), place.columns.image)

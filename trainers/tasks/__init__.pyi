@@ -1,3 +1,5 @@
 from .table import TASKS as TASKS
+from .task import Answers as Answers
+from .task import Dense as Dense
 from .task import Scale as Scale
 from .task import Task as Task

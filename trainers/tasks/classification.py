@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.tasks.task import Answers, Task
+from trainers.tasks.task import NO_DECODER, Answers, Task
 
 
 def _accuracy(logits: Tensor, targets: Tensor) -> float:
@@ -73,4 +73,5 @@ CLASSIFICATION = Task(
     scale=lambda targets: None,
     answers=_answers,
     intervals={"accuracy": _wilson},
+    unusable=NO_DECODER,
 )

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.tasks.task import Answers, Task
+from trainers.tasks.task import NO_DECODER, Answers, Task
 
 SEPARATOR = ";"
 _THRESHOLD = 0.5
@@ -69,4 +69,5 @@ MULTILABEL = Task(
     scale=lambda targets: None,
     answers=_answers,
     intervals={},
+    unusable={**NO_DECODER, **dict.fromkeys(("co_tuning", "distill_weight"), "task multilabel has no single class")},
 )

@@ -6,7 +6,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from trainers.tasks.task import Answers, Scale, Task
+from trainers.tasks.task import NO_DECODER, Answers, Scale, Task
 
 
 def _metrics() -> ModuleType:
@@ -60,4 +60,8 @@ REGRESSION = Task(
     scale=_scale,
     answers=_answers,
     intervals={},
+    unusable={
+        **NO_DECODER,
+        **dict.fromkeys(("class_weights", "sampling", "co_tuning", "distill_weight"), "task regression has no classes"),
+    },
 )

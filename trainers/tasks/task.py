@@ -1,18 +1,43 @@
 """What the trainer and the search must know of a task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from strategies import Chance, Strategy
+from trainers.data import Placing
 
 Metric = Callable[[Tensor, Tensor], float]
 Answers = dict[str, NDArray[Any]]
 
-_RESAMPLES = 500
+
+#: Strategy fields that mean nothing for a classifier, and why.
+NO_DECODER: Mapping[str, str] = {"decoder_lr_scale": "a classifier has no decoder"}
+
+#: Strategy fields that mean nothing where targets lie in the image, and why.
+UNUSABLE_IF_DENSE: Mapping[str, str] = {
+    **dict.fromkeys(("mixup", "cutmix"), "masks and boxes cannot be mixed"),
+    **dict.fromkeys(("policy", "views", "tta"), "masks and boxes do not move along"),
+    **dict.fromkeys(("image_scale", "grow_from"), "masks and boxes have the size of the images"),
+    **dict.fromkeys(("sampling", "class_weights"), "an image has no single class"),
+    **dict.fromkeys(("co_tuning", "distill_weight"), "an image has no single class"),
+    **dict.fromkeys(("probe_epochs", "bss", "delta", "dropout"), "there is no linear classifier"),
+    "stochastic_norm": "the decoder is new",
+}
+
+
+class MakeTop(Protocol):
+    """Makes what stands on an encoder; see :mod:`trainers.dense`."""
+
+    def __call__(
+        self, kind: str, channels: Sequence[int], strides: Sequence[int], num_classes: int, image_size: int, /
+    ) -> nn.Module:
+        """Of the decoder's name and the encoder's maps, the highest resolution first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +68,85 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class Dense:
+    """What a task needs whose targets lie in the image.
+
+    Args:
+        decoders: Names of what can stand on the encoder, the default first.
+        make_top: Makes one.
+        rows: What is kept of a batch for the metrics, (B, ...) float, of the model, its outputs and the targets.
+        predicted: What the model says, (B, ...), of the model and its outputs.
+        vary: Changes images (B, C, S, S) float in [0, 1] and their targets at random as a strategy says.
+        draw: A picture (H, W, 3) uint8 of an image (C, S, S) uint8, its target, and what was predicted.
+        answers: Columns of what a served model says, from what was predicted, the names of the classes, and where each
+            image lies in its square.
+        example: What ``answers`` may say of one image, by column.
+        per_class: A metric's name, and its value for each class (C,) from rows, targets and the number of classes.
+        loss: The training loss, of the model, its outputs and the targets, for a model that brings its own.
+        finest_stride: Pixels of the image a pixel of the finest feature map that is used.
+    """
+
+    decoders: tuple[str, ...]
+    make_top: MakeTop
+    rows: Callable[[nn.Module, Any, Tensor], Tensor]
+    predicted: Callable[[nn.Module, Any], Tensor]
+    vary: Callable[[Tensor, Tensor, Strategy, Chance], tuple[Tensor, Tensor]]
+    draw: Callable[[Tensor, Tensor, Tensor, Sequence[str]], NDArray[np.uint8]]
+    answers: Callable[[Tensor, Sequence[str], Sequence[Placing]], Answers]
+    example: Mapping[str, Any]
+    per_class: tuple[str, Callable[[Tensor, Tensor, int], Tensor]]
+    loss: Callable[[nn.Module, Any, Tensor], Tensor] | None = None
+    finest_stride: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A task as data.
 
     Args:
         name: The value of ``task`` in a study.
-        metrics: Scores of outputs and targets by name; the first is the task's default. All have ``loss``.
+        metrics: Scores of outputs, or of the rows made of them, and targets by name; the first is the task's default.
         lower_is_better: Names of the metrics that are errors.
         scale: The units that a model is to learn training targets in; None to leave both as they are.
-        answers: Columns of what a served model says, from raw outputs (N, C) and the names of the classes.
+        answers: Columns of what a served model says, from raw outputs (N, C) and the names of the classes; a dense task
+            has its own.
         intervals: 95% intervals with a formula of their own; the others are bootstrapped.
+        unusable: Strategy fields that mean nothing for the task, with the reason in a few words.
+        together: Every metric at once, where that is cheaper than one by one.
+        dense: What a task needs besides whose targets lie in the image.
+        resamples: Of a bootstrapped interval.
     """
 
     name: str
     metrics: Mapping[str, Metric]
     lower_is_better: frozenset[str]
     scale: Callable[[Tensor], Scale | None]
-    answers: Callable[[Tensor, Sequence[str]], Answers]
+    answers: Callable[[Tensor, Sequence[str]], Answers] | None
     intervals: Mapping[str, Callable[[Tensor, Tensor], tuple[float, float]]]
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    together: Callable[[Tensor, Tensor], dict[str, float]] | None = None
+    dense: Dense | None = None
+    resamples: int = 500
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Every metric; ``loss`` is the task's usual one, whatever was trained.
 
         Args:
-            outputs: (N, C) float32 on the CPU, in the units of the targets.
-            targets: (N,) int64 or (N, C) float32 on the CPU.
+            outputs: (N, C) float32 on the CPU, in the units of the targets; or the rows of a dense task.
+            targets: (N, ...) on the CPU.
         """
+        if self.together is not None:
+            return self.together(outputs, targets)
         return {name: metric(outputs, targets) for name, metric in self.metrics.items()}
+
+    @property
+    def watched(self) -> str:
+        """The metric whose standstill lowers a rate that waits for it: the loss, or the first where there is none."""
+        return "loss" if "loss" in self.metrics else next(iter(self.metrics))
+
+    def goodness(self, metric: str, score: float) -> float:
+        """A score as a number of which more is better."""
+        return -score if metric in self.lower_is_better else score
 
     def interval(self, metric: str, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """A 95% interval for a score: by its formula, else percentile bootstrap over images with a fixed seed.
@@ -82,7 +159,7 @@ class Task:
         if metric in self.intervals:
             return self.intervals[metric](outputs, targets)
         rng = np.random.default_rng(0)
-        draws = (torch.from_numpy(rng.integers(0, len(targets), len(targets))) for _ in range(_RESAMPLES))
+        draws = (torch.from_numpy(rng.integers(0, len(targets), len(targets))) for _ in range(self.resamples))
         # A draw may hold nothing to score, such as one image over and over.
         low, high = np.nanquantile(
             [self.metrics[metric](outputs[rows], targets[rows]) for rows in draws], [0.025, 0.975]

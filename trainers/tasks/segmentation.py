@@ -1,0 +1,91 @@
+"""One class a pixel."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from strategies import Chance, Strategy, vary_dense
+from trainers.data import Placing
+from trainers.tasks.drawing import enlarged, palette, side_by_side
+from trainers.tasks.regions import dice, iou_per_class, loss, mean_iou, pixel_accuracy, region_rows
+from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task
+
+_DECODERS = ("unet", "fpn", "deeplabv3plus", "fcn")
+# How much of a pixel's colour is its class's.
+_OPACITY = 0.55
+
+
+def _make_top(
+    kind: str, channels: Sequence[int], strides: Sequence[int], num_classes: int, image_size: int
+) -> nn.Module:
+    # Only here: studies of other tasks need not wait for the library.
+    from trainers.segmenters import Segmenter
+
+    return Segmenter(kind, channels, strides, num_classes, image_size)
+
+
+def _rows(model: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
+    return region_rows(logits.float(), targets)
+
+
+def _predicted(model: nn.Module, logits: Tensor) -> Tensor:
+    """The likeliest class of each pixel, (B, S, S) uint8."""
+    return logits.argmax(1).to(torch.uint8)
+
+
+def _vary(images: Tensor, masks: Tensor, strategy: Strategy, chance: Chance) -> tuple[Tensor, Tensor]:
+    return vary_dense(images, masks, "masks", strategy, chance)
+
+
+def _draw(image: Tensor, target: Tensor, predicted: Tensor, classes: Sequence[str]) -> NDArray[np.uint8]:
+    return side_by_side([enlarged(image), *(_coloured(image, mask, len(classes)) for mask in (target, predicted))])
+
+
+def _coloured(image: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """The image with a colour over each pixel; those of class 0, mostly the background, and ignored ones stay."""
+    from torchvision.utils import draw_segmentation_masks
+
+    picture, classes = enlarged(image), enlarged(mask[None])[0]
+    layers = torch.stack([classes == k for k in range(1, num_classes)]) if num_classes > 1 else classes[None] == 0
+    drawn: Tensor = draw_segmentation_masks(picture, layers, _OPACITY, palette(len(layers)))
+    return drawn
+
+
+def _answers(predicted: Tensor, classes: Sequence[str], places: Sequence[Placing]) -> Answers:
+    """A PNG of class indices at the image's own size, as base64."""
+    masks = [_png(place.mask_to_picture(mask.numpy())) for mask, place in zip(predicted, places, strict=True)]
+    return {"mask": np.asarray(masks, dtype=object)}
+
+
+def _png(mask: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+SEGMENTATION = Task(
+    name="segmentation",
+    metrics={"mean_iou": mean_iou, "dice": dice, "pixel_accuracy": pixel_accuracy, "loss": loss},
+    lower_is_better=frozenset({"loss"}),
+    scale=lambda targets: None,
+    answers=None,
+    intervals={},
+    unusable=UNUSABLE_IF_DENSE,
+    dense=Dense(
+        decoders=_DECODERS,
+        make_top=_make_top,
+        rows=_rows,
+        predicted=_predicted,
+        vary=_vary,
+        draw=_draw,
+        answers=_answers,
+        example={"mask": "base64"},
+        per_class=("iou", lambda rows, targets, num_classes: iou_per_class(rows)),
+    ),
+)
