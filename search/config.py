@@ -661,7 +661,7 @@ class StudyConfig(_Section):
 
 def _dense_source(task: str, data: Mapping[str, Any]) -> str | None:
     """Where masks or boxes come from if nobody says; None where the keys say it."""
-    given = [key for key in _PLACE_KEYS if data.get(key) is not None]
+    given = [key for key in _PLACE_KEYS if data.get(key)]
     if "source" in data or set(given) - {"root"}:
         return None
     if not given:

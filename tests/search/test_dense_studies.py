@@ -9,6 +9,7 @@ import pytest
 from lab import SMALL
 from PIL import Image
 
+from search import compose_study
 from search.winner import WINNER
 
 SCENES = {"source": "scenes", "image_size": 64, "limit_train": 24, "limit_val": 12, "limit_test": 12}
@@ -69,6 +70,21 @@ def test_the_logged_model_answers_in_the_images_own_pixels(finished, tmp_path):
         for boxes, labels, scores in answers.itertuples(index=False):
             assert len(boxes) == len(labels) == len(scores)
             assert all(-1 <= left <= right <= 121 and -36 <= top <= bottom <= 86 for left, top, right, bottom in boxes)
+
+
+@pytest.mark.parametrize(
+    ("words", "source"),
+    [
+        (["study=unet_seg"], "scenes"),
+        (["study=frcnn_det"], "scenes"),
+        (["study=unet_seg", "data.root=/images", "data.masks=/masks"], "masks"),
+        (["study=unet_seg", "data.annotations=/a.json"], "coco"),
+        (["study=frcnn_det", "data.annotations=/a.json", "data.root=/images"], "coco"),
+        (["study=frcnn_det", "data.root=/VOC2012"], "voc"),
+    ],
+)
+def test_the_source_follows_from_the_keys_and_is_the_scenes_without_any(words, source):
+    assert compose_study(words).data.source == source
 
 
 @pytest.mark.parametrize(
