@@ -5,26 +5,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from strategies import Chance, Strategy, vary_dense
 from trainers.data import Placing
+from trainers.detectors import DETECTORS, Detector
 from trainers.tasks.boxes import average_precision_per_class, map50, mar, mean_average_precision, scores
 from trainers.tasks.drawing import enlarged, palette, side_by_side
 from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task
 
-_DECODERS = ("faster_rcnn", "retinanet", "fcos")
 # Boxes of lower scores are neither drawn nor served.
 _SHOWN_SCORE = 0.5
-
-
-def _make_top(
-    kind: str, channels: Sequence[int], strides: Sequence[int], num_classes: int, image_size: int
-) -> nn.Module:
-    # Only here: studies of other tasks need not wait for the library.
-    from trainers.detectors import Detector
-
-    return Detector(kind, channels, strides, num_classes, image_size)
 
 
 def _predicted(model: Any, pyramid: Sequence[Tensor]) -> Tensor:
@@ -94,8 +85,8 @@ DETECTION = Task(
     unusable=UNUSABLE_IF_DENSE,
     together=scores,
     dense=Dense(
-        decoders=_DECODERS,
-        make_top=_make_top,
+        decoders=tuple(DETECTORS),
+        make_top=Detector,
         rows=lambda model, pyramid, targets: _predicted(model, pyramid),
         predicted=_predicted,
         vary=_vary,

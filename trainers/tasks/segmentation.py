@@ -12,22 +12,13 @@ from torch import Tensor, nn
 
 from strategies import Chance, Strategy, vary_dense
 from trainers.data import Placing
+from trainers.segmenters import SEGMENTERS, Segmenter
 from trainers.tasks.drawing import enlarged, palette, side_by_side
 from trainers.tasks.regions import dice, iou_per_class, loss, mean_iou, pixel_accuracy, region_rows
 from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task
 
-_DECODERS = ("unet", "fpn", "deeplabv3plus", "fcn")
 # How much of a pixel's colour is its class's.
 _OPACITY = 0.55
-
-
-def _make_top(
-    kind: str, channels: Sequence[int], strides: Sequence[int], num_classes: int, image_size: int
-) -> nn.Module:
-    # Only here: studies of other tasks need not wait for the library.
-    from trainers.segmenters import Segmenter
-
-    return Segmenter(kind, channels, strides, num_classes, image_size)
 
 
 def _rows(model: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
@@ -78,8 +69,8 @@ SEGMENTATION = Task(
     intervals={},
     unusable=UNUSABLE_IF_DENSE,
     dense=Dense(
-        decoders=_DECODERS,
-        make_top=_make_top,
+        decoders=SEGMENTERS,
+        make_top=Segmenter,
         rows=_rows,
         predicted=_predicted,
         vary=_vary,
