@@ -132,8 +132,7 @@ def _masks(known: _Known) -> Learnt:
         return Learnt(known.targets.classes, labels, reasons, _no_values)
     rows = np.zeros(len(known.found.images), dtype=np.int64)
     rows[known.members] = array.rows
-    largest = max(int(np.max(array.pixels[array.rows[i]], where=_counts(array, i), initial=0)) for i in good)
-    classes = known.targets.classes or codes.names(largest)
+    classes = known.targets.classes or codes.names(_largest(array, good))
     if len(classes) < 2:
         raise DataError(
             f"data.masks: one class only, '{classes[0]}'; segmentation needs two. Where masks mark objects by 255, "
@@ -142,8 +141,10 @@ def _masks(known: _Known) -> Learnt:
     return Learnt(classes, labels, reasons, lambda part: torch.from_numpy(array.pixels[rows[part], 0]))
 
 
-def _counts(array: PixelArray, position: int) -> NDArray[np.bool_]:
-    return np.asarray(array.pixels[array.rows[position]] != IGNORED)
+def _largest(array: PixelArray, positions: Sequence[int]) -> int:
+    """The largest class of some masks."""
+    masks = (array.pixels[array.rows[position]] for position in positions)
+    return max(int(np.max(mask, where=mask != IGNORED, initial=0)) for mask in masks)
 
 
 def _no_values(part: Indices) -> torch.Tensor:
