@@ -34,7 +34,6 @@ _NEEDED = (
     "numpy",
     "pandas",
     "pillow",
-    "pycocotools",
     "pyyaml",
     "safetensors",
     "scikit-learn",
