@@ -1,4 +1,4 @@
-"""Opening small sets for segmentation and detection."""
+"""Opening small sets."""
 
 import numpy as np
 from PIL import Image

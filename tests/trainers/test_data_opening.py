@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import placed_sets
 import pytest
 import torch
 from PIL import Image
@@ -22,31 +23,7 @@ from trainers.data.split import ResidentSplit
 
 CPU = torch.device("cpu")
 HOW = Preprocessing(8)
-OPTIONS = {
-    "task": "classification",
-    "source": "folder",
-    "root": None,
-    "dataset": None,
-    "manifest": None,
-    "annotations": None,
-    "shards": None,
-    "columns": None,
-    "image_size": 8,
-    "in_chans": 3,
-    "max_value": None,
-    "val_fraction": 0.25,
-    "test_fraction": 0.25,
-    "split_seed": 0,
-    "folds": None,
-    "fold": 0,
-    "limit_train": None,
-    "limit_val": None,
-    "limit_test": None,
-    "on_bad_image": "refuse",
-    "on_duplicates": "report",
-    "cache_gib": 1.0,
-    "workers": 0,
-}
+OPTIONS = placed_sets.OPTIONS | {"task": "classification", "source": "folder", "image_size": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +33,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def opened(root, **changes):
-    return open_data(**OPTIONS | {"root": root and str(root), "cache": "cache"} | changes)
+    return open_data(**OPTIONS | {"root": root and str(root)} | changes)
 
 
 def noise(seed):
