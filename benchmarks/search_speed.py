@@ -7,34 +7,24 @@ Debian's package dataset-fashion-mnist, but for ``--quick``.
 """
 
 import argparse
-import os
 import random
 import shutil
-import signal
-import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 import timm
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine, write_json
-from search.outcome import FINGERPRINT
+from benchmarks.searches import Run, fresh, run, seconds_of
 from strategies import Strategy, parse_space, sample, split_blocks
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SIDES = {"plain": ["-m", "benchmarks.plain_loop"], "ours": ["-m", "search.run"]}
+SIDES = {"plain": ["-m", "benchmarks.plain_loop", "{file}"], "ours": ["-m", "search.run", "study={file}"]}
 # What each side must have imported before it can begin; reported, and contained in its seconds.
 IMPORTS = {"plain": "import benchmarks.plain_loop", "ours": "import search.study, trainers.trainer"}
 CASES = ("probes", "shallow", "any", "time_to_best")
@@ -108,24 +98,6 @@ QUICK = Scale(
 QUICK_CASES = ("shallow", "time_to_best")
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One search by one side.
-
-    Args:
-        seconds: From the start of the command until all its processes had ended.
-        best: Best validation accuracy of a trial.
-        first_best: Seconds from the start until the first trial was told that is as good as the score looked for, by
-            default ``best``; None if there was none.
-        strategies: Fingerprints of the strategies that ours trained, sorted; the plain loop notes none.
-    """
-
-    seconds: float
-    best: float
-    first_best: float | None
-    strategies: tuple[str, ...]
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parse(arguments)
@@ -168,7 +140,7 @@ def race(case: str, scale: Scale, folder: Path) -> dict[str, Any]:
         for side in SIDES:
             home = fresh(folder / f"{case}-{side}-{repeat}")
             study = study_of(scale, home, space, presets, len(presets), seed=0, pruner="none")
-            runs[side].append(run(side, study, home, scale.keys))
+            runs[side].append(run(command_of(side, scale), study, home))
             print(f"{case}, {side}: {runs[side][-1].seconds:.1f} s, best {runs[side][-1].best:.4f}", flush=True)
             if side == "ours" and runs[side][-1].strategies != given:
                 raise RuntimeError(f"{case}: the search trained other strategies than it was given")
@@ -182,15 +154,19 @@ def race_to_best(scale: Scale, folder: Path) -> dict[str, Any]:
     runs: dict[str, list[Run]] = {side: [] for side in SIDES}
     for seed in scale.seeds:
         home = fresh(folder / f"plain-{seed}")
-        plain = run("plain", study_of(scale, home, space, {}, scale.trials, seed, "median"), home, scale.keys)
+        plain = run(command_of("plain", scale), study_of(scale, home, space, {}, scale.trials, seed, "median"), home)
         home = fresh(folder / f"ours-{seed}")
         # Without presets of its own here, ours has those that every study has.
         study = study_of(scale, home, space, None, PATIENCE * scale.trials, seed, "median")
-        ours = run("ours", study, home, scale.keys, plain.best)
+        ours = run(command_of("ours", scale), study, home, plain.best)
         runs["plain"].append(plain)
         runs["ours"].append(ours)
         print(f"seed {seed}: {plain.best:.4f} after {plain.first_best} s, ours after {ours.first_best} s", flush=True)
     return {side: [asdict(one) for one in of_side] for side, of_side in runs.items()}
+
+
+def command_of(side: str, scale: Scale) -> list[str]:
+    return [*SIDES[side], *(scale.keys if side == "ours" else ())]
 
 
 def space_of(case: str, scale: Scale) -> dict[str, Any]:
@@ -253,87 +229,6 @@ def study_of(
         # The same list on both sides, so nothing that adds to it or fills it in.
         study |= {"presets": presets, "probe_sweep": 0}
     return study
-
-
-def run(side: str, study: dict[str, Any], home: Path, keys: tuple[str, ...], until: float | None = None) -> Run:
-    """Search with one side's command, until it ends or a trial is told that is as good as ``until``."""
-    file = home / "study.yaml"
-    file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
-    words = [*SIDES[side], *([f"study={file}", *keys] if side == "ours" else [str(file)])]
-    began = datetime.now()
-    seconds = seconds_of(words, home, stop=None if until is None else lambda: best_told(home / "optuna.db") >= until)
-    trials = optuna.load_study(study_name="study", storage=study["store"]["url"]).trials
-    scored = [(t.values[0], t.datetime_complete) for t in trials if t.values and t.datetime_complete]
-    best = max(value for value, _ in scored)
-    reached = [told for value, told in scored if value >= (best if until is None else until)]
-    first_best = (min(reached) - began).total_seconds() if reached else None
-    strategies = sorted(t.user_attrs[FINGERPRINT] for t in trials if FINGERPRINT in t.user_attrs)
-    return Run(seconds, best, first_best, tuple(strategies))
-
-
-def seconds_of(words: list[str], home: Path, stop: Any = None) -> float:
-    """Seconds from the start of a Python command until the last of its processes has ended.
-
-    Args:
-        words: The command without the interpreter.
-        home: Where it runs, and leaves its log.
-        stop: Looked at now and then; once true, the command is asked to end.
-
-    Raises:
-        RuntimeError: It failed; with the end of its log.
-    """
-    log = home / "log.txt"
-    began = time.perf_counter()
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            [sys.executable, *words],
-            cwd=home,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        stopped = False
-        while process.poll() is None:
-            if stop is None:
-                process.wait()
-            elif not stopped and stop():
-                process.send_signal(signal.SIGTERM)
-                stopped = True
-            else:
-                time.sleep(0.2)
-        while left_behind(process.pid):
-            time.sleep(0.01)
-    if process.returncode != 0 and not stopped:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
-    return time.perf_counter() - began
-
-
-def left_behind(leader: int) -> list[int]:
-    """Processes that the leader of a session has left behind."""
-    found = []
-    for process in psutil.process_iter(["status"]):
-        try:
-            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == leader:
-                found.append(process.pid)
-        except (ProcessLookupError, PermissionError):
-            continue
-    return found
-
-
-def best_told(database: Path) -> float:
-    """Best score told so far; read without Optuna, which would make the tables that the search is about to make."""
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-            (best,) = connection.execute("select max(value) from trial_values").fetchone()
-    except sqlite3.OperationalError:
-        return float("-inf")
-    return float("-inf") if best is None else float(best)
-
-
-def fresh(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def summary(runs: dict[str, Any], key: str) -> dict[str, Any]:

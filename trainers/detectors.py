@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from torchvision.ops.poolers import LevelMapper
 
 from trainers.block_graph import modes_kept
+from trainers.region_pool import RegionPool
 
 MAX_DETECTIONS = 100
 
@@ -30,9 +30,10 @@ _REPRESENTATION = 256
 # The papers drop scores below 0.05, which a model of few epochs seldom reaches: all trials would look the same.
 _LOWEST_SCORE = 0.01
 
-# Regions of an image for the second stage: 300 as Faster R-CNN is tested with, 64 of which train it as in Fast R-CNN.
-_PROPOSALS = 300
-_SAMPLED_PROPOSALS = 64
+# Regions of an image for the second stage: 300 as Faster R-CNN is tested with, 64 of which train it as in Fast R-CNN;
+# images of few pixels have fewer, since at a side of 64 there are a thousand anchors in all.
+_PROPOSALS = (100, 300)
+_SAMPLED_PROPOSALS = (32, 64)
 _ROI_SIDE = 7
 # The side of an object that the FPN paper pools from the map of stride 16: that of ImageNet's pictures.
 _CANONICAL_SIDE = 224
@@ -152,24 +153,30 @@ def _images(levels: Sequence[Tensor], image_size: int) -> ImageList:
 
 def _faster_rcnn(strides: Sequence[int], num_classes: int, image_size: int) -> _TwoStage:
     sizes = _anchor_sizes(len(strides) + 1, strides[0], image_size, 1.0)
+    proposals, sampled = (
+        max(least, min(most, round(share * image_size)))
+        for share, (least, most) in ((1.0, _PROPOSALS), (0.25, _SAMPLED_PROPOSALS))
+    )
     model = FasterRCNN(
         _NoBackbone(),
         rpn_anchor_generator=_Anchors(tuple((size,) for size in sizes), (_ASPECTS,) * len(sizes)),
         rpn_pre_nms_top_n_train=1000,
         rpn_pre_nms_top_n_test=1000,
-        rpn_post_nms_top_n_train=_PROPOSALS,
-        rpn_post_nms_top_n_test=_PROPOSALS,
+        rpn_post_nms_top_n_train=proposals,
+        rpn_post_nms_top_n_test=proposals,
         box_roi_pool=_roi_pool(strides, image_size),
         box_head=TwoMLPHead(_WIDTH * _ROI_SIDE**2, _REPRESENTATION),
         box_predictor=FastRCNNPredictor(_REPRESENTATION, num_classes + 1),
-        box_batch_size_per_image=_SAMPLED_PROPOSALS,
+        box_batch_size_per_image=sampled,
         box_score_thresh=_LOWEST_SCORE,
         box_detections_per_img=MAX_DETECTIONS,
     )
+    # Torchvision refuses any but its own.
+    model.roi_heads.box_roi_pool = RegionPool(model.roi_heads.box_roi_pool)
     return _TwoStage(model, image_size)
 
 
-def _roi_pool(strides: Sequence[int], image_size: int) -> Any:
+def _roi_pool(strides: Sequence[int], image_size: int) -> MultiScaleRoIAlign:
     # One sample a cell: nearly as good as four by Mask R-CNN, whose gradients take half of all time on a CPU.
     pool = MultiScaleRoIAlign([str(k) for k in range(len(strides))], _ROI_SIDE, sampling_ratio=1)
     # Torchvision would guess powers of two from its first batch, which a transformer's patches of 14 pixels are not.
