@@ -1,4 +1,4 @@
-"""Regions of small maps, pooled by matrix products: what torchvision's RoI align gives, several times faster on a CPU."""
+"""Regions of small maps, pooled by matrix products: as torchvision's RoI align does, in less time on a CPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ _SMALL = 32
 class RegionPool(nn.Module):
     """RoI align (https://arxiv.org/abs/1703.06870) over the levels of a pyramid, with one sample a cell.
 
-    A sample between four places is what hat functions weigh, in rows and in columns apart. So a region is rows times map
-    times columns, and the maps of all levels, one above another, need one product for all regions of an image.
+    A sample between four places is what hat functions weigh, in rows and in columns apart. So a region is rows times
+    map times columns, and the maps of all levels, one above another, need one product for all regions of an image.
 
     Args:
         pool: Torchvision's, with scales, which says what is pooled from which level; it pools itself where maps are
@@ -56,7 +56,7 @@ class RegionPool(nn.Module):
         return torch.cat(regions).permute(0, 3, 1, 2)
 
     def _weights(self, boxes: Tensor, levels: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What each cell takes of each row of the stacked maps (R, side, rows), and of each column (R, side, columns)."""
+        """What a cell takes of each row of the stacked maps (R, side, rows), and of each column (R, side, columns)."""
         heights = boxes.new_tensor([one.shape[-2] for one in maps])
         widths = boxes.new_tensor([one.shape[-1] for one in maps])
         above = heights.cumsum(0) - heights

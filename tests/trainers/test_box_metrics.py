@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from trainers.tasks.boxes import average_precision_per_class, map50, mar, mean_average_precision, scores
+from trainers.tasks.box_intervals import box_interval, drawn_score, matched_boxes
+from trainers.tasks.boxes import IOU_THRESHOLDS, average_precision_per_class, map50, mar, mean_average_precision, scores
 
 SIDE = 64
 TARGETS = torch.tensor([[[4.0, 4, 20, 24, 0], [30, 30, 60, 62, 1]], [[10, 8, 34, 40, 1], [0, 0, 0, 0, -1]]])
@@ -123,3 +124,27 @@ def test_a_class_that_no_target_is_of_has_no_average_precision():
     assert average_precision_per_class(rows, TARGETS, 4).tolist() == pytest.approx(
         [0, 1, math.nan, math.nan], nan_ok=True
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), times=st.lists(st.integers(0, 3), min_size=1, max_size=5).filter(any))
+def test_a_draw_of_images_scores_as_these_images_do(seed, times):
+    rows, targets = scene(seed, len(times), 3)
+    drawn = torch.arange(len(times)).repeat_interleave(torch.tensor(times))
+    matched = {"map50": matched_boxes(rows, targets, IOU_THRESHOLDS[:1])}
+    for metric, expected in scores(rows[drawn], targets[drawn]).items():
+        of_metric = matched.get(metric) or matched_boxes(rows, targets, IOU_THRESHOLDS)
+        found = drawn_score(metric, of_metric, torch.tensor(times).numpy())
+        assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("metric", ["map", "map50", "mar"])
+def test_an_interval_holds_the_score_and_is_narrower_for_more_images(metric):
+    few, many = scene(3, 30, 3), scene(3, 300, 3)
+    widths = []
+    for rows, targets in (few, many):
+        low, high = box_interval(metric, rows, targets)
+        assert low < scores(rows, targets)[metric] < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+    assert box_interval(metric, *few) == box_interval(metric, *few)

@@ -1,6 +1,7 @@
 """Boxes with a class each, any number of them an image."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from strategies import Chance, Strategy, vary_dense
 from trainers.data import Placing
 from trainers.detectors import DETECTORS, Detector
+from trainers.tasks.box_intervals import box_interval
 from trainers.tasks.boxes import average_precision_per_class, map50, mar, mean_average_precision, scores
 from trainers.tasks.drawing import enlarged, palette, side_by_side
 from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task
@@ -81,7 +83,7 @@ DETECTION = Task(
     lower_is_better=frozenset(),
     scale=lambda targets: None,
     answers=None,
-    intervals={},
+    intervals={name: partial(box_interval, name) for name in ("map", "map50", "mar")},
     unusable=UNUSABLE_IF_DENSE,
     together=scores,
     dense=Dense(
@@ -98,5 +100,4 @@ DETECTION = Task(
         # As the pyramids of all three papers begin.
         finest_stride=4,
     ),
-    resamples=100,
 )

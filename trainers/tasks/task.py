@@ -15,6 +15,8 @@ from trainers.data import Placing
 Metric = Callable[[Tensor, Tensor], float]
 Answers = dict[str, NDArray[Any]]
 
+# Of a bootstrapped interval.
+_RESAMPLES = 500
 
 #: Strategy fields that mean nothing for a classifier, and why.
 NO_DECODER: Mapping[str, str] = {"decoder_lr_scale": "a classifier has no decoder"}
@@ -114,7 +116,6 @@ class Task:
         unusable: Strategy fields that mean nothing for the task, with the reason in a few words.
         together: Every metric at once, where that is cheaper than one by one.
         dense: What a task needs besides whose targets lie in the image.
-        resamples: Of a bootstrapped interval.
     """
 
     name: str
@@ -126,7 +127,6 @@ class Task:
     unusable: Mapping[str, str] = field(default_factory=dict)
     together: Callable[[Tensor, Tensor], dict[str, float]] | None = None
     dense: Dense | None = None
-    resamples: int = 500
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Every metric; ``loss`` is the task's usual one, whatever was trained.
@@ -159,7 +159,7 @@ class Task:
         if metric in self.intervals:
             return self.intervals[metric](outputs, targets)
         rng = np.random.default_rng(0)
-        draws = (torch.from_numpy(rng.integers(0, len(targets), len(targets))) for _ in range(self.resamples))
+        draws = (torch.from_numpy(rng.integers(0, len(targets), len(targets))) for _ in range(_RESAMPLES))
         # A draw may hold nothing to score, such as one image over and over.
         low, high = np.nanquantile(
             [self.metrics[metric](outputs[rows], targets[rows]) for rows in draws], [0.025, 0.975]
