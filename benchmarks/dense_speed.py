@@ -26,17 +26,19 @@ SIDES = {
 DECODERS = {"segmentation": ["unet", "fcn"], "detection": ["faster_rcnn", "retinanet"]}
 # Blocks trained, in mixed order.
 DEPTHS = (2, 0, 4, 1, 3)
-FULL = {"limit_train": 720, "limit_val": 240, "limit_test": 120}
+MODEL = {"name": "tf_efficientnet_lite0", "weights": "package:efficientnet-lite0"}
+FULL = {"limit_train": 480, "limit_val": 160, "limit_test": 80}
+QUICK_MODEL = {"name": "test_resnet", "weights": "none"}
 QUICK = {"limit_train": 48, "limit_val": 16, "limit_test": 16}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parse(arguments)
-    decoders = options.decoders or [name for names in DECODERS.values() for name in names]
-    result: dict[str, Any] = {"machine": machine(), "epochs": options.epochs, "decoders": {}}
+    model = (QUICK_MODEL if options.quick else MODEL)["name"]
+    result: dict[str, Any] = {"machine": machine(), "model": model, "epochs": options.epochs, "decoders": {}}
     with tempfile.TemporaryDirectory(prefix="unfreeze-dense-") as name:
-        for decoder in decoders:
+        for decoder in options.decoders:
             runs = race(decoder, options, Path(name))
             result["decoders"][decoder] = {
                 **{side: [asdict(one) for one in of_side] for side, of_side in runs.items()},
@@ -52,10 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = [name for names in DECODERS.values() for name in names]
-    parser.add_argument("--decoders", nargs="+", choices=every, help="by default all")
-    parser.add_argument("--epochs", type=int, default=5, help="of each trial")
+    parser.add_argument("--decoders", nargs="+", choices=every, default=["unet", "faster_rcnn"], help="any of both tasks")
+    parser.add_argument("--epochs", type=int, default=4, help="of each trial")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each decoder and side; the median counts")
-    parser.add_argument("--quick", action="store_true", help="a few scenes, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="a tiny model on a few scenes, to see that it works")
     parser.add_argument("--json", type=Path, help="where to write the result")
     return parser.parse_args(arguments)
 
@@ -80,7 +82,7 @@ def study_of(decoder: str, options: argparse.Namespace, home: Path) -> dict[str,
     depths = DEPTHS[:2] if options.quick else DEPTHS
     return {
         "task": task,
-        "model": {"name": "tf_efficientnet_lite0", "weights": "package:efficientnet-lite0", "decoder": decoder},
+        "model": {**(QUICK_MODEL if options.quick else MODEL), "decoder": decoder},
         "data": {
             "source": "scenes",
             "image_size": 64,
@@ -97,7 +99,7 @@ def study_of(decoder: str, options: argparse.Namespace, home: Path) -> dict[str,
 
 
 def show(result: dict[str, Any]) -> None:
-    title = f"tf_efficientnet_lite0 on scenes, 0 to {max(DEPTHS)} blocks, {result['epochs']} epochs a trial"
+    title = f"{result['model']} on scenes, 0 to {max(DEPTHS)} blocks, {result['epochs']} epochs a trial"
     table = Table(title=title, caption=f"{result['machine']['cores']} cores; whole commands")
     table.add_column("decoder")
     for name in ("reuse off, s", "reuse, s", "ratio", "best val, off", "best val, reuse"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import cache, plain_loop, search_speed, trainer_speed
+from benchmarks import cache, dense_speed, plain_loop, search_speed, trainer_speed
 from search import StudyConfig, compose_study
 from strategies import ConfigError, Strategy
 from trainers import Trainer, choose_device, find_weights, open_data
@@ -76,6 +76,18 @@ def test_search_speed_runs_both_sides_on_one_list_of_strategies_and_until_ours_i
     race = cases["time_to_best"]
     assert all(run["first_best"] is not None for run in race["plain"])
     assert race["ratio_is"] == ("at most" if race["ours"][0]["first_best"] is None else "exact")
+
+
+@pytest.mark.slow
+def test_dense_speed_trains_the_same_with_and_without_reuse(tmp_path: Path):
+    words = ["--quick", "--decoders", "fcn", "--epochs", "2", "--json", str(tmp_path / "result.json")]
+    dense_speed.main(words)
+    found = json.loads((tmp_path / "result.json").read_text())["decoders"]["fcn"]
+    (off,), (auto,) = found["off"], found["auto"]
+    assert off["strategies"] == auto["strategies"]
+    assert len(set(off["strategies"])) == 2
+    assert off["best"] == pytest.approx(auto["best"], abs=1e-4)
+    assert found["ratio"] == off["seconds"] / auto["seconds"]
 
 
 def test_trainer_speed_measures_every_loop_that_is_installed(tmp_path: Path):

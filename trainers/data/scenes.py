@@ -13,16 +13,16 @@ from trainers.data.mask_files import FileCodes
 from trainers.data.places import check_task
 
 SIDE = 64
-COUNT = 2_400
+COUNT = 2_000
 
 _SEED = 20_261_123
 _DIGITS = tuple(str(digit) for digit in range(10))
 _WITHOUT_DIGITS = 0.08
-_MOST_DIGITS = 4
-_HEIGHTS = (22, 36)
+_MOST_DIGITS = 3
+_HEIGHTS = (26, 40)
 _MOST_DEGREES = 10.0
 # Of each digit's glyphs this share, those most like their mean: scrawled ones cannot be told at a glance.
-_CLEAN = 0.25
+_CLEAN = 0.15
 _CROPS = (80, 400)
 _MOST_CLUTTER = 4
 # Digits are lighter than what they cover, by so much of 255 grey levels.
@@ -52,7 +52,7 @@ class Scenes:
 
 
 def find_scenes(place: Place) -> Found:
-    """2,400 scenes of 64 x 64 pixels with up to four digits each and shapes that are none, always the same.
+    """2,000 scenes of 64 x 64 pixels with up to three digits each and shapes that are none, always the same.
 
     Some have no digit. For segmentation class 0 is the background and the digits are ten more; for detection they are
     the ten classes.
