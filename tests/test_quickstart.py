@@ -1,4 +1,4 @@
-"""The promise of the quickstart: half of it is good enough on digits, and the printed model is the one that was scored."""
+"""The promise of the quickstart: half of it is good enough on digits, and the printed model is the one scored."""
 
 import json
 import os

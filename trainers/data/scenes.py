@@ -22,7 +22,7 @@ _MOST_DIGITS = 3
 _HEIGHTS = (26, 40)
 _MOST_DEGREES = 10.0
 # Of each digit's glyphs this share, those most like their mean: scrawled ones cannot be told at a glance.
-_CLEAN = 0.15
+_CLEAN = 0.1
 _CROPS = (80, 400)
 _MOST_CLUTTER = 4
 # Digits are lighter than what they cover, by so much of 255 grey levels.
@@ -30,7 +30,7 @@ _CONTRAST = 90.0
 # What is covered may itself be a light digit.
 _LIGHTEST = 215.0
 # Places that a digit is tried at.
-_TRIES = 16
+_TRIES = 32
 # Of any digit so much stays visible beneath those that are pasted later.
 _VISIBLE = 1 / 3
 _LUMA = np.asarray([0.299, 0.587, 0.114])
