@@ -32,12 +32,14 @@ class Run:
         first_best: Seconds from the start until the first trial was told that is as good as the score looked for, by
             default ``best``; None if there was none.
         strategies: Fingerprints of the strategies that ours trained, sorted; the plain loop notes none.
+        trial_seconds: Of these, those within trials, from being asked for until being told.
     """
 
     seconds: float
     best: float
     first_best: float | None
     strategies: tuple[str, ...]
+    trial_seconds: float
 
 
 def test_score(folder: Path, name: str, study: str, seed: int, overrides: list[str]) -> float:
@@ -87,7 +89,8 @@ def run(command: list[str], study: dict[str, Any], home: Path, until: float | No
     reached = [told for value, told in scored if value >= (best if until is None else until)]
     first_best = (min(reached) - began).total_seconds() if reached else None
     strategies = sorted(t.user_attrs[FINGERPRINT] for t in trials if FINGERPRINT in t.user_attrs)
-    return Run(seconds, best, first_best, tuple(strategies))
+    trial_seconds = sum(t.duration.total_seconds() for t in trials if t.duration is not None)
+    return Run(seconds, best, first_best, tuple(strategies), trial_seconds)
 
 
 def seconds_of(words: list[str], home: Path, stop: Any = None) -> float:

@@ -123,8 +123,7 @@ def _scene(
     for _ in range(wanted):
         digit, glyph = glyphs[rng.integers(len(glyphs))]
         drawn = _drawn(rng, glyph)
-        # Some overlap, but those that find room do not.
-        alpha = min((_placed(rng, drawn) for _ in range(_TRIES)), key=lambda one: float(one[owners > 0].sum()))
+        alpha = _placed(rng, drawn, owners > 0)
         solid = alpha >= 0.5
         if _hides(solid, owners, pasted):
             continue
@@ -165,10 +164,13 @@ def _drawn(rng: np.random.Generator, glyph: Image.Image) -> NDArray[np.float64]:
     return ((values - 80) / 60).clip(0, 1)
 
 
-def _placed(rng: np.random.Generator, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much each pixel (SIDE, SIDE) of the scene shows of a digit somewhere within it."""
+def _placed(rng: np.random.Generator, drawn: NDArray[np.float64], taken: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """How much each pixel (SIDE, SIDE) of the scene shows of a digit, at the place of some tried that covers least."""
     height, width = drawn.shape
-    top, left = (int(rng.integers(SIDE - length + 1)) for length in drawn.shape)
+    places = [tuple(int(rng.integers(SIDE - length + 1)) for length in drawn.shape) for _ in range(_TRIES)]
+    windows = np.lib.stride_tricks.sliding_window_view(taken, (height, width))
+    # Some overlap, but those that find room do not.
+    top, left = min(places, key=lambda place: float(drawn[windows[place]].sum()))
     alpha = np.zeros((SIDE, SIDE))
     alpha[top : top + height, left : left + width] = drawn
     return alpha
