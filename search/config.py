@@ -281,6 +281,7 @@ class BudgetConfig(_Section):
 
     trials: int | None = Field(20, ge=1, description="trials in all, those of earlier runs included")
     hours: float | None = Field(None, gt=0, description="hours of this run; with trials, whichever ends first")
+    trial_minutes: float | None = Field(None, gt=0, description="minutes after which a trial is given up as failed")
     min_improvement: float | None = Field(
         None, gt=0, description="end when a better score than the best by so much can hardly be expected, in the metric"
     )
@@ -333,6 +334,9 @@ class CheckpointsConfig(_Section):
     """Which checkpoints are kept."""
 
     keep: int = Field(3, ge=1, description="checkpoints of the best trials that are kept")
+    every_minutes: float = Field(
+        1.0, ge=0, description="minutes between states of a running trial, from which it goes on if killed; 0: none"
+    )
 
 
 class AfterConfig(_Section):

@@ -18,8 +18,10 @@ import torch
 from search.ledger import Ledger
 from search.outcome import CONTINUES, OUT_OF_MEMORY, REASON, RETRY_OF
 from search.packing import Decision, Limits, Packer
+from search.recovery import give_up
 from search.settling import recover_trials, settle
 from search.terminal import Terminal
+from search.time_limit import over_the_limit
 from search.trial import Bench
 from search.worker import Orders
 from strategies import Strategy, TrialError, UnfreezeError
@@ -31,6 +33,8 @@ TAG = "unfreeze.trials_per_device"
 _MOST_DEATHS = 3
 # What a worker has to queue its trial again and to write that down, after it was asked to stop.
 _STOP_SECONDS = 120.0
+# How long after a trial's time limit its worker may take to give it up by itself.
+_GRACE_SECONDS = 20.0
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,8 @@ class _Worker:
     has_begun: bool = False
     leaves: bool = False
     is_done: bool = False
+    # It was ended here, since its trial hung.
+    was_ended: bool = False
 
     @property
     def pipe(self) -> IO[str]:
@@ -125,7 +131,11 @@ class _Crew:
         for _ in range(first):
             self._start(first)
         while self._workers:
-            worker, line = self._said.get()
+            try:
+                worker, line = self._said.get(timeout=self._until_overdue())
+            except queue.Empty:
+                self._end_overdue()
+                continue
             if line:
                 self._follow(worker, **json.loads(line))
             else:
@@ -148,6 +158,32 @@ class _Crew:
         if lost:
             recover_trials(self._bench)
             settle(self._bench)
+
+    def _until_overdue(self) -> float | None:
+        """Seconds until a worker has let its trial's time pass and has not given it up itself; None for no limit."""
+        minutes = self._bench.config.budget.trial_minutes
+        began = [running.began for worker in self._workers for running in worker.running.values()]
+        if minutes is None or not began:
+            # Who begins a trial says so, and wakes this.
+            return None
+        return max(0.0, min(began) + minutes * 60 + _GRACE_SECONDS - time.monotonic())
+
+    def _end_overdue(self) -> None:
+        """Give up what hangs where no signal reaches it, with its worker, which is replaced."""
+        minutes = self._bench.config.budget.trial_minutes
+        assert minutes is not None, "nothing is overdue without a limit"
+        late = time.monotonic() - minutes * 60 - _GRACE_SECONDS
+        for worker in self._workers:
+            numbers = [number for number, running in worker.running.items() if running.began <= late]
+            if numbers:
+                worker.process.kill()
+                worker.process.wait()
+                trials = self._bench.study.get_trials(deepcopy=False)
+                for number in numbers:
+                    give_up(self._bench.study, trials[number], over_the_limit(minutes))
+                    self._terminal.trial_ended(self._bench.study.get_trials(deepcopy=False)[number], None)
+                worker.running.clear()
+                worker.was_ended = True
 
     def _room(self) -> int:
         """How many trials may begin; more than there are workers where the budget has no number."""
@@ -266,11 +302,16 @@ class _Crew:
         self._terminal.worker_ended(worker.place)
         if worker.is_done:
             return
-        self._deaths += 1
+        self._deaths += not worker.was_ended
         self._terminal.say(f"A worker has ended before its time ({_in_words(code)})")
         recover_trials(self._bench)
         settle(self._bench)
-        if self._packer is not None and code == -signal.SIGKILL and (decision := self._packer.ran_out()) is not None:
+        if (
+            self._packer is not None
+            and code == -signal.SIGKILL
+            and not worker.was_ended
+            and (decision := self._packer.ran_out()) is not None
+        ):
             # As a system does that has no memory left.
             self._repack(decision)
         room = self._room()

@@ -1,17 +1,17 @@
 """Trials that are paused at a rung, and go on from there when they are among the best."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna import Study
 
+from search.config import PrunerConfig
+from search.going_on import paused_state_of, write_state
 from search.ledger import Ledger
-from search.outcome import CONTINUES, PAUSED, RETRY_OF, SEED
+from search.outcome import CONTINUES, PAUSED, SEED
 from search.recovery import queue_again
-from search.rungs import Rungs, forerunners
-from trainers import EpochResult, ShortEpochs, StateError, Trainer, load_state, save_state
+from search.rungs import Rungs
+from trainers import ShortEpochs, StateError, Trainer
 
 if TYPE_CHECKING:
     from search.trial import Asked, Bench, Record, Sampled
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 RUNGS = "rungs"
 
 
-def short_epochs(bench: "Bench", epochs: int) -> ShortEpochs | None:
+def short_epochs(pruner: PrunerConfig, epochs: int) -> ShortEpochs | None:
     """The epochs of a trial up to the first rung, if they see a share of the images; a trial without rungs has none."""
-    pruner = bench.config.pruner
     if pruner.low_rung_images == 1 or epochs <= pruner.first_rung:
         return None
     return ShortEpochs(pruner.first_rung, pruner.low_rung_images)
@@ -40,50 +39,13 @@ def pause(bench: "Bench", asked: "Asked", sampled: "Sampled", trainer: Trainer, 
     Where it cannot be kept, which is said, the trial just ends.
     """
     epoch = trainer.epoch
-    state = {
-        "fingerprint": sampled.fingerprint,
-        "seed": sampled.seed,
-        "trainer": trainer.state_dict(),
-        "best": {field.name: getattr(record.best, field.name) for field in fields(record.best)},
-        "results": [asdict(result) for result in record.results],
-    }
     try:
-        save_state(state, _file(bench, asked.trial.number))
+        write_state(sampled, trainer, record, paused_state_of(bench, asked.trial.number))
     except StateError as error:
         bench.watcher.say(f"trial {asked.trial.number} cannot go on later: {error}")
         return f"stopped at epoch {epoch}"
     asked.trial.set_user_attr(PAUSED, epoch)
     return f"paused at epoch {epoch}"
-
-
-def go_on(bench: "Bench", asked: "Asked", sampled: "Sampled", trainer: Trainer, record: "Record") -> None:
-    """Take up the state of the trial that this one goes on with, or of a killed attempt at it; else nothing.
-
-    Raises:
-        PrunedError: An attempt was killed while it was paused, and this is where it is to be.
-    """
-    number, attrs = asked.trial.number, asked.trial.user_attrs
-    if not attrs.keys() & {CONTINUES, RETRY_OF}:
-        return
-    trials = bench.study.get_trials(deepcopy=False)
-    problem = ""
-    for before in forerunners(trials, attrs):
-        try:
-            state = load_state(_file(bench, before))
-        except StateError as error:
-            problem = str(error)
-            continue
-        if (state["fingerprint"], state["seed"]) != (sampled.fingerprint, sampled.seed):
-            problem = "the space of strategies has changed"
-            continue
-        trainer.load_state_dict(state["trainer"])
-        record.restore([EpochResult(**result) for result in state["results"]], state["best"])
-        bench.tracker.log(asked.run, tags={"unfreeze.continues": before})
-        if before != attrs.get(CONTINUES):
-            record.prune_if_due()
-        return
-    if CONTINUES in attrs:
-        bench.watcher.say(f"trial {number} starts anew, and does not go on from trial {attrs[CONTINUES]}: {problem}")
 
 
 def promote(bench: "Bench", ledger: Ledger) -> bool:
@@ -96,7 +58,7 @@ def promote(bench: "Bench", ledger: Ledger) -> bool:
     due = Rungs.of(bench.config.pruner).due(
         bench.study.get_trials(deepcopy=False),
         bench.study.direction,
-        lambda trial: _file(bench, trial.number).exists(),
+        lambda trial: paused_state_of(bench, trial.number).exists(),
     )
     if due is None:
         return False
@@ -125,7 +87,3 @@ def drop_paused(bench: "Bench", ledger: Ledger, is_over: bool = False) -> None:
     for file in files:
         if int(file.stem) not in needed:
             file.unlink(missing_ok=True)
-
-
-def _file(bench: "Bench", number: int) -> Path:
-    return bench.paused / f"{number}.pt"

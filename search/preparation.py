@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from trainers import (
     TASKS,
     ActivationStore,
     Compiler,
+    Device,
     ImageData,
     ModelSource,
     Reuse,
+    Teacher,
     Trainer,
     check_model_name,
     choose_device,
@@ -49,13 +52,27 @@ from trainers import (
 PARENT_RUN, SUGGESTED_LR = "mlflow_parent_run", "suggested_lr"
 
 
-def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Bench:
-    """Check and open everything that trials share, the cheapest first.
+@dataclass(frozen=True, slots=True)
+class Materials:
+    """What trials are made of, apart from the stores: opened and checked."""
+
+    data: ImageData
+    sources: Mapping[str, ModelSource]
+    device: Device
+    teacher: Teacher | None
+    compiler: Compiler | None
+    reuse: Reuse | None
+
+
+def gather(config: StudyConfig, terminal: Watcher) -> Materials:
+    """Check and open everything that trials are made of, the cheapest first.
 
     Args:
         config: The study's.
-        terminal: Is told what was opened.
-        joins: A process that has prepared the study started this one, to work on it too.
+        terminal: Is told what is read and downloaded.
+
+    Raises:
+        UnfreezeError: Something of it cannot be used.
     """
     _hush_libraries()
     space = config.space()
@@ -68,7 +85,6 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
         compiler = Compiler(config.compile, device, Path(config.data.cache) / "compiled")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    assert config.name is not None, "composition names every study"
     data = open_data(
         task=config.task, in_chans=config.model.in_chans, **config.data.model_dump(), progress=terminal.reading
     )
@@ -77,6 +93,22 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
     teacher = None
     if config.teacher is not None:
         teacher = load_teacher(config.teacher, config.tracking.uri, data.classes, config.model.in_chans, device)
+    reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
+    return Materials(data, sources, device, teacher, compiler, reuse)
+
+
+def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Bench:
+    """Check and open everything that trials share, the cheapest first.
+
+    Args:
+        config: The study's.
+        terminal: Is told what was opened.
+        joins: A process that has prepared the study started this one, to work on it too.
+    """
+    found = gather(config, terminal)
+    data, sources, device, teacher = found.data, found.sources, found.device, found.teacher
+    assert config.name is not None, "composition names every study"
+    space = config.space()
     left_out = {name: unusable_fields(space, s, config.task, teacher is not None) for name, s in sources.items()}
     _refuse_useless(space, list(left_out.values()))
 
@@ -116,9 +148,7 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
 
         space = _centred(space, study, make_trainer, terminal)
     spaces = {name: without(space, fields) for name, fields in left_out.items()}
-    reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
-    lock = lock_of(config, "claim")
-    shared = (teacher, reuse, compiler, lock)
+    shared = (teacher, found.reuse, found.compiler, lock_of(config, "claim"))
     return Bench(config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, *shared)
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, cast
@@ -118,6 +119,15 @@ def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
     if not last:
         requeue(study, trial, attempt_of(trial) + 1)
     return True
+
+
+def give_up(study: Study, trial: FrozenTrial, reason: str) -> None:
+    """Tell a running trial as failed for good, unless another process told it first."""
+    live = Trial(study, trial._trial_id)
+    with suppress(UpdateFinishedTrialError, ValueError):
+        live.set_user_attr(OUTCOME, "failed")
+        live.set_user_attr(REASON, reason)
+        study.tell(live, state=TrialState.FAIL)
 
 
 def attempt_of(trial: FrozenTrial) -> int:

@@ -172,8 +172,12 @@ def _dispatch(arguments: Sequence[str]) -> int:
     return run_jobs(configs, run_study)
 
 
-def exit_code(work: Callable[[], int]) -> int:
+def exit_code(work: Callable[[], int], go_on: str = _GO_ON) -> int:
     """Do the work; what a user can mend or has asked for (Ctrl-C) ends in a message instead of a traceback.
+
+    Args:
+        work: Returns the exit code.
+        go_on: What is said of an interrupt.
 
     Returns:
         The work's own code, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 when nobody reads the output
@@ -189,11 +193,11 @@ def exit_code(work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print(f"interrupted; {_GO_ON}", file=sys.stderr)
+        print(f"interrupted; {go_on}", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
         # run_study turns SIGTERM into this, to unwind as after Ctrl-C.
-        print(f"stopped by a signal; {_GO_ON}", file=sys.stderr)
+        print(f"stopped by a signal; {go_on}", file=sys.stderr)
         return int(stop.code or 0)
 
 

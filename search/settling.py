@@ -2,6 +2,7 @@
 
 from optuna.trial import TrialState
 
+from search.going_on import drop_old_snapshots
 from search.ledger import Ledger
 from search.outcome import CHECKPOINT, REASON, RUN_ID, outcome_of
 from search.recovery import recover
@@ -23,7 +24,7 @@ def recover_trials(bench: Bench) -> bool:
 
 
 def settle(bench: Bench) -> None:
-    """End every MLflow run that still shows as running though its trial is over, and drop checkpoints left behind.
+    """End every MLflow run that still shows as running though its trial is over, and drop what was left on disk.
 
     Trials of ended processes are to be queued again first.
     """
@@ -45,3 +46,4 @@ def settle(bench: Bench) -> None:
     for beaten in ledger.ranked:
         if beaten.number not in still_kept and beaten.user_attrs.get(CHECKPOINT):
             bench.tracker.delete_checkpoint(beaten.user_attrs[RUN_ID])
+    drop_old_snapshots(bench)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from filelock import FileLock
 from optuna import Study
 from optuna.trial import FrozenTrial, Trial
 from torch import Tensor, nn
 
 from search.config import Cost, StudyConfig
+from search.going_on import Snapshots, drop_snapshots, go_on
 from search.ledger import Ledger
 from search.outcome import (
     ATTEMPT,
@@ -35,12 +35,26 @@ from search.outcome import (
     Outcome,
     score_of,
 )
-from search.pausing import RUNGS, go_on, pause, seed_before, short_epochs
+from search.pausing import RUNGS, pause, seed_before, short_epochs
 from search.recovery import Heartbeat, interrupt, owner
 from search.stopping import stop_if_asked
+from search.time_limit import time_limit
 from search.tracking import RunId, Tracker
 from strategies import Plan, Space, Strategy, TrialError, UnfreezeError, sample
-from trainers import TASKS, Compiler, Device, EpochResult, ImageData, ModelSource, Reuse, Teacher, Trainer, pictures
+from trainers import (
+    TASKS,
+    Compiler,
+    Device,
+    EpochResult,
+    ImageData,
+    ModelSource,
+    Reuse,
+    Teacher,
+    Trainer,
+    free_memory,
+    is_out_of_memory,
+    pictures,
+)
 
 
 class Watcher(Protocol):
@@ -95,7 +109,15 @@ class Bench:
     @property
     def paused(self) -> Path:
         """Folder of what paused trials need to go on; its name is this study's alone, whatever shares the cache."""
-        return Path(self.config.data.cache) / "paused" / f"{self.config.name}-{self.parent_run[:8]}"
+        return self._folder("paused")
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of what running trials leave, lest they are killed."""
+        return self._folder("running")
+
+    def _folder(self, kind: str) -> Path:
+        return Path(self.config.data.cache) / kind / f"{self.config.name}-{self.parent_run[:8]}"
 
     @property
     def chooses_model(self) -> bool:
@@ -274,7 +296,7 @@ def run_trial(bench: Bench, ledger: Ledger, asked: Asked, sampled: Sampled | Exc
     """
     with Heartbeat(asked.trial):
         try:
-            ending = attempt(bench, ledger, asked, lambda: train(bench, asked, sampled))
+            ending = attempt(bench, ledger, asked, lambda: _train_in_time(bench, asked, sampled))
         except (KeyboardInterrupt, SystemExit):
             kill_asked(bench, asked)
             raise
@@ -326,7 +348,10 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
         return Ended("pruned", reason=str(end))
     except Exception as error:
         bench.tracker.log_text(asked.run, "traceback.txt", traceback.format_exc())
-        return Ended("failed", reason=_reason(error))
+        ended = Ended("failed", reason=_reason(error))
+    # Not before: the error holds what the trial has computed, which the next one may need the room of.
+    free_memory()
+    return ended
 
 
 def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, int]) -> Sampled:
@@ -349,7 +374,7 @@ def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, i
         seed = bench.config.seed + ledger.times_tried(fingerprint) + alike.get(fingerprint, 0)
     # At once: who asks next counts it.
     _note(trial, {FINGERPRINT: fingerprint})
-    short = short_epochs(bench, canonical.epochs)
+    short = short_epochs(bench.config.pruner, canonical.epochs)
     label = describe(canonical, source.name if bench.chooses_model else "")
     bench.watcher.trial_started(trial.number, strategy, label)
     attrs = trial.user_attrs
@@ -383,23 +408,32 @@ def train(bench: Bench, asked: Asked, sampled: Sampled | Exception) -> Record:
         bench.teacher,
         bench.reuse,
         bench.config.pruner.reports_per_epoch,
-        short_epochs(bench, sampled.strategy.epochs),
+        short_epochs(bench.config.pruner, sampled.strategy.epochs),
         bench.compiler,
     )
     log_plan(bench, asked, sampled.strategy, trainer.plan, trainer.reused.reason)
     record = Record(bench, asked, trainer.strategy.epochs, count_trained(trainer.model, trainer.plan))
     try:
         go_on(bench, asked, sampled, trainer, record)
+        snapshots = Snapshots(bench, asked, sampled, trainer, record)
         for result in trainer:
             if bench.compiler is not None:
                 # Known once it was tried, and before the trial may be pruned.
                 bench.tracker.log(asked.run, tags={"unfreeze.compile": trainer.forward.reason})
+            if trainer.micro_batches > 1:
+                bench.tracker.log(asked.run, tags={"unfreeze.micro_batches": trainer.micro_batches})
             record.add(result, trainer.weights, trainer.look)
+            snapshots.write_if_due()
     except PrunedError:
         if bench.config.pruner.name == RUNGS:
             raise PrunedError(pause(bench, asked, sampled, trainer, record)) from None
         raise
     return record
+
+
+def _train_in_time(bench: Bench, asked: Asked, sampled: Sampled | Exception) -> Record:
+    with time_limit(bench.config.budget.trial_minutes):
+        return train(bench, asked, sampled)
 
 
 def log_plan(bench: Bench, asked: Asked, strategy: Strategy, plan: Plan, reuse: str) -> None:
@@ -467,6 +501,7 @@ def tell(bench: Bench, ledger: Ledger, asked: Asked, ending: Ended, alongside: C
     # The commit point: from here on the trial counts, whatever happens to this process.
     told = bench.study.tell(trial, ending.values, state=ENDINGS[ending.outcome].state)
     bench.tracker.end(run, ending.outcome)
+    drop_snapshots(bench, told)
     _drop_beaten(bench, ledger, told, alongside)
     bench.watcher.trial_ended(told, score_of(ledger.ranked[0]) if ledger.ranked else None)
     return told
@@ -515,6 +550,6 @@ def describe(strategy: Strategy, model: str = "") -> str:
 
 def _reason(error: Exception) -> str:
     first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return f"{OUT_OF_MEMORY}: {first}"
     return first if isinstance(error, UnfreezeError) else f"{type(error).__name__}: {first}"

@@ -16,6 +16,8 @@ from .device import choose_device as choose_device
 from .fitting import unusable_fields as unusable_fields
 from .frozen import Reuse as Reuse
 from .frozen import Setting as Setting
+from .memory import free_memory as free_memory
+from .memory import is_out_of_memory as is_out_of_memory
 from .models import ModelSource as ModelSource
 from .models import check_model_name as check_model_name
 from .models import create_classifier as create_classifier

@@ -50,6 +50,7 @@ def predict(
     device: Device,
     known: Known | None = None,
     forward: Forward = EAGER,
+    parts: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """What the task's metrics are made of for a split, both on the CPU, in its order.
 
@@ -63,6 +64,7 @@ def predict(
         device: Where to compute.
         known: What the frozen part of the model gives for the split's images, if that is known.
         forward: Calls the model.
+        parts: Of a batch that would not fit into memory.
 
     Returns:
         Logits (N, C) float32 and class indices (N,) int64; for multilabel logits and targets (N, C) float32; for
@@ -72,7 +74,7 @@ def predict(
     model.eval()
     found = []
     with device.autocast():
-        for outputs, targets in _answered(model, split, strategy, normalise, device, known, forward):
+        for outputs, targets in _answered(model, split, strategy, normalise, device, known, forward, parts):
             found.append(outputs.float() if task.dense is None else task.dense.rows(model, outputs, targets))
     rows = torch.cat(found)
     return (rows if scale is None else scale.restore(rows)).cpu(), split.targets.cpu()
@@ -86,10 +88,11 @@ def _answered(
     device: Device,
     known: Known | None,
     forward: Forward,
+    parts: int,
 ) -> Iterator[tuple[Any, Tensor]]:
     """Outputs and targets of the split's batches, in its order."""
     # Without gradients a batch takes a fraction of the memory of a training batch.
-    order, batch_size = torch.arange(len(split)), 4 * strategy.batch_size
+    order, batch_size = torch.arange(len(split)), max(1, 4 * strategy.batch_size // parts)
     if known is None:
         for images, targets in split.batches(order, batch_size, device.torch):
             yield _seen(model, images, strategy, normalise, forward), targets

@@ -46,6 +46,7 @@ from trainers.compiled import Compiler, Forward
 from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.frozen import NOTHING_REUSED, Reuse, Setting
+from trainers.memory import Fitting, in_parts
 from trainers.models import ModelSource
 from trainers.pictures import shown_places
 from trainers.prediction import Known, normaliser, predict
@@ -186,6 +187,8 @@ class Trainer:
         # The last, smaller batch is dropped: BatchNorm cannot train on a single image.
         self._updates_per_epoch = max(1, len(data.train) // strategy.batch_size)
         self.optimizer = make_optimizer(self.model, self.plan, strategy)
+        # BatchNorm needs two images.
+        self._fitting, self._validation_fitting = Fitting(strategy.batch_size // 2), Fitting(4 * strategy.batch_size)
         self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = make_scheduler(self.optimizer, strategy, self._updates_per_epoch)
         self._sam = Sam(self.optimizer, strategy.sam_rho) if strategy.sam_rho > 0 else None
@@ -270,19 +273,40 @@ class Trainer:
     def _update(self, batch: Tensor | Rows, targets: Tensor, places: Tensor) -> Tensor:
         """One step on a batch; returns the loss before it, which is not waited for."""
         inputs, wanted, taught = self._shown(batch, targets, places)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss_on(inputs, wanted, taught)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._gradients(inputs, wanted, taught)
         if self._sam is not None:
             self._sam.climb()
             with fixed_batch_stats(self.model):
-                self._loss_on(inputs, wanted, taught).backward()  # type: ignore[no-untyped-call]
+                self._gradients(inputs, wanted, taught)
         if self.strategy.clip_grad > 0:
             nn.utils.clip_grad_norm_(self._trained, self.strategy.clip_grad)
         (self._sam or self.optimizer).step()
         if self._average is not None and self.strategy.ema > 0:
             self._average.update(ema_weight(self._average.updates, self.strategy.ema))
-        return loss.detach()
+        return loss
+
+    def _gradients(self, inputs: Tensor | Rows, wanted: Tensor, taught: Tensor | None) -> Tensor:
+        """Compute the gradients of a batch, in parts where it does not fit into memory, and return its loss."""
+
+        def attempt(parts: int) -> Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            if parts == 1:
+                loss = self._loss_on(inputs, wanted, taught)
+                loss.backward()  # type: ignore[no-untyped-call]
+                return loss.detach()
+            total = torch.zeros((), device=self.device.torch)
+            for some, their_wanted, their_taught in in_parts(inputs, wanted, taught, parts):
+                loss = self._loss_on(some, their_wanted, their_taught) * (len(their_wanted) / len(wanted))
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+            return total
+
+        return self._fitting.do(attempt)
+
+    @property
+    def micro_batches(self) -> int:
+        """In how many parts a batch is seen, its gradients added up; above 1 where it does not fit into memory."""
+        return self._fitting.parts
 
     def try_rates(self, low: float, high: float, updates: int) -> RangeTest:
         """Train with learning rates that rise from ``low`` to ``high``, and see what the loss says of them.
@@ -408,7 +432,8 @@ class Trainer:
     def predict(self, split: Split) -> tuple[Tensor, Tensor]:
         """Outputs and targets of a split; see :func:`trainers.prediction.predict`."""
         known = self.reused.known.get("val") if split is self._data.val else None
-        with self._as_scored():
+
+        def attempt(parts: int) -> tuple[Tensor, Tensor]:
             return predict(
                 self.model,
                 split,
@@ -419,7 +444,11 @@ class Trainer:
                 self.device,
                 known,
                 self.forward,
+                parts,
             )
+
+        with self._as_scored():
+            return self._validation_fitting.do(attempt)
 
     @torch.inference_mode()
     def look(self) -> Tensor | None:

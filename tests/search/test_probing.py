@@ -108,7 +108,7 @@ def test_the_pruner_stops_each_for_itself(new_lab):
 @pytest.mark.slow
 def test_interrupted_they_are_all_queued_again_and_finish_in_the_next_run(new_lab):
     presets = {str(k): {"depth": 0, "lr": 1e-3 * 2**k} for k in range(4)}
-    space = STRATEGY | {"epochs": 2000}
+    space = STRATEGY | {"epochs": 600}
     lab = new_lab(strategy=space, presets=presets)
     process = lab.start("budget.trials=4")
     lab.wait_until(lambda trials: any(trial.intermediate_values for trial in trials), process)
@@ -121,5 +121,5 @@ def test_interrupted_they_are_all_queued_again_and_finish_in_the_next_run(new_la
     assert [t.system_attrs["fixed_params"]["lr"] for t in waiting] == [t.params["lr"] for t in lab.trials()[:4]]
     for trial in waiting:
         assert trial.user_attrs["attempt"] == 0
-    assert lab.run("budget.trials=4", "strategy.epochs=2000") == 0
+    assert lab.run("budget.trials=4", "strategy.epochs=600") == 0
     assert lab.outcomes()[4:] == ["complete"] * 4

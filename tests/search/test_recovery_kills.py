@@ -1,11 +1,7 @@
 """A study whose process is killed between a trial's last epoch and the end of its run: nothing told is lost."""
 
-import os
-import subprocess
-import sys
-
 import pytest
-from lab import REPOSITORY, SMALL, is_counted
+from lab import SMALL, is_counted
 
 from search.outcome import RUN_ID
 from search.tracking import PARENT_TAG
@@ -50,9 +46,8 @@ pytestmark = pytest.mark.slow
 def test_what_was_told_is_whole_in_mlflow_and_the_rest_is_tried_again(new_lab, kill):
     where, told = KILLS[kill]
     lab = new_lab(metric="loss", strategy=SMALL["strategy"] | {"epochs": 3}, checkpoints={"keep": 1})
-    command = [sys.executable, "-c", KILLER, *map(str, where), f"study={lab.file}", "budget.trials=3"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    assert subprocess.run(command, cwd=lab.folder, env=environment, capture_output=True, check=False).returncode == -9
+    process = lab.start_code(KILLER, *map(str, where), f"study={lab.file}", "budget.trials=3")
+    assert process.wait() == -9
 
     before = [trial for trial in lab.trials() if trial.state.is_finished()]
     assert len(before) >= told

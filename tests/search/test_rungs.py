@@ -1,13 +1,10 @@
 """Trials that are paused at a rung and go on from it, each scoring what it would have scored without the break."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
 import pytest
-from lab import REPOSITORY, is_counted, numbers
+from lab import is_counted, numbers
 from optuna.trial import TrialState, create_trial
 
 from search.ledger import Ledger
@@ -188,12 +185,10 @@ def test_a_trial_that_cannot_be_kept_just_ends(ladder, capsys):
 
 # Ends its process at the n-th call of a function, before or after it.
 ENDER = """
-import os, signal, sys
+import os, sys
 from importlib import import_module
 from search.run import main
 
-# A shell may have started the tests with Ctrl-C switched off.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 module, owner, name, when, count, number, *arguments = sys.argv[1:]
 place, calls = import_module(module), 0
 place = getattr(place, owner) if owner else place
@@ -214,8 +209,8 @@ sys.exit(main(arguments))
 """
 
 ENDS = {
-    "while it is paused": ("search.pausing", "", "save_state", "before", 1),
-    "between the file and tell": ("search.pausing", "", "save_state", "after", 1),
+    "while it is paused": ("search.going_on", "", "save_state", "before", 1),
+    "between the file and tell": ("search.going_on", "", "save_state", "after", 1),
     "after a paused trial was told": ("optuna.study", "Study", "tell", "after", 2),
     "after a trial was queued to go on": ("search.pausing", "", "queue_again", "after", 1),
     "when it has taken up its state": ("search.trial", "Record", "restore", "after", 1),
@@ -225,17 +220,16 @@ ENDS = {
 }
 
 
-CTRL_C = ("while it is paused", "after a trial was queued to go on", "two epochs on")
+CTRL_C = ("while it is paused", "two epochs on")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("end", "signal_number"), [*((end, 9) for end in ENDS), *((end, 2) for end in CTRL_C)])
 def test_however_it_ends_nothing_is_lost_and_none_goes_on_twice(ladder, whole, end, signal_number):
     lab = ladder()
-    command = [sys.executable, "-c", ENDER, *map(str, ENDS[end]), str(signal_number), f"study={lab.file}"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(command, cwd=lab.folder, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == (-9 if signal_number == 9 else 130), ended.stderr
+    process = lab.start_code(ENDER, *map(str, ENDS[end]), str(signal_number), f"study={lab.file}")
+    _, err = process.communicate()
+    assert process.wait() == (-9 if signal_number == 9 else 130), err
     before = [trial for trial in lab.trials() if trial.state.is_finished()]
     assert lab.run() == 0
     assert [lab.trials()[trial.number] for trial in before] == before

@@ -84,7 +84,7 @@ def _precision(right: NDArray[np.int64], count: int) -> float:
 def matched_boxes(rows: Tensor, targets: Tensor, overlaps: Sequence[float]) -> list[Matched]:
     """What was found of each class that occurs among the targets, at these overlaps (T,)."""
     classes = []
-    for label in targets[..., 4][targets[..., 4] >= 0].unique():
+    for label in np.unique(targets[..., 4][targets[..., 4] >= 0].numpy()).tolist():
         scores, images, right = [], [], []
         for image, (of_image, truth) in enumerate(zip(rows, targets, strict=True)):
             found = of_image[of_image[:, 4] == label]

@@ -1,0 +1,97 @@
+"""What does not fit into memory is done in parts, which come to the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainers.memory import Fitting, in_parts, is_out_of_memory
+
+ROOT = Path(__file__).resolve().parents[2]
+# A process with an upper bound on its memory, in which batches of 256 do not fit, and what it takes of smaller ones.
+TRAINING = """
+import resource, sys
+import torch
+from search.config import DataConfig
+from strategies import Strategy
+from trainers import ModelSource, Trainer, choose_device, find_weights, open_data
+
+data = open_data(
+    task="classification", in_chans=3,
+    **DataConfig(source="digits", image_size=96, limit_train=256, limit_val=256, cache=sys.argv[1]).model_dump(),
+)
+source = ModelSource("resnet18", find_weights("resnet18", ["none"]), 10, 96)
+strategy = Strategy(depth=1.0, lr=1e-3, batch_size=256, epochs=1, batch_norm="frozen_stats")
+trainer = Trainer(source, data, strategy, 0, choose_device("cpu"))
+if sys.argv[2] != "all":
+    import os
+    used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGESIZE")
+    limit = used + int(sys.argv[2]) * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+metrics = next(trainer).metrics
+print(trainer.micro_batches, metrics["train_loss"], metrics["val_loss"])
+"""
+
+
+def trained(cache: Path, mebibytes: str) -> tuple[int, float, float]:
+    words = [sys.executable, "-c", TRAINING, str(cache), mebibytes]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    parts, train_loss, val_loss = done.stdout.split()[-3:]
+    return int(parts), float(train_loss), float(val_loss)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_is_trained_in_parts_with_the_same_losses(tmp_path):
+    whole = trained(tmp_path, "all")
+    parts = trained(tmp_path, "900")
+    assert whole[0] == 1
+    assert parts[0] >= 2
+    assert parts[1:] == pytest.approx(whole[1:], rel=1e-4)
+
+
+def out_of_memory() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    return caught.value
+
+
+def test_want_of_memory_is_told_from_other_errors():
+    assert is_out_of_memory(out_of_memory())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator: can't allocate memory"))
+
+
+def test_parts_double_until_they_fit_and_stay():
+    tried = []
+
+    def attempt(parts: int) -> str:
+        tried.append(parts)
+        if parts < 4:
+            raise out_of_memory()
+        return "done"
+
+    fitting = Fitting(8)
+    assert fitting.do(attempt) == "done"
+    assert fitting.do(attempt) == "done"
+    assert tried == [1, 2, 4, 4]
+    with pytest.raises(RuntimeError, match="allocate"):
+        Fitting(2).do(attempt)
+    with pytest.raises(ValueError, match="another"):
+        Fitting(8).do(lambda parts: (_ for _ in ()).throw(ValueError("another")))
+
+
+def test_a_batch_is_divided_with_all_that_belongs_to_it():
+    images, targets = torch.arange(10.0)[:, None], torch.arange(10)
+    parts = list(in_parts(images, targets, None, parts=3))
+    assert [len(part[1]) for part in parts] == [4, 3, 3]
+    assert torch.cat([part[0] for part in parts]).equal(images)
+    assert all(part[2] is None for part in parts)
+    rows = (images, images * 2)
+    for (first, second), some, _ in in_parts(rows, targets, None, parts=2):
+        assert first.equal(some[:, None].float())
+        assert second.equal(2 * first)

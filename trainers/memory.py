@@ -1,0 +1,74 @@
+"""What does not fit into memory: told from other errors, and done in smaller parts."""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from trainers.rows import Rows
+
+T = TypeVar("T")
+
+# What torch says on a CPU, where it has no error of its own for it, and what oneDNN does.
+_CPU_SIGNS = ("DefaultCPUAllocator: can't allocate memory", "could not create a memory object", "bad_alloc")
+
+logger = logging.getLogger(__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _CPU_SIGNS)
+
+
+def free_memory() -> None:
+    """Give back what a failed computation has held and nothing needs any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Fitting:
+    """Does things in as many parts as it takes for each to fit into memory.
+
+    Args:
+        most: Parts that are tried at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        #: How many it takes, as far as is known.
+        self.parts = 1
+
+    def do(self, attempt: Callable[[int], T]) -> T:
+        """What ``attempt`` gives for a number of parts, twice as many after each time that memory was short.
+
+        Args:
+            attempt: May be broken off anywhere and begun again.
+        """
+        while True:
+            try:
+                return attempt(self.parts)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or 2 * self.parts > self._most:
+                    raise
+            # Not before: the error holds what was computed until then.
+            free_memory()
+            self.parts *= 2
+            logger.warning("out of memory: goes on with batches in %d parts", self.parts)
+
+
+def in_parts(
+    inputs: Tensor | Rows, wanted: Tensor, taught: Tensor | None, parts: int
+) -> Iterator[tuple[Tensor | Rows, Tensor, Tensor | None]]:
+    """A batch's inputs, and what is to be learnt of them, in so many parts of nearly the same size."""
+
+    def split(tensor: Tensor) -> tuple[Tensor, ...]:
+        return torch.tensor_split(tensor, parts)
+
+    shown = split(inputs) if isinstance(inputs, Tensor) else zip(*map(split, inputs), strict=True)
+    return zip(shown, split(wanted), split(taught) if taught is not None else [None] * parts, strict=True)
