@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,6 @@ from search.run import main
 from search.tracking import CHECKPOINT_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COMMAND = "import sys; from search.run import main; sys.exit(main())"
 
 # A timm model made for tests, on 64 digits: a trial takes a fraction of a second.
 SMALL: dict[str, Any] = {
@@ -72,12 +72,23 @@ class Lab:
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
 
-    def start(self, *overrides: str, makes_tables: bool = False) -> Copy:
+    def start(self, *overrides: str, makes_tables: bool = False) -> "subprocess.Popen[str]":
         """Run or resume the study in a process of its own."""
         if not makes_tables:
             # Made here, since who polls the trials meanwhile would make them too.
             optuna.storages.RDBStorage(self.optuna_url)
-        return self.start_code(COMMAND, f"study={self.file}", *overrides)
+        # mlflow.set_tracking_uri would reach into the other process by a variable.
+        inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "search.run", f"study={self.file}", *overrides],
+            cwd=self.folder,
+            env=inherited | {"PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell may have started the tests with Ctrl-C switched off.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        )
 
     def start_code(self, code: str, *arguments: str) -> Copy:
         """Run Python code in a process of its own."""
@@ -85,7 +96,7 @@ class Lab:
         inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         return copies().start(code, arguments, self.folder, inherited | {"PYTHONPATH": str(REPOSITORY)})
 
-    def wait_until(self, condition: Callable[[list[FrozenTrial]], bool], process: Copy) -> None:
+    def wait_until(self, condition: Callable[[list[FrozenTrial]], bool], process: "subprocess.Popen[str]") -> None:
         """Poll the trials until the condition holds."""
         end = time.monotonic() + 300
         while time.monotonic() < end:
