@@ -1,4 +1,4 @@
-"""The promise of the quickstart: half of it is good enough on digits, and the printed model is the one scored."""
+"""The promise of the quickstart: good enough on digits, and the printed model is the one scored."""
 
 import json
 import os
@@ -22,11 +22,11 @@ print(json.dumps(mlflow.pyfunc.load_model(sys.argv[2]).predict(list(images))["la
 
 
 @pytest.mark.slow
-def test_the_winner_of_half_a_quickstart_reaches_95_percent_and_predicts_the_same_elsewhere(tmp_path: Path):
+def test_the_winner_reaches_95_percent_and_predicts_the_same_elsewhere(tmp_path: Path):
     import numpy as np
     import torch
 
-    command = [sys.executable, "-m", "search.run", "study=quickstart", "budget.trials=5"]
+    command = [sys.executable, "-m", "search.run", "study=quickstart"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     out = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     score = float(re.search(r"test accuracy (\d\.\d+)", out)[1])
