@@ -212,18 +212,24 @@ def _draft(job: Job) -> tuple[dict[str, Any], list[str]]:
 def _merged(study: Mapping[str, Any]) -> dict[str, Any]:
     values = StudyConfig().model_dump(mode="json")
     # Unless somebody says them, they follow from other keys.
-    del values["data"]["source"], values["metric"], values["pruner"]["name"]
+    del values["data"]["source"], values["metric"], values["pruner"]["name"], values["executor"]["name"]
     for key, given in study.items():
-        value = load_space(given) if key == "strategy" and isinstance(given, str) else given
+        value = _by_name(key, given)
         if key in values and value is None and isinstance(values[key], dict):
             continue  # a section whose every line is commented out
         values[key] = values[key] | value if key in section_names() and isinstance(value, dict) else value
     return values
 
 
+def _by_name(key: str, value: Any) -> Any:
+    """What a section is to be that was given as one word: ``strategy=small``, ``executor=ray``."""
+    if key == "strategy" and isinstance(value, str):
+        return load_space(value)
+    return {"name": value} if key == "executor" and isinstance(value, str) else value
+
+
 def _apply(values: dict[str, Any], change: Change) -> None:
-    if change.key == "strategy" and isinstance(change.value, str):
-        change = replace(change, value=load_space(change.value))
+    change = replace(change, value=_by_name(change.key, change.value))
     *above, last = change.key.split(".")
     holder = values
     for position, part in enumerate(above):

@@ -1,23 +1,21 @@
-"""Several processes that train trials of one study on one device, and the command that looks after them."""
+"""Several processes that train trials of one study, and the command that looks after them."""
 
 import json
 import logging
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-import torch
-
+from search.executors import Executor
 from search.ledger import Ledger
 from search.outcome import CONTINUES, OUT_OF_MEMORY, REASON, RETRY_OF
 from search.packing import Decision, Limits, Packer
+from search.processes import WorkerProcess
 from search.recovery import give_up
 from search.settling import recover_trials, settle
 from search.terminal import Terminal
@@ -58,7 +56,9 @@ class _Worker:
     """A process, the trials that it trains (of linear probes several), and what is known of its end."""
 
     place: int
-    process: "subprocess.Popen[str]"
+    process: WorkerProcess
+    #: What it calls itself in the trials that it asks for; None until it runs.
+    owner: str | None = None
     running: dict[int, _Running] = field(default_factory=dict)
     has_begun: bool = False
     leaves: bool = False
@@ -66,26 +66,15 @@ class _Worker:
     # It was ended here, since its trial hung.
     was_ended: bool = False
 
-    @property
-    def pipe(self) -> IO[str]:
-        assert self.process.stdin is not None, "it was started with one"
-        return self.process.stdin
 
-    def tell(self, words: str) -> None:
-        """Send a line; one that has ended is dealt with where its output ends."""
-        try:
-            print(words, file=self.pipe, flush=True)
-        except BrokenPipeError:
-            logger.info("worker %d has ended before it could be told", self.place)
-
-
-def run_crew(bench: Bench, terminal: Terminal, ledger: Ledger, deadline: float) -> None:
+def run_crew(bench: Bench, executor: Executor, terminal: Terminal, ledger: Ledger, deadline: float) -> None:
     """Have worker processes train trials until the budget ends.
 
     A worker that dies is replaced, and its trial queued again.
 
     Args:
         bench: What the study's trials share; this process trains none of them.
+        executor: Starts workers.
         terminal: Shows what workers do.
         ledger: The study's.
         deadline: On :func:`time.monotonic`, when workers begin no more trials.
@@ -94,7 +83,7 @@ def run_crew(bench: Bench, terminal: Terminal, ledger: Ledger, deadline: float) 
         UnfreezeError: A worker was refused.
         CrewError: Workers keep dying, whatever they train.
     """
-    crew = _Crew(bench, terminal, ledger, deadline)
+    crew = _Crew(bench, executor, terminal, ledger, deadline)
     try:
         crew.run()
     finally:
@@ -104,9 +93,9 @@ def run_crew(bench: Bench, terminal: Terminal, ledger: Ledger, deadline: float) 
 class _Crew:
     """Workers and what they say; see :func:`run_crew`."""
 
-    def __init__(self, bench: Bench, terminal: Terminal, ledger: Ledger, deadline: float) -> None:
-        self._bench, self._terminal, self._ledger, self._deadline = bench, terminal, ledger, deadline
-        self._threads = bench.config.threads or torch.get_num_threads()
+    def __init__(self, bench: Bench, executor: Executor, terminal: Terminal, ledger: Ledger, deadline: float) -> None:
+        self._bench, self._executor, self._terminal = bench, executor, terminal
+        self._ledger, self._deadline = ledger, deadline
         self._workers: list[_Worker] = []
         self._said: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
         self._deaths = 0
@@ -114,8 +103,8 @@ class _Crew:
         asked = bench.config.executor.trials_per_device
         self._packer = None
         if asked == "auto":
-            self._packer = Packer(Limits(bench.device.free_bytes, _cores()))
-        self._wanted = 1 if asked == "auto" else asked
+            self._packer = Packer(Limits(bench.device.free_bytes, max(1, _cores() // executor.devices)))
+        self._wanted = executor.devices * (1 if asked == "auto" else asked)
 
     def run(self) -> None:
         """Start workers and follow what they say until the last has ended."""
@@ -124,10 +113,13 @@ class _Crew:
             return
         # Where others train the last of the budget, one is there in case that they end before their time.
         first = max(1, min(self._wanted, self._room()))
+        where = self._executor.description
         if self._packer is None:
-            self._note(f"{first}", f"{first} processes train at once, {self._share(first)} CPU threads each")
+            threads = self._executor.share(0, first).threads
+            each = max(1, first // self._executor.devices)
+            self._note(f"{each}", f"{first} processes train at once{where}, {threads} CPU threads each")
         else:
-            self._note("1, measured", "as many processes train at once as measuring says, one to begin with")
+            self._note("1, measured", f"as many processes train at once{where} as measuring says, one to begin with")
         for _ in range(first):
             self._start(first)
         while self._workers:
@@ -144,19 +136,21 @@ class _Crew:
     def stop(self) -> None:
         """Ask workers that are there to stop, which queues their trials again, and wait for them."""
         for worker in self._workers:
-            worker.process.send_signal(signal.SIGTERM)
+            worker.process.stop()
         until = time.monotonic() + _STOP_SECONDS
-        lost = False
+        lost = []
         for worker in self._workers:
             try:
                 code = worker.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            except TimeoutError:
                 worker.process.kill()
                 code = worker.process.wait()
-            lost = lost or code not in (0, 128 + signal.SIGTERM)
+            if code not in (0, 128 + signal.SIGTERM):
+                lost.append(worker.owner)
         self._workers.clear()
+        for owner in lost:
+            recover_trials(self._bench, owner)
         if lost:
-            recover_trials(self._bench)
             settle(self._bench)
 
     def _until_overdue(self) -> float | None:
@@ -173,17 +167,21 @@ class _Crew:
         minutes = self._bench.config.budget.trial_minutes
         assert minutes is not None, "nothing is overdue without a limit"
         late = time.monotonic() - minutes * 60 - _GRACE_SECONDS
+        trials = self._bench.study.get_trials(deepcopy=False)
+        overdue = []
         for worker in self._workers:
             numbers = [number for number, running in worker.running.items() if running.began <= late]
             if numbers:
                 worker.process.kill()
                 worker.process.wait()
-                trials = self._bench.study.get_trials(deepcopy=False)
                 for number in numbers:
                     give_up(self._bench.study, trials[number], over_the_limit(minutes))
-                    self._terminal.trial_ended(self._bench.study.get_trials(deepcopy=False)[number], None)
+                overdue += numbers
                 worker.running.clear()
                 worker.was_ended = True
+        trials = self._bench.study.get_trials(deepcopy=False)
+        for number in overdue:
+            self._terminal.trial_ended(trials[number], None)
 
     def _room(self) -> int:
         """How many trials may begin; more than there are workers where the budget has no number."""
@@ -195,42 +193,37 @@ class _Crew:
         self._ledger.refresh()
         return most - self._ledger.counted - len(self._ledger.running)
 
-    def _share(self, workers: int) -> int:
-        return max(1, self._threads // workers)
-
     def _start(self, beside: int) -> None:
         """Start a worker, which is to be one of so many."""
         left = self._deadline - time.monotonic()
+        taken = {worker.place for worker in self._workers}
+        place = min(set(range(len(taken) + 1)) - taken)
+        share = self._executor.share(place, beside)
+        config = self._executor.config_for_worker(self._bench.config)
         orders = Orders(
-            config=self._bench.config.model_copy(update={"threads": self._share(beside)}),
+            config=config.model_copy(update={"threads": share.threads}),
+            cores=share.cores,
             seconds=left if left < float("inf") else None,
             log_level=logging.getLogger("search").level,
         )
-        here = str(Path(__file__).resolve().parent.parent)
-        paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "search.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self._share(beside))},
-            # Ctrl-C in a terminal reaches all that it started; a worker is to hear of it from here alone.
-            start_new_session=True,
-        )
-        taken = {worker.place for worker in self._workers}
-        worker = _Worker(min(set(range(len(taken) + 1)) - taken), process)
+        worker = _Worker(place, self._executor.start(place, share))
         self._workers.append(worker)
-        threading.Thread(target=self._listen, args=(worker,), name=f"worker-{worker.place}", daemon=True).start()
-        worker.tell(orders.model_dump_json())
+        threading.Thread(
+            target=self._listen, args=(worker, orders.model_dump_json()), name=f"worker-{place}", daemon=True
+        ).start()
 
-    def _listen(self, worker: _Worker) -> None:
+    def _listen(self, worker: _Worker, orders: str) -> None:
         """Pass on what a worker says, and an empty line when it has ended."""
-        for line in cast(IO[str], worker.process.stdout):
+        # Told here, since one that has to be placed first takes its orders later.
+        worker.process.tell(orders)
+        for line in worker.process.lines():
             self._said.put((worker, line))
         self._said.put((worker, ""))
 
     def _follow(self, worker: _Worker, event: str, **facts: Any) -> None:
         match event:
+            case "ready":
+                worker.owner = facts["owner"]
             case "started":
                 self._trial_started(worker, **facts)
             case "epoch":
@@ -247,8 +240,17 @@ class _Crew:
                 self._trial_ended(worker, **facts)
             case "done":
                 worker.is_done = True
+                if not worker.leaves:
+                    self._dismiss_unplaced()
             case "refused":
                 raise (UnfreezeError if facts["is_input"] else TrialError)(facts["message"])
+
+    def _dismiss_unplaced(self) -> None:
+        """Wait no longer for workers that do not run yet, such as no node has had room for: the search has ended."""
+        for worker in self._workers:
+            if worker.owner is None:
+                worker.is_done = True
+                worker.process.kill()
 
     def _trial_started(self, worker: _Worker, number: int, strategy: dict[str, Any], label: str) -> None:
         self._terminal.trial_started(number, Strategy.from_dict(strategy), label, worker.place)
@@ -279,21 +281,25 @@ class _Crew:
 
     def _repack(self, decision: Decision) -> None:
         """Go over to another number of workers."""
-        self._wanted = decision.workers
+        self._wanted = decision.workers * self._executor.devices
         for running in (running for worker in self._workers for running in worker.running.values()):
             running.counts = False
         until = "" if decision.is_final else ", to measure"
         what = f"{decision.workers} at once{until}: {decision.reason}"
         self._note(what, what)
-        staying = [worker for worker in self._workers if not worker.leaves]
-        for worker in staying[decision.workers :]:
+        # By place, which is what tells the device.
+        staying = sorted((one for one in self._workers if not one.leaves), key=lambda worker: worker.place)
+        for worker in staying[self._wanted :]:
             worker.leaves = True
-            worker.tell("leave")
-        for worker in staying[: decision.workers]:
-            worker.tell(f"threads {self._share(decision.workers)}")
-        for _ in range(decision.workers - len(staying)):
+            worker.process.tell("leave")
+        for worker in staying[: self._wanted]:
+            share = self._executor.share(worker.place, self._wanted)
+            worker.process.tell(f"threads {share.threads}")
+            if share.cores:
+                worker.process.tell(f"cores {','.join(map(str, share.cores))}")
+        for _ in range(self._wanted - len(staying)):
             if self._room() > 0:
-                self._start(decision.workers)
+                self._start(self._wanted)
 
     def _ended(self, worker: _Worker) -> None:
         """Replace a worker whose output has ended, unless it was done."""
@@ -304,7 +310,8 @@ class _Crew:
             return
         self._deaths += not worker.was_ended
         self._terminal.say(f"A worker has ended before its time ({_in_words(code)})")
-        recover_trials(self._bench)
+        # Of a worker on another host nobody else could tell that it has ended before its heartbeats are missed.
+        recover_trials(self._bench, worker.owner)
         settle(self._bench)
         if (
             self._packer is not None

@@ -60,15 +60,15 @@ def _is_here(owner_text: str) -> bool:
     return bool(json.loads(owner_text)["host"] == socket.gethostname())
 
 
-def _is_orphan(trial: FrozenTrial) -> bool:
+def _is_orphan(trial: FrozenTrial, ended: str | None) -> bool:
     """Whether the trial's process is gone, or went before it could say which it was."""
     if OWNER in trial.user_attrs:
-        return _is_gone(trial.user_attrs[OWNER])
+        return trial.user_attrs[OWNER] == ended or _is_gone(trial.user_attrs[OWNER])
     started = trial.datetime_start
     return started is not None and (datetime.now() - started).total_seconds() > GRACE_SECONDS
 
 
-def recover(study: Study, retries: int) -> list[FrozenTrial]:
+def recover(study: Study, retries: int, ended: str | None = None) -> list[FrozenTrial]:
     """Tell running trials whose process has ended on this host as killed, and queue each again.
 
     Of the trials of other hosts, those are taken whose heartbeat has stopped.
@@ -76,12 +76,13 @@ def recover(study: Study, retries: int) -> list[FrozenTrial]:
     Args:
         study: The study to look through.
         retries: How many times one trial may be queued again.
+        ended: The :func:`owner` of trials, on whatever host, that is known to have ended.
 
     Returns:
         The trials that were told.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in filter(_is_orphan, running):
+    for trial in (trial for trial in running if _is_orphan(trial, ended)):
         kill(study, trial, retries, "its process ended")
     # Optuna does this within Study.optimize, and not for those who ask and tell.
     fail_stale_trials(study)

@@ -89,7 +89,8 @@ def _kind(kind: Any) -> str:
         return "one of " + ", ".join(typing.get_args(kind))
     if origin is tuple:
         inner = typing.get_args(kind)[0]
-        return "a list of " + (", ".join(typing.get_args(inner)) if typing.get_origin(inner) is Literal else "texts")
+        items = ("whole numbers",) if inner is int else ("texts",)
+        return "a list of " + ", ".join(typing.get_args(inner) if typing.get_origin(inner) is Literal else items)
     if origin is dict:
         return "a mapping"
     if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -9,14 +9,18 @@ from search.recovery import recover
 from search.trial import Bench
 
 
-def recover_trials(bench: Bench) -> bool:
+def recover_trials(bench: Bench, ended: str | None = None) -> bool:
     """Queue the trials of ended processes again, which is said.
+
+    Args:
+        bench: What the study's trials share.
+        ended: A process, on whatever host, that is known to have ended, as :func:`search.recovery.owner` calls it.
 
     Returns:
         Whether there were any.
     """
     with bench.lock:
-        recovered = recover(bench.study, bench.config.retries)
+        recovered = recover(bench.study, bench.config.retries, ended)
     for trial in recovered:
         again = "is tried again" if outcome_of(trial) == "killed" else "has failed for good"
         bench.watcher.say(f"trial {trial.number} had been killed; it {again}")

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.config import StudyConfig
 from search.crew import run_crew
+from search.executors import Executor, executor_of
 from search.ledger import Ledger
 from search.locks import taking_turns
 from search.outcome import MODEL, PRESET, RUN_ID, score_of
@@ -55,7 +56,11 @@ def run_study(config: StudyConfig) -> None:
         NoTrialFinishedError: Every trial failed.
         KeyboardInterrupt: After the running trial was queued again.
     """
-    with stopped_by_signals(), Terminal(config.metric, costs=config.costs) as terminal:
+    with (
+        stopped_by_signals(),
+        executor_of(config) as executor,
+        Terminal(config.metric, costs=config.costs) as terminal,
+    ):
         bench = prepare(config, terminal)
         try:
             with taking_turns(config, "begin", terminal.say):
@@ -63,7 +68,7 @@ def run_study(config: StudyConfig) -> None:
                 settle(bench)
                 sweep_probes(bench)
                 _queue_presets(bench)
-            _run_trials(bench, terminal)
+            _run_trials(bench, terminal, executor)
             # Lest two processes that end at once crown two winners.
             with taking_turns(config, "finish", terminal.say):
                 _finish(bench, terminal)
@@ -100,15 +105,15 @@ def _queue_presets(bench: Bench) -> None:
             bench.study.enqueue_trial(params, user_attrs={PRESET: name})
 
 
-def _run_trials(bench: Bench, terminal: Terminal) -> None:
+def _run_trials(bench: Bench, terminal: Terminal, executor: Executor | None) -> None:
     budget = bench.config.budget
     deadline = time.monotonic() + budget.hours * 3600 if budget.hours is not None else math.inf
     ledger = Ledger(bench.study)
     terminal.study_started(ledger.counted, budget.trials)
-    if bench.config.executor.trials_per_device == 1:
+    if executor is None:
         work(bench, ledger, lambda: time.monotonic() < deadline, terminal.say)
     else:
-        run_crew(bench, terminal, ledger, deadline)
+        run_crew(bench, executor, terminal, ledger, deadline)
 
 
 def _finish(bench: Bench, terminal: Terminal) -> None:

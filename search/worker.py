@@ -1,8 +1,9 @@
 """A process that trains trials of a study beside others: ``python -m search.worker``, which :mod:`search.crew` starts.
 
 Its standard input is a JSON line, :class:`Orders`, and then words: ``threads N`` is the number of CPU threads from the
-next trial on, ``leave`` ends the process after its trial. The end of the input, which comes when the command that
-started it is gone, stops it as SIGTERM does. Its standard output is a JSON line for each thing that happens.
+next trial on, ``cores 0,1`` are those that it runs on from now on, ``leave`` ends the process after its trial. The end
+of the input, which comes when the command that started it is gone, stops it as SIGTERM does. Its standard output is a
+JSON line for each thing that happens.
 """
 
 import logging
@@ -11,8 +12,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from pydantic import BaseModel
@@ -27,11 +30,13 @@ class Orders(BaseModel):
 
     Args:
         config: The study's, but that its ``threads`` are those of this worker.
+        cores: That it runs on; none for any.
         seconds: Until it begins no more trials; None for no end.
         log_level: Of our own packages.
     """
 
     config: StudyConfig
+    cores: tuple[int, ...] = ()
     seconds: float | None
     log_level: int
 
@@ -49,9 +54,19 @@ class _Wishes:
             match line.split():
                 case ["threads", count]:
                     self.threads = int(count)
+                case ["cores", listed]:
+                    _run_on([int(core) for core in listed.split(",")])
                 case ["leave"]:
                     self.leave = True
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run_on(cores: Sequence[int]) -> None:
+    """Have this process run on these cores alone, with all threads that it has and will have."""
+    # The system knows cores of threads, not of processes; new threads take after those that start them.
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def _lines(file: int) -> Iterator[str]:
@@ -79,6 +94,7 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
 
     from search.ledger import Ledger
     from search.preparation import prepare
+    from search.recovery import owner
     from search.relay import Relay
     from search.stopping import stopped_by_signals
     from search.working import work
@@ -95,6 +111,7 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
     with stopped_by_signals():
         threading.Thread(target=wishes.follow, args=(lines,), name="orders", daemon=True).start()
         try:
+            relay.send("ready", owner=owner())
             # What there is to warn of in configuration, data and weights the command has said.
             logging.disable(logging.WARNING)
             bench = prepare(orders.config, relay, joins=True)
@@ -120,6 +137,9 @@ def main() -> int:
     lines = _lines(sys.stdin.fileno())
     orders = Orders.model_validate_json(next(lines))
     _set_up_logging(orders.log_level)
+    if orders.cores:
+        # Before torch is imported, which starts as many threads as it sees cores.
+        _run_on(orders.cores)
     deadline = began + (float("inf") if orders.seconds is None else orders.seconds)
     try:
         _work(orders, deadline, lines, output)

@@ -1,0 +1,139 @@
+"""Who trains the trials: this process, worker processes of this machine, or those of a Ray cluster."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from search.config import ExecutorConfig, StudyConfig
+from search.processes import LocalProcess, WorkerProcess
+from strategies import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a worker may use of its machine: CPU threads, and the cores that these run on; no cores for any."""
+
+    threads: int
+    cores: tuple[int, ...] = ()
+
+
+class Executor(Protocol):
+    """Starts workers, and says how many there may be and what each of them may use."""
+
+    @property
+    def devices(self) -> int:
+        """How many devices there are; each takes ``executor.trials_per_device`` workers."""
+
+    @property
+    def description(self) -> str:
+        """What a line about all workers ends with, such as ``" on 2 GPUs"``; empty for one device of this machine."""
+
+    def config_for_worker(self, config: StudyConfig) -> StudyConfig:
+        """What a worker makes its study ready with."""
+
+    def share(self, place: int, beside: int) -> Share:
+        """What the worker at a place has, where there are so many."""
+
+    def start(self, place: int, share: Share) -> WorkerProcess:
+        """Start the worker at a place; those of one device are as many places apart as there are devices."""
+
+
+class LocalExecutor:
+    """Workers of this machine, each with a device and a share of the CPU cores.
+
+    Args:
+        gpus: What ``CUDA_VISIBLE_DEVICES`` is for workers of each GPU; empty where they train on another device.
+        device: That workers are to choose.
+        threads: Of all workers together.
+    """
+
+    def __init__(self, gpus: tuple[str, ...], device: str, threads: int) -> None:
+        self._gpus, self._device, self._threads = gpus, device, threads
+
+    @property
+    def devices(self) -> int:
+        """How many devices there are."""
+        return max(1, len(self._gpus))
+
+    @property
+    def description(self) -> str:
+        """Such as ``" on 2 GPUs"``."""
+        return f" on {len(self._gpus)} GPUs" if len(self._gpus) > 1 else ""
+
+    def config_for_worker(self, config: StudyConfig) -> StudyConfig:
+        """The study's, for the device that the worker is shown."""
+        return config.model_copy(update={"device": self._device, "executor": ExecutorConfig(name="inline")})
+
+    def share(self, place: int, beside: int) -> Share:
+        """Threads and cores divided by the number of workers; where these are more than the cores, any cores."""
+        cores = _own_cores()
+        if beside <= len(cores):
+            cores = cores[place % beside * len(cores) // beside : (place % beside + 1) * len(cores) // beside]
+        return Share(max(1, self._threads // beside), cores)
+
+    def start(self, place: int, share: Share) -> WorkerProcess:
+        """Start a worker on the device that comes next."""
+        # By variable, not by index: libraries like to open a context on the first GPU that they see.
+        gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[place % len(self._gpus)]} if self._gpus else {}
+        return LocalProcess({"OMP_NUM_THREADS": str(share.threads), **gpu})
+
+
+@contextmanager
+def executor_of(config: StudyConfig) -> Iterator[Executor | None]:
+    """The executor that a study asks for, in a ``with`` block; None where this process is to train by itself.
+
+    Raises:
+        ConfigError: It asks for a device, a library or a cluster that is not there.
+    """
+    if config.executor.name == "ray":
+        # Only here: the library is an extra.
+        from search.cluster import connected
+
+        with connected(config) as executor:
+            yield executor
+    else:
+        yield _local(config)
+
+
+def _local(config: StudyConfig) -> LocalExecutor | None:
+    indices = _gpus_of(config)
+    several = len(indices) > 1 and not config.is_in_memory
+    if config.executor.name == "inline" or (config.executor.name == "auto" and not several):
+        return None
+    if indices and indices[0] != 0:
+        # What the command itself computes, it computes on one that it may use.
+        torch.cuda.set_device(indices[0])
+    # Of GPUs that were chosen by this variable before, torch counts those alone.
+    shown = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")))
+    gpus = tuple(shown[index] if shown else str(index) for index in indices)
+    return LocalExecutor(gpus, "cuda" if gpus else config.device, config.threads or torch.get_num_threads())
+
+
+def _gpus_of(config: StudyConfig) -> tuple[int, ...]:
+    """The GPUs that a study may train on, by torch's index; none where that is to be another device.
+
+    Raises:
+        ConfigError: There is no such GPU.
+    """
+    asked, there = config.executor.devices, torch.cuda.device_count()
+    if config.device.startswith("cuda:"):
+        asked = (int(config.device.removeprefix("cuda:")),)
+    elif config.device not in ("auto", "cuda"):
+        return ()
+    if asked == "auto":
+        return tuple(range(there))
+    wanted = tuple(range(asked)) if isinstance(asked, int) else asked
+    if max(wanted) >= there:
+        key = "device" if config.executor.devices == "auto" else "executor.devices"
+        has = f"this machine has {there}, counted from 0" if there else "this machine has none that torch can use"
+        raise ConfigError(f"{key}: there is no GPU {max(wanted)}; {has}")
+    return wanted
+
+
+def _own_cores() -> tuple[int, ...]:
+    """Cores that this process may use, where the platform lets one say which; else none."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()

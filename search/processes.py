@@ -1,0 +1,81 @@
+"""Processes that train trials, of this host or of a Ray cluster, and what is said to them and by them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Protocol, cast
+
+
+class WorkerProcess(Protocol):
+    """A ``python -m search.worker``, wherever it runs."""
+
+    def tell(self, line: str) -> None:
+        """Send a line; to one that has ended nothing is sent."""
+
+    def lines(self) -> Iterator[str]:
+        """What it says, line by line, until it has ended."""
+
+    def stop(self) -> None:
+        """Ask it to queue its trials again and to end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Its exit code, negative for a signal.
+
+        Raises:
+            TimeoutError: It has not ended by then.
+        """
+
+
+class LocalProcess:
+    """A worker on this host.
+
+    Args:
+        environment: Variables besides those that this process has.
+        folder: Where it runs; None for where this process does.
+    """
+
+    def __init__(self, environment: Mapping[str, str], folder: str | None = None) -> None:
+        here = str(Path(__file__).resolve().parent.parent)
+        paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "search.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths, **environment},
+            cwd=folder,
+            # Ctrl-C in a terminal reaches all that it started; a worker is to hear of it from the command alone.
+            start_new_session=True,
+        )
+
+    def tell(self, line: str) -> None:
+        """Send a line; to one that has ended nothing is sent."""
+        # Its end is dealt with where its output ends.
+        with suppress(BrokenPipeError):
+            print(line, file=cast(IO[str], self._process.stdin), flush=True)
+
+    def lines(self) -> Iterator[str]:
+        """What it says, line by line, until it has ended."""
+        return iter(cast(IO[str], self._process.stdout))
+
+    def stop(self) -> None:
+        """Ask it to queue its trials again and to end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Its exit code, negative for a signal."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError from error
