@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,22 +135,30 @@ class RayProcess:
             self._ray.kill(self._actor)
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How many workers there are, and how many CPU threads and what share of a GPU each has."""
+
+    workers: int
+    threads: int
+    gpus: float
+
+
 class RayExecutor:
     """Workers on the nodes of a Ray cluster, each with what it needs of one.
 
     Args:
         ray: The module, connected.
-        workers: How many.
-        threads: CPU threads of each, and so many CPUs of its node.
-        gpus: Share of a GPU of each; Ray chooses which, and shows it to the worker alone.
-        config: Resources and placement.
+        fit: How many workers, and what each has. Ray chooses which GPU that is, and shows it to the worker alone.
+        config: Other resources, and placement.
     """
 
-    def __init__(self, ray: Any, workers: int, threads: int, gpus: float, config: ExecutorConfig) -> None:
-        self._ray, self._workers, self._threads, self._gpus = ray, workers, threads, gpus
+    def __init__(self, ray: Any, fit: Fit, config: ExecutorConfig) -> None:
+        self._ray, self._fit = ray, fit
         self._options = {
-            "num_cpus": threads,
-            "num_gpus": gpus,
+            # So many CPUs of its node.
+            "num_cpus": fit.threads,
+            "num_gpus": fit.gpus,
             "resources": config.resources,
             "scheduling_strategy": {"pack": "DEFAULT", "spread": "SPREAD"}[config.placement],
         }
@@ -157,7 +166,7 @@ class RayExecutor:
     @property
     def devices(self) -> int:
         """How many workers there are: each has its device, or its share of one, to itself."""
-        return self._workers
+        return self._fit.workers
 
     @property
     def description(self) -> str:
@@ -167,12 +176,12 @@ class RayExecutor:
     def config_for_worker(self, config: StudyConfig) -> StudyConfig:
         """The study's, as if the worker were alone on what it is shown."""
         # Without a GPU of its own it would take one that Ray gives to others.
-        device = "cpu" if config.device == "auto" and not self._gpus else config.device
+        device = "cpu" if config.device == "auto" and not self._fit.gpus else config.device
         return config.model_copy(update={"device": device, "executor": ExecutorConfig(name="inline")})
 
     def share(self, place: int, beside: int) -> Share:
         """The same for each, wherever it is; Ray counts cores, and does not say which."""
-        return Share(self._threads)
+        return Share(self._fit.threads)
 
     def start(self, place: int, share: Share) -> WorkerProcess:
         """Start a worker where there is room for it."""
@@ -194,7 +203,9 @@ def connected(config: StudyConfig) -> Iterator[RayExecutor]:
         raise ConfigError("executor.name: ray needs Ray; pip install 'unfreeze[ray]'") from error
     _connect(ray, config)
     try:
-        yield _executor_for(ray, config)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        refuse_files(config, (node["NodeManagerHostname"] for node in nodes))
+        yield RayExecutor(ray, fit(config, [node["Resources"] for node in nodes]), config.executor)
     finally:
         ray.shutdown()
 
@@ -244,36 +255,42 @@ def _probe(address: str) -> None:
         raise ConfigError(f"executor.address: nobody answers at {address}: {error}") from error
 
 
-def _executor_for(ray: Any, config: StudyConfig) -> RayExecutor:
-    """What each worker is to have, and how many fit."""
-    asked = config.executor
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    _refuse_files(config, [node["NodeManagerHostname"] for node in nodes])
-    there = [node["Resources"] for node in nodes]
-    gpus = asked.gpus
+def fit(config: StudyConfig, nodes: Sequence[Mapping[str, float]]) -> Fit:
+    """What each worker of a study is to have, and how many there are to be.
+
+    Without a word about either, a worker has a GPU and its share of the node's CPUs, or where there is none a node.
+
+    Args:
+        config: The study's.
+        nodes: Resources of each node, as Ray counts them.
+
+    Raises:
+        ConfigError: No node has room for one, and nobody says how many there are to be.
+    """
+    asked, gpus = config.executor, config.executor.gpus
     if gpus is None:
-        gpus = 1.0 if config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in there) else 0.0
+        gpus = 1.0 if config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
     needs = {name: amount for name, amount in {"GPU": gpus, **asked.resources}.items() if amount > 0}
-    # With neither threads nor anything else that is needed, one worker is to have a node.
     most = math.inf if config.threads or needs else 1
+    # CPUs of each node that has anything to give, and for how many workers the rest would do.
     rooms = [
         (int(node.get("CPU", 0)), min((node.get(name, 0) // amount for name, amount in needs.items()), default=most))
-        for node in there
+        for node in nodes
     ]
     able = [(cpus, room) for cpus, room in rooms if cpus > 0 and room > 0]
     threads = config.threads or _fair_threads(able, asked.workers)
-    workers = asked.workers or sum(min(room, cpus // threads) for cpus, room in able)
+    workers = asked.workers or sum(int(min(room, cpus // threads)) for cpus, room in able)
     if workers < 1:
         need = ", ".join(f"{name} {amount:g}" for name, amount in {"CPU": threads, **needs}.items())
         raise ConfigError(
-            f"executor.workers: none of the cluster's {len(there)} nodes has room for a worker, which needs {need}; "
+            f"executor.workers: none of the cluster's {len(nodes)} nodes has room for a worker, which needs {need}; "
             "where nodes come when they are needed, say how many workers there are to be"
         )
-    return RayExecutor(ray, int(min(workers, MOST_RAY_WORKERS)), threads, gpus, asked)
+    return Fit(min(workers, MOST_RAY_WORKERS), threads, gpus)
 
 
 def _fair_threads(able: Sequence[tuple[int, float]], workers: int | None) -> int:
-    """CPUs for each worker where nobody says: on the node that has the fewest, all of them divided."""
+    """CPUs for each worker where nobody says: those of the node that has the fewest, divided among its workers."""
     if not able:
         return 1
     if workers is not None:
@@ -282,7 +299,7 @@ def _fair_threads(able: Sequence[tuple[int, float]], workers: int | None) -> int
     return max(1, min(int(cpus // room) for cpus, room in able))
 
 
-def _refuse_files(config: StudyConfig, hosts: Sequence[str]) -> None:
+def refuse_files(config: StudyConfig, hosts: Iterable[str]) -> None:
     """Refuse stores in files where workers may be on other hosts.
 
     Raises:

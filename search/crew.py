@@ -31,6 +31,8 @@ TAG = "unfreeze.trials_per_device"
 _MOST_DEATHS = 3
 # What a worker has to queue its trial again and to write that down, after it was asked to stop.
 _STOP_SECONDS = 120.0
+# What may take in the last lines of a worker that has ended.
+_LISTEN_SECONDS = 5.0
 # How long after a trial's time limit its worker may take to give it up by itself.
 _GRACE_SECONDS = 20.0
 
@@ -97,6 +99,7 @@ class _Crew:
         self._bench, self._executor, self._terminal = bench, executor, terminal
         self._ledger, self._deadline = ledger, deadline
         self._workers: list[_Worker] = []
+        self._listeners: list[threading.Thread] = []
         self._said: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
         self._deaths = 0
         self._texts: set[str] = set()
@@ -148,6 +151,9 @@ class _Crew:
             if code not in (0, 128 + signal.SIGTERM):
                 lost.append(worker.owner)
         self._workers.clear()
+        for listener in self._listeners:
+            # Of workers that have ended; a cluster is left only when nobody asks it anything any more.
+            listener.join(_LISTEN_SECONDS)
         for owner in lost:
             recover_trials(self._bench, owner)
         if lost:
@@ -208,9 +214,11 @@ class _Crew:
         )
         worker = _Worker(place, self._executor.start(place, share))
         self._workers.append(worker)
-        threading.Thread(
+        listener = threading.Thread(
             target=self._listen, args=(worker, orders.model_dump_json()), name=f"worker-{place}", daemon=True
-        ).start()
+        )
+        self._listeners.append(listener)
+        listener.start()
 
     def _listen(self, worker: _Worker, orders: str) -> None:
         """Pass on what a worker says, and an empty line when it has ended."""

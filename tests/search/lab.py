@@ -72,8 +72,8 @@ class Lab:
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
 
-    def start(self, *overrides: str, makes_tables: bool = False) -> "subprocess.Popen[str]":
-        """Run or resume the study in a process of its own."""
+    def start(self, *overrides: str, makes_tables: bool = False, leads: bool = False) -> "subprocess.Popen[str]":
+        """Run or resume the study in a process of its own, which with ``leads`` is the first of a group as in a shell."""
         if not makes_tables:
             # Made here, since who polls the trials meanwhile would make them too.
             optuna.storages.RDBStorage(self.optuna_url)
@@ -86,6 +86,7 @@ class Lab:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0 if leads else None,
             # A shell may have started the tests with Ctrl-C switched off.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )
@@ -152,6 +153,23 @@ class Lab:
         self.client.delete_tag(run.info.run_id, "unfreeze.outcome")
         self.client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return run
+
+
+def owners(lab: Lab) -> list[int]:
+    """The processes that asked for trials, in the order of trials."""
+    return [json.loads(trial.user_attrs[OWNER])["pid"] for trial in lab.trials() if OWNER in trial.user_attrs]
+
+
+def train_both(trials: list[FrozenTrial]) -> bool:
+    """Whether two trials are being trained."""
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    return sum(len(trial.intermediate_values) >= 2 for trial in running) == 2
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    """Wait for a command; its exit code and what it printed."""
+    said = process.communicate(timeout=300)
+    return process.returncode, *said
 
 
 def is_counted(trial: FrozenTrial) -> bool:

@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from lab import SMALL, is_counted
+from lab import SMALL, finish, is_counted, owners, train_both
 from optuna.trial import TrialState
 
 from search.crew import TAG
@@ -17,20 +17,6 @@ from search.worker import Orders
 TWO = "executor.trials_per_device=2"
 # Epochs that take long enough to be caught in.
 LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 1000}, "metric": "loss"}
-
-
-def owners(lab) -> list[int]:
-    return [json.loads(trial.user_attrs[OWNER])["pid"] for trial in lab.trials() if OWNER in trial.user_attrs]
-
-
-def train_both(trials) -> bool:
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    return sum(len(trial.intermediate_values) >= 2 for trial in running) == 2
-
-
-def finish(process) -> tuple[int, str, str]:
-    said = process.communicate(timeout=300)
-    return process.returncode, *said
 
 
 @pytest.mark.parametrize(
