@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import cache, dense_speed, plain_loop, search_speed, trainer_speed
+from benchmarks import cache, dense_speed, executors, plain_loop, search_speed, trainer_speed
 from search import StudyConfig, compose_study
 from strategies import ConfigError, Strategy
 from trainers import Trainer, choose_device, find_weights, open_data
@@ -100,6 +100,16 @@ def test_dense_speed_trains_the_same_with_and_without_reuse(tmp_path: Path):
     assert len(set(off["strategies"])) == 2
     assert off["best"] == pytest.approx(auto["best"], abs=1e-4)
     assert found["ratio"] == off["trial_seconds"] / auto["trial_seconds"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_executors_runs_each_of_them(tmp_path: Path):
+    executors.main(["--quick", "--json", str(tmp_path / "result.json")])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(result["runs"]) == list(executors.SIDES)
+    for (run,) in result["runs"].values():
+        assert 0 < run["trials"] < run["whole"]
+    assert result["ratios"]["one worker"] == {"trials": 1.0, "whole": 1.0}
 
 
 def test_trainer_speed_measures_every_loop_that_is_installed(tmp_path: Path):

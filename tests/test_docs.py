@@ -1,7 +1,23 @@
+import re
+import shlex
+import subprocess
 import typing
 from pathlib import Path
 
-from search.config import ONE_OBJECTIVE_SAMPLERS, TASK_METRICS, AfterConfig, Cost, DataConfig, SamplerConfig
+import pytest
+import yaml
+
+from search import compose_study
+from search.config import (
+    EXECUTOR_KEYS,
+    ONE_OBJECTIVE_SAMPLERS,
+    TASK_METRICS,
+    AfterConfig,
+    Cost,
+    DataConfig,
+    ExecutorConfig,
+    SamplerConfig,
+)
 from search.reference import with_reference
 from strategies import CHOICES, TASK_LOSSES
 
@@ -47,3 +63,49 @@ def test_every_key_of_what_comes_after_a_search_is_explained():
     text = (ROOT / "docs" / "after.md").read_text()
     for key, field in AfterConfig.model_fields.items():
         assert f"| `after.{key}` | {str(field.default).lower()} |" in text
+
+
+def test_every_executor_and_every_key_of_ray_is_explained():
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    for name in typing.get_args(ExecutorConfig.model_fields["name"].annotation):
+        assert name == "auto" or f"| `{name}` |" in text
+    for key in EXECUTOR_KEYS["ray"]:
+        default = ExecutorConfig.model_fields[key].get_default(call_default_factory=True)
+        shown = "null" if default is None else default
+        assert f"| `executor.{key}` | {shown} |" in text
+    for key in EXECUTOR_KEYS["local"]:
+        assert f"`executor.{key}`" in text
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "cluster").glob("*.yaml")), ids=lambda file: file.name)
+def test_a_file_for_a_cluster_is_what_its_reader_takes(file: Path):
+    documents = list(yaml.safe_load_all(file.read_text()))
+    if file.name == "ray-up.yaml":
+        from ray.autoscaler._private.util import prepare_config, validate_config
+
+        validate_config(prepare_config(documents[0]))
+        return
+    for document in documents:
+        assert {"apiVersion", "kind", "metadata", "spec"} == set(document)
+    claims = {one["metadata"]["name"] for one in documents if one["kind"] == "PersistentVolumeClaim"}
+    used = set(re.findall(r"claimName: ([\w-]+)", file.read_text()))
+    assert used <= (claims or {"unfreeze-shared"})
+
+
+@pytest.mark.parametrize("name", ["cluster.md", "cluster/rayjob.yaml", "cluster/slurm.sbatch"])
+def test_a_command_for_a_cluster_can_be_composed(name: str):
+    text = (ROOT / "docs" / name).read_text()
+    if name.endswith(".yaml"):
+        text = yaml.safe_load(text)["spec"]["entrypoint"]
+    # As a shell would read them, with something for what it would fill in.
+    text = text.replace("\\\n", " ").replace("$STORE_URL", "postgresql://db/optuna").replace("'$address'", "'10.0.0.1:6379'")
+    text = re.sub(r"\$\(\(.*?\)\)", "4", text)
+    commands = [line.split("#")[0] for line in re.findall(r"python -m search\.run (study=.*)", text)]
+    assert commands
+    for command in commands:
+        words = [word for word in shlex.split(command) if word != "&"]
+        assert compose_study(words).executor.name in ("local", "ray")
+
+
+def test_the_batch_script_is_one():
+    assert subprocess.run(["bash", "-n", ROOT / "docs" / "cluster" / "slurm.sbatch"], check=False).returncode == 0
