@@ -75,14 +75,25 @@ class RayProcess:
         host = ray.remote(_Host).options(**options, max_restarts=0, max_concurrency=4)
         self._actor = host.remote(dict(environment), str(Path.cwd()))
 
+    def is_placed(self) -> bool:
+        """Whether some node has it; waits for that, but not for ever."""
+        if not self._placed.is_set() and not self._lost:
+            try:
+                self._ray.get(self._actor.__ray_ready__.remote(), timeout=_PLACED_SECONDS)
+                self._placed.set()
+            except self._ray.exceptions.RayError as error:
+                if not self._lost:
+                    logger.warning("a worker cannot be placed: %s", _first_line(error) or "no node has room for it")
+                self._give_up()
+        return not self._lost
+
     def tell(self, line: str) -> None:
-        """Send a line, once it is placed; to one that has ended nothing is sent."""
-        if self._is_placed():
-            self._call("tell", line)
+        """Send a line; to one that has ended nothing is sent."""
+        self._call("tell", line)
 
     def lines(self) -> Iterator[str]:
         """What it says, line by line, until it has ended."""
-        while self._is_placed() and (line := self._call("next_line")):
+        while line := self._call("next_line"):
             yield line
 
     def stop(self) -> None:
@@ -104,18 +115,6 @@ class RayProcess:
         code = None if self._lost else self._call("wait", seconds=seconds)
         self._give_up()
         return -signal.SIGKILL if code is None else int(code)
-
-    def _is_placed(self) -> bool:
-        """Whether a node has it, or had it; waits for that."""
-        if not self._placed.is_set() and not self._lost:
-            try:
-                self._ray.get(self._actor.__ray_ready__.remote(), timeout=_PLACED_SECONDS)
-                self._placed.set()
-            except self._ray.exceptions.RayError as error:
-                if not self._lost:
-                    logger.warning("a worker cannot be placed: %s", _first_line(error) or "no node has room for it")
-                self._give_up()
-        return not self._lost
 
     def _call(self, name: str, *values: Any, seconds: float | None = None) -> Any:
         """What a method of the actor gives; None where the actor is lost."""
@@ -203,7 +202,7 @@ def connected(config: StudyConfig) -> Iterator[RayExecutor]:
         raise ConfigError("executor.name: ray needs Ray; pip install 'unfreeze[ray]'") from error
     _connect(ray, config)
     try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # it has no types
         refuse_files(config, (node["NodeManagerHostname"] for node in nodes))
         yield RayExecutor(ray, fit(config, [node["Resources"] for node in nodes]), config.executor)
     finally:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from search.executors import Executor
+from search.executors import Executor, Share
 from search.ledger import Ledger
 from search.outcome import CONTINUES, OUT_OF_MEMORY, REASON, RETRY_OF
 from search.packing import Decision, Limits, Packer
@@ -201,31 +201,29 @@ class _Crew:
 
     def _start(self, beside: int) -> None:
         """Start a worker, which is to be one of so many."""
-        left = self._deadline - time.monotonic()
         taken = {worker.place for worker in self._workers}
         place = min(set(range(len(taken) + 1)) - taken)
         share = self._executor.share(place, beside)
-        config = self._executor.config_for_worker(self._bench.config)
-        orders = Orders(
-            config=config.model_copy(update={"threads": share.threads}),
-            cores=share.cores,
-            seconds=left if left < float("inf") else None,
-            log_level=logging.getLogger("search").level,
-        )
         worker = _Worker(place, self._executor.start(place, share))
         self._workers.append(worker)
-        listener = threading.Thread(
-            target=self._listen, args=(worker, orders.model_dump_json()), name=f"worker-{place}", daemon=True
-        )
+        listener = threading.Thread(target=self._listen, args=(worker, share), name=f"worker-{place}", daemon=True)
         self._listeners.append(listener)
         listener.start()
 
-    def _listen(self, worker: _Worker, orders: str) -> None:
-        """Pass on what a worker says, and an empty line when it has ended."""
-        # Told here, since one that has to be placed first takes its orders later.
-        worker.process.tell(orders)
-        for line in worker.process.lines():
-            self._said.put((worker, line))
+    def _listen(self, worker: _Worker, share: Share) -> None:
+        """Give a worker its orders, pass on what it says, and an empty line when it has ended."""
+        if worker.process.is_placed():
+            left = self._deadline - time.monotonic()
+            config = self._executor.config_for_worker(self._bench.config)
+            orders = Orders(
+                config=config.model_copy(update={"threads": share.threads}),
+                cores=share.cores,
+                seconds=left if left < float("inf") else None,
+                log_level=logging.getLogger("search").level,
+            )
+            worker.process.tell(orders.model_dump_json())
+            for line in worker.process.lines():
+                self._said.put((worker, line))
         self._said.put((worker, ""))
 
     def _follow(self, worker: _Worker, event: str, **facts: Any) -> None:

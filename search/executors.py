@@ -121,16 +121,16 @@ def _gpus_of(config: StudyConfig) -> tuple[int, ...]:
     """
     asked, there = config.executor.devices, torch.cuda.device_count()
     if config.device.startswith("cuda:"):
-        asked = (int(config.device.removeprefix("cuda:")),)
-    elif config.device not in ("auto", "cuda"):
+        # Whether it is there is seen when it is opened.
+        return (int(config.device.removeprefix("cuda:")),)
+    if config.device not in ("auto", "cuda"):
         return ()
     if asked == "auto":
         return tuple(range(there))
     wanted = tuple(range(asked)) if isinstance(asked, int) else asked
     if max(wanted) >= there:
-        key = "device" if config.executor.devices == "auto" else "executor.devices"
         has = f"this machine has {there}, counted from 0" if there else "this machine has none that torch can use"
-        raise ConfigError(f"{key}: there is no GPU {max(wanted)}; {has}")
+        raise ConfigError(f"executor.devices: there is no GPU {max(wanted)}; {has}")
     return wanted
 
 

@@ -13,6 +13,9 @@ from typing import IO, Protocol, cast
 class WorkerProcess(Protocol):
     """A ``python -m search.worker``, wherever it runs."""
 
+    def is_placed(self) -> bool:
+        """Whether it runs somewhere; waits until that is known."""
+
     def tell(self, line: str) -> None:
         """Send a line; to one that has ended nothing is sent."""
 
@@ -54,6 +57,10 @@ class LocalProcess:
             # Ctrl-C in a terminal reaches all that it started; a worker is to hear of it from the command alone.
             start_new_session=True,
         )
+
+    def is_placed(self) -> bool:
+        """It runs already."""
+        return True
 
     def tell(self, line: str) -> None:
         """Send a line; to one that has ended nothing is sent."""

@@ -73,7 +73,7 @@ class Lab:
         return compose_study([f"study={self.file}", *overrides])
 
     def start(self, *overrides: str, makes_tables: bool = False, leads: bool = False) -> "subprocess.Popen[str]":
-        """Run or resume the study in a process of its own, which with ``leads`` is the first of a group as in a shell."""
+        """Run or resume the study in a process of its own; with ``leads`` it is the first of a group, as in a shell."""
         if not makes_tables:
             # Made here, since who polls the trials meanwhile would make them too.
             optuna.storages.RDBStorage(self.optuna_url)

@@ -34,7 +34,7 @@ def study(**executor):
         ({"threads": 1}, [{"CPU": 2}], Fit(2, 1, 0.0)),
         ({"threads": 8}, [LARGE_NODE], Fit(2, 8, 1.0)),
         ({"workers": 2}, [{"CPU": 2}], Fit(2, 1, 0.0)),
-        ({"workers": 2}, [HEAD, SMALL_NODE, LARGE_NODE], Fit(2, 16, 1.0)),
+        ({"workers": 2}, [HEAD, SMALL_NODE, LARGE_NODE], Fit(2, 8, 1.0)),
         ({"resources": {"disk": 0.5}, "gpus": 0}, [SMALL_NODE, LARGE_NODE], Fit(2, 2, 0.0)),
         # Those that are to come when they are needed.
         ({"workers": 3}, [HEAD], Fit(3, 1, 0.0)),
@@ -45,7 +45,9 @@ def test_a_worker_has_its_share_of_a_cluster(asked, nodes, expected):
 
 
 def test_a_cluster_that_has_no_room_is_refused():
-    with pytest.raises(ConfigError, match="none of the cluster's 2 nodes has room .* needs CPU 1, disk 3; where nodes"):
+    with pytest.raises(
+        ConfigError, match=r"none of the cluster's 2 nodes has room .* needs CPU 1, disk 3; where nodes"
+    ):
         fit(study(resources={"disk": 3.0}), [HEAD, SMALL_NODE])
 
 
