@@ -43,6 +43,9 @@ class _Host:
         self._worker = LocalProcess(paths | dict(environment), folder if Path(folder).is_dir() else None)
         self._lines = self._worker.lines()
 
+    def ready(self) -> None:
+        """Answers, as soon as it is placed."""
+
     def tell(self, line: str) -> None:
         self._worker.tell(line)
 
@@ -79,7 +82,7 @@ class RayProcess:
         """Whether some node has it; waits for that, but not for ever."""
         if not self._placed.is_set() and not self._lost:
             try:
-                self._ray.get(self._actor.__ray_ready__.remote(), timeout=_PLACED_SECONDS)
+                self._ray.get(self._actor.ready.remote(), timeout=_PLACED_SECONDS)
                 self._placed.set()
             except self._ray.exceptions.RayError as error:
                 if not self._lost:
