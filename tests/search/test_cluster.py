@@ -64,7 +64,7 @@ def test_files_of_one_host_are_refused_as_stores_of_several():
 @pytest.fixture(scope="module")
 def cluster():
     """A head that trains nothing and two nodes for one worker each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     yield cluster

@@ -70,6 +70,15 @@ def test_a_trial_of_another_host_is_left_alone_whatever_runs_here(study):
     assert states(study) == ["RUNNING"]
 
 
+def test_a_trial_of_another_host_is_killed_at_once_when_its_process_is_known_to_have_ended(study):
+    elsewhere = json.dumps(json.loads(dead_owner()) | {"host": "not-" + socket.gethostname()})
+    trial = abandoned_trial(study, elsewhere, PARAMS)
+    abandoned_trial(study, owner(), PARAMS)
+    assert [told.number for told in recover(study, retries=2, ended=elsewhere)] == [trial.number]
+    assert states(study) == ["FAIL", "RUNNING", "WAITING"]
+    assert recover(study, retries=2, ended=elsewhere) == []
+
+
 def test_a_recycled_process_number_does_not_pass_for_the_owner(study):
     now = json.loads(owner())
     abandoned_trial(study, json.dumps(now | {"started": now["started"] - 3600}), PARAMS)
