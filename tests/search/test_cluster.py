@@ -9,7 +9,7 @@ import pytest
 from lab import SMALL, finish, owners, train_both
 from ray.cluster_utils import Cluster
 
-from search.cluster import Fit, fit, refuse_files
+from search.cluster import Fit, connected, fit, refuse_files
 from search.outcome import ATTEMPT, REASON
 from search.schema import build_config
 from strategies import ConfigError
@@ -72,50 +72,35 @@ def cluster():
 
 
 @pytest.mark.slow
-def test_a_study_is_trained_by_ray_on_this_machine_to_its_end(new_lab):
-    lab = new_lab(strategy=SMALL["strategy"] | {"depth": 1.0, "epochs": 20}, metric="loss")
-    code, out, err = finish(lab.start("budget.trials=4", "executor=ray", "executor.workers=2"))
-    assert code == 0, err
-    assert lab.outcomes() == ["complete"] * 4
-    assert "Workers 2 processes train at once on Ray, 1 CPU threads each" in out
-    assert out.count("complete  loss") == 4
-    assert "Winner: trial " in out
-    assert {run.info.status for run in lab.all_runs()} == {"FINISHED"}
-
-
-@pytest.mark.slow
-def test_when_ctrl_c_stops_the_command_ray_workers_queue_their_trials_again_and_end(new_lab):
+def test_a_study_on_ray_that_ctrl_c_stops_goes_on_to_its_end(new_lab, capsys):
     lab = new_lab(**LONG)
-    process = lab.start("budget.trials=4", "executor=ray", "executor.workers=2", leads=True)
+    words = ["executor=ray", "executor.workers=2"]
+    process = lab.start("budget.trials=2", *words, leads=True)
     lab.wait_until(train_both, process)
     everyone = psutil.Process(process.pid).children(recursive=True)
     # As a terminal does, to all that were not put into a group of their own.
     os.killpg(process.pid, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130, err
-    _, alive = psutil.wait_procs(everyone, timeout=60)
-    assert not alive
-    check_queued_again(lab)
+    assert not psutil.wait_procs(everyone, timeout=60)[1]
+    assert lab.outcomes() == ["killed", "killed", None, None]
+    assert [trial.user_attrs[ATTEMPT] for trial in lab.trials()[2:]] == [0, 0]
+    assert lab.statuses() == ["KILLED", "KILLED"]
+
+    assert lab.run("budget.trials=3", "strategy.epochs=5", *words) == 0
+    assert lab.outcomes() == ["killed", "killed", "complete", "complete", "complete"]
+    out = capsys.readouterr().out
+    assert "Workers 2 processes train at once on Ray, 1 CPU threads each" in out
+    assert out.count("complete  loss") == 3
+    assert "Winner: trial " in out
 
 
 @pytest.mark.slow
-def test_when_sigterm_stops_the_command_workers_of_a_cluster_end(new_lab, cluster):
-    lab = new_lab(**LONG)
-    process = lab.start("budget.trials=4", f"executor.address='{cluster.address}'")
-    lab.wait_until(train_both, process)
-    workers = [psutil.Process(pid) for pid in owners(lab)]
-    process.terminate()
-    code, _, err = finish(process)
-    assert code == 143, err
-    assert not psutil.wait_procs(workers, timeout=60)[1]
-    check_queued_again(lab)
-
-
-def check_queued_again(lab):
-    assert [trial.state.name for trial in lab.trials()] == ["FAIL", "FAIL", "WAITING", "WAITING"]
-    assert lab.outcomes()[:2] == ["killed", "killed"]
-    assert [trial.user_attrs[ATTEMPT] for trial in lab.trials()[2:]] == [0, 0]
-    assert lab.statuses() == ["KILLED", "KILLED"]
+def test_a_cluster_that_is_joined_leaves_signals_to_the_search(cluster):
+    before = signal.getsignal(signal.SIGTERM)
+    with connected(study(address=cluster.address, threads=1)) as executor:
+        assert executor.devices == 2
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
