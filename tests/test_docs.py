@@ -98,11 +98,7 @@ def test_a_command_for_a_cluster_can_be_composed(name: str):
     if name.endswith(".yaml"):
         text = yaml.safe_load(text)["spec"]["entrypoint"]
     # As a shell would read them, with something for what it would fill in.
-    text = (
-        text.replace("\\\n", " ")
-        .replace("$STORE_URL", "postgresql://db/optuna")
-        .replace("'$address'", "'10.0.0.1:6379'")
-    )
+    text = text.replace("\\\n", " ").replace("$STORE_URL", "postgresql://db/optuna")
     text = re.sub(r"\$\(\(.*?\)\)", "4", text)
     commands = [line.split("#")[0] for line in re.findall(r"python -m search\.run (study=.*)", text)]
     assert commands

@@ -108,7 +108,7 @@ def test_ray_that_is_not_installed_is_asked_for_in_one_line(lab, monkeypatch, ca
 def test_an_address_that_does_not_answer_is_refused_before_anything_starts(lab, capsys, scheme):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert lab.run(f"executor.address='{scheme}127.0.0.1:{port}'") == 2
+    assert lab.run(f"executor.address={scheme}127.0.0.1:{port}") == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: executor.address: nobody answers at {scheme}127.0.0.1:{port}: ")
     assert err.count("\n") == 1
