@@ -4,9 +4,9 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from types import TracebackType
 from typing import Any, cast
 
@@ -17,11 +17,15 @@ from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.outcome import ATTEMPT, CONTINUES, OUTCOME, OWNER, PRESET, REASON, RETRY_OF
+from search.postgres import SteadyStorage, is_postgres, with_driver
 from search.sqlite import write_ahead
 
 # A heartbeat a minute and three minutes' grace: shorter ones kill live trials whose process is busy (optuna#5470).
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 180
+
+# A process names itself in a trial within milliseconds of asking for it.
+_NAMING_SECONDS = 3.0
 
 
 def owner() -> str:
@@ -60,12 +64,18 @@ def _is_here(owner_text: str) -> bool:
     return bool(json.loads(owner_text)["host"] == socket.gethostname())
 
 
-def _is_orphan(trial: FrozenTrial) -> bool:
-    """Whether the trial's process is gone, or went before it could say which it was."""
-    if OWNER in trial.user_attrs:
-        return _is_gone(trial.user_attrs[OWNER])
-    started = trial.datetime_start
-    return started is not None and (datetime.now() - started).total_seconds() > GRACE_SECONDS
+def _orphans(study: Study, running: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials whose process is gone, or went before it could say which it was."""
+    nameless = {trial.number for trial in running if OWNER not in trial.user_attrs}
+    if nameless:
+        # By this host's own clock: when a trial began is written by that of another host, which may be hours off.
+        time.sleep(_NAMING_SECONDS)
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [
+        trial
+        for trial in running
+        if (_is_gone(trial.user_attrs[OWNER]) if OWNER in trial.user_attrs else trial.number in nameless)
+    ]
 
 
 def recover(study: Study, retries: int) -> list[FrozenTrial]:
@@ -81,7 +91,7 @@ def recover(study: Study, retries: int) -> list[FrozenTrial]:
         The trials that were told.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in filter(_is_orphan, running):
+    for trial in _orphans(study, running):
         kill(study, trial, retries, "its process ended")
     # Optuna does this within Study.optimize, and not for those who ask and tell.
     fail_stale_trials(study)
@@ -95,9 +105,13 @@ def interrupt(study: Study, trial: FrozenTrial) -> None:
     That is no fault of the trial, so it is not counted among its attempts.
     """
     live = Trial(study, trial._trial_id)
-    live.set_user_attr(OUTCOME, "killed")
-    live.set_user_attr(REASON, "interrupted")
-    study.tell(live, state=TrialState.FAIL)
+    try:
+        live.set_user_attr(OUTCOME, "killed")
+        live.set_user_attr(REASON, "interrupted")
+        study.tell(live, state=TrialState.FAIL)
+    except (UpdateFinishedTrialError, ValueError):
+        # Another process took it for dead, and has queued it again.
+        return
     requeue(study, trial, attempt_of(trial))
 
 
@@ -155,8 +169,8 @@ def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:
             requeue(study, trial, attempt_of(trial) + 1)
 
     write_ahead(url)
-    return RDBStorage(
-        url,
+    return (SteadyStorage if is_postgres(url) else RDBStorage)(
+        with_driver(url),
         heartbeat_interval=HEARTBEAT_SECONDS,
         grace_period=GRACE_SECONDS,
         heartbeat_stale_trial_callback=on_stale,

@@ -31,6 +31,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from search.outcome import ENDINGS, Outcome
+from search.postgres import with_driver
 from search.sqlite import write_ahead
 from search.writer import WriteError, Writer
 from strategies import ConfigError, UnfreezeError, WeightsError
@@ -85,7 +86,7 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._study, self._artifacts = study, artifacts
         try:
-            self.uri = absolute_sqlite(uri)
+            self.uri = with_driver(absolute_sqlite(uri))
             write_ahead(self.uri)
             _check_database(self.uri)
             self._client = mlflow.MlflowClient(tracking_uri=self.uri)
@@ -330,7 +331,7 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
         WeightsError: MLflow does not have it.
     """
     # What download_artifacts is told holds for runs alone (MLflow 3.17): models are looked up in the global store.
-    mlflow.set_tracking_uri(absolute_sqlite(tracking_uri))
+    mlflow.set_tracking_uri(with_driver(absolute_sqlite(tracking_uri)))
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
@@ -373,7 +374,8 @@ def absolute_sqlite(uri: str) -> str:
 
 def without_password(url: str) -> str:
     """A URL that may be shown and stored: its password is replaced by stars."""
-    return re.sub(r"(://[^:/@]*:)[^@/]*@", r"\1***@", url)
+    # Up to the last @: where a password holds one that nobody escaped, rather the host is hidden than half of it shown.
+    return re.sub(r"(?<=[?&]password=)[^&]*", "***", re.sub(r"(://[^:/?@]*:).*@", r"\1***@", url))
 
 
 def git_commit() -> str:
