@@ -71,7 +71,10 @@ class Server:
 
 
 class Way:
-    """A socket that leads to a server's, and that can lose the answer to a commit: the server has it, nobody hears."""
+    """A socket that leads to a server's, and that can lose the answer to a commit: the server has it, nobody hears.
+
+    Only a commit of something that was written counts.
+    """
 
     def __init__(self, server: Server) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="way-"))
@@ -100,9 +103,11 @@ class Way:
                 threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        has_written = False
         with suppress(OSError):
             while block := client.recv(65536):
-                if self._losing and b"COMMIT" in block:
+                has_written = has_written or b"INSERT INTO" in block or b"UPDATE trial" in block
+                if self._losing and has_written and b"COMMIT" in block:
                     self._losing = False
                     self.lost += 1
                     # Nothing of what the server answers from here on arrives, and then the connection ends.
@@ -110,6 +115,7 @@ class Way:
                     server.sendall(block)
                     server.shutdown(socket.SHUT_WR)
                     return
+                has_written = has_written and b"COMMIT" not in block
                 server.sendall(block)
         with suppress(OSError):
             server.shutdown(socket.SHUT_WR)
