@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from search.urls import without_password
 from strategies import (
     TASK_LOSSES,
     Choice,
@@ -646,6 +647,13 @@ class StudyConfig(_Section):
                 "choices; leave it out"
             )
         return self
+
+    def to_show(self) -> dict[str, Any]:
+        """Its content, which makes an equal one but for the passwords, which are left out."""
+        content = self.model_dump(mode="json")
+        content["store"]["url"] = without_password(self.store.url)
+        content["tracking"]["uri"] = without_password(self.tracking.uri)
+        return content
 
     @model_validator(mode="after")
     def _can_be_shared(self) -> "StudyConfig":

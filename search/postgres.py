@@ -1,33 +1,33 @@
-"""PostgreSQL as Optuna's store: connections, and a storage that outlives their end and the server's restart."""
+"""PostgreSQL as Optuna's store: connections, locks, and a storage that outlives its server's restart."""
 
 import json
-import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime
+from hashlib import sha256
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import DBAPIError
 
+from search.patience import patiently
+from search.shared_lock import SharedLock
 from strategies import ConfigError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-T = TypeVar("T")
-
-# How long a server may be away before a study gives up; a restart with recovery takes seconds, a failover minutes.
-_PATIENCE_SECONDS = 600.0
-_LONGEST_PAUSE_SECONDS = 5.0
+# Who waits for a lock, but not for ever, asks again so often.
+_POLL_SECONDS = 0.05
 
 # Both ends notice within a minute that the other is gone without a word (a power cut, a cable). Else the client would
 # wait a quarter of an hour for its answer, and the server keep the locks of a dead host for two hours. One time zone,
@@ -43,8 +43,6 @@ _CONNECTION = {
 
 #: System attribute of a trial: which call changed its state last.
 _MARK = "unfreeze:changed_by"
-
-logger = logging.getLogger(__name__)
 
 
 def is_postgres(url: str) -> bool:
@@ -69,49 +67,69 @@ def with_driver(url: str) -> str:
         found = found.set(drivername=f"postgresql+{drivers[0]}")
     if found.get_driver_name() in ("psycopg", "psycopg2"):
         found = found.update_query_dict({key: value for key, value in _CONNECTION.items() if key not in found.query})
-    return _in_full(found)
+    return found.render_as_string(hide_password=False)
 
 
-def _in_full(url: URL) -> str:
-    return url.render_as_string(hide_password=False)
-
-
-def patiently(do: Callable[[], T]) -> T:
-    """Do something with a database, again and again while the server is away, for some minutes.
+class AdvisoryLock(SharedLock):
+    """A lock in a PostgreSQL database, for the processes of all hosts that use it.
 
     Args:
-        do: What is done; it must be safe to do again when it was done and the answer got lost.
+        url: The database.
+        name: What is locked there.
     """
-    until, failures = float("inf"), 0
-    while True:
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__()
+        # Each statement for itself: a transaction that waits for its end would hold up the server's cleaning.
+        self._engine = create_engine(url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
+        self._key = int.from_bytes(sha256(f"unfreeze {name}".encode()).digest()[:8], signed=True)
+        self._connection: Connection | None = self._engine.connect()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._drop()
+        self._engine.dispose()
+
+    def _take(self, timeout: float | None) -> bool:
+        if timeout is None:
+            patiently(lambda: self._call("pg_advisory_lock"))
+            return True
+        until = time.monotonic() + timeout
+        while not patiently(lambda: self._call("pg_try_advisory_lock")):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def _give_back(self) -> None:
+        # Where the connection has ended the server has released it.
+        if self._connection is not None:
+            with suppress(DBAPIError):
+                self._call("pg_advisory_unlock")
+
+    def _is_held(self) -> bool:
         try:
-            done = do()
-        except Exception as error:
-            if not _is_away(error) or time.monotonic() >= until:
-                raise
-            failures += 1
-            if failures == 1:
-                until = time.monotonic() + _PATIENCE_SECONDS
-            # A connection that had ended is replaced at once; only what lasts is worth a word.
-            elif failures == 2:
-                logger.warning("PostgreSQL does not answer; it is asked again for %d minutes", _PATIENCE_SECONDS / 60)
-        else:
-            if failures > 1:
-                logger.warning("PostgreSQL answers again")
-            return done
-        time.sleep(min(0.05 * 2**failures, _LONGEST_PAUSE_SECONDS))
+            # On the connection that took it; a new one holds nothing.
+            return self._connection is not None and bool(self._connection.scalar(text("SELECT 1")))
+        except DBAPIError:
+            self._drop()
+            return False
 
+    def _call(self, function: str) -> bool:
+        # Called again after the connection has ended, it locks once: what the old one had locked is released.
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        try:
+            return bool(self._connection.scalar(text(f"SELECT {function}(:key)"), {"key": self._key}))
+        except DBAPIError:
+            self._drop()
+            raise
 
-def _is_away(error: BaseException | None) -> bool:
-    """Whether what went wrong is that the connection ended, or could not be made, or the server had no room for it."""
-    while error is not None:
-        if isinstance(error, OperationalError | InterfaceError):
-            return True
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
-            return True
-        # Optuna and sessions wrap the driver's word in several of their own.
-        error = error.__cause__ or error.__context__
-    return False
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
 
 
 class SteadyStorage(RDBStorage):

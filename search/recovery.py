@@ -14,10 +14,12 @@ import psutil
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.outcome import ATTEMPT, CONTINUES, OUTCOME, OWNER, PRESET, REASON, RETRY_OF
 from search.postgres import SteadyStorage, is_postgres, with_driver
+from search.proxy import Proxy, is_proxy
 from search.sqlite import write_ahead
 
 # A heartbeat a minute and three minutes' grace: shorter ones kill live trials whose process is busy (optuna#5470).
@@ -162,12 +164,14 @@ def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> N
 
 
 def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:
-    """Optuna's storage at a database URL, with heartbeats; a stale trial of another host is queued again."""
+    """Optuna's storage at the URL of a database or a proxy, with heartbeats; a stale trial of another host is queued again."""
 
     def on_stale(study: Study, trial: FrozenTrial) -> None:
         if attempt_of(trial) < retries():
             requeue(study, trial, attempt_of(trial) + 1)
 
+    if is_proxy(url):
+        return Proxy(url, HEARTBEAT_SECONDS, on_stale)
     write_ahead(url)
     return (SteadyStorage if is_postgres(url) else RDBStorage)(
         with_driver(url),
@@ -186,7 +190,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{trial.number}-{os.getpid()}", daemon=True)
 
     def _beat(self) -> None:
-        storage = cast(RDBStorage, self._trial.storage)
+        storage = cast(BaseHeartbeat, self._trial.storage)
         while True:
             storage.record_heartbeat(self._trial._trial_id)
             if self._stop.wait(HEARTBEAT_SECONDS):

@@ -31,7 +31,9 @@ class Server:
         return f"postgresql://postgres@/{name}?host={quote(str(folder or self.sockets), safe='/')}"
 
     def sql(self, statement: str, database: str = "postgres") -> list[tuple]:
-        engine = sqlalchemy.create_engine(self.url(database).replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT")
+        engine = sqlalchemy.create_engine(
+            self.url(database).replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT"
+        )
         try:
             with engine.connect() as connection:
                 result = connection.execute(sqlalchemy.text(statement))
@@ -78,7 +80,9 @@ class Way:
 
     def __init__(self, server: Server) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="way-"))
-        self._target = next(path for path in server.sockets.iterdir() if path.name.startswith(".s.PGSQL.") and path.is_socket())
+        self._target = next(
+            path for path in server.sockets.iterdir() if path.name.startswith(".s.PGSQL.") and path.is_socket()
+        )
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.folder / self._target.name))
         self._listener.listen()
@@ -126,5 +130,3 @@ class Way:
                 client.sendall(block)
         with suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
-
-
