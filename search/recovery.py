@@ -164,7 +164,7 @@ def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> N
 
 
 def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:
-    """Optuna's storage at the URL of a database or a proxy, with heartbeats; a stale trial of another host is queued again."""
+    """Optuna's storage at the URL of a database or a proxy; trials of hosts that are gone are queued again."""
 
     def on_stale(study: Study, trial: FrozenTrial) -> None:
         if attempt_of(trial) < retries():
