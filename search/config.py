@@ -371,7 +371,10 @@ class ExecutorConfig(_Section):
 class StoreConfig(_Section):
     """Where Optuna keeps the study."""
 
-    url: Text = Field("sqlite:///mlruns/optuna.db", description="database of the study, such as postgresql://...")
+    url: Text = Field(
+        "sqlite:///mlruns/optuna.db",
+        description="database of the study, such as postgresql://..., or grpc://HOST:PORT of a proxy",
+    )
 
     @field_validator("url")
     @classmethod

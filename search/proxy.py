@@ -260,8 +260,8 @@ class _Extras:
             lock.release()
 
 
-def serve(storage: BaseStorage, host: str, port: int) -> Any:
-    """Start a proxy, and return its gRPC server.
+def serve(storage: BaseStorage, host: str, port: int) -> tuple[Any, int]:
+    """Start a proxy, and return its gRPC server and the port it listens at.
 
     Args:
         storage: What it stands for; with Optuna's cache and heartbeats.
@@ -289,8 +289,8 @@ def serve(storage: BaseStorage, host: str, port: int) -> Any:
     api_pb2_grpc.add_StorageServiceServicer_to_server(OptunaStorageProxyService(storage), server)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     try:
-        server.port = server.add_insecure_port(f"{host}:{port}")
+        port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
         raise ConfigError(f"--port {port}: cannot be listened at on {host}: {error}") from error
     server.start()
-    return server
+    return server, port

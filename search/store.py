@@ -44,7 +44,7 @@ def run_store(overrides: Sequence[str], host: str, port: int) -> int:
     except Exception as error:  # each database driver has errors of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {reason}") from error
-    server = serve(storage, host, port)
+    server, port = serve(storage, host, port)
     print(f"Proxy of {without_password(url)} at grpc://{host}:{port}", flush=True)
     server.wait_for_termination()
     return 0

@@ -26,9 +26,9 @@ def proxies(file):
     started = []
 
     def start(port: int = 0):
-        server = serve(get_storage(open_storage(file, retries=lambda: 0)), "127.0.0.1", port)
+        server, port = serve(get_storage(open_storage(file, retries=lambda: 0)), "127.0.0.1", port)
         started.append(server)
-        return server
+        return server, port
 
     yield start
     for server in started:
@@ -37,19 +37,19 @@ def proxies(file):
 
 @pytest.fixture
 def url(proxies) -> str:
-    return f"grpc://127.0.0.1:{proxies().port}"
+    return f"grpc://127.0.0.1:{proxies()[1]}"
 
 
 def test_a_lock_is_one_for_all_who_ask_and_goes_with_its_holders(proxies):
-    server = proxies()
-    url = f"grpc://127.0.0.1:{server.port}"
+    server, port = proxies()
+    url = f"grpc://127.0.0.1:{port}"
     ours, theirs, other = ProxyLock(url, "a"), ProxyLock(url, "a"), ProxyLock(url, "b")
     with ours, ours, other:
         with pytest.raises(Timeout):
             theirs.acquire(timeout=0.1)
         assert held_all_along(ours)
         server.stop(None).wait()
-        proxies(server.port)
+        proxies(port)
         theirs.acquire()
         theirs.release()
         assert not held_all_along(ours)
@@ -67,13 +67,13 @@ def test_a_lock_is_one_for_all_who_ask_and_goes_with_its_holders(proxies):
 
 
 def test_a_study_goes_on_when_the_proxy_is_started_anew(proxies):
-    server = proxies()
-    url = f"grpc://127.0.0.1:{server.port}"
+    server, port = proxies()
+    url = f"grpc://127.0.0.1:{port}"
     study = optuna.create_study(study_name="s", storage=open_storage(url, retries=lambda: 1), direction="maximize")
     first = study.ask()
     first.suggest_float("x", 0, 1)
     server.stop(None).wait()
-    proxies(server.port)
+    proxies(port)
     first.report(0.4, 1)
     study.tell(first, 0.5)
     study.enqueue_trial({"x": 0.25})
