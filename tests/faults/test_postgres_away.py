@@ -129,17 +129,15 @@ def test_a_lock_is_one_for_all_connections_and_goes_with_its_holders(server, dat
         lock.close()
 
 
-def test_no_heart_counts_as_stopped_for_the_time_in_which_the_server_was_away(server, database):
-    storage = SteadyStorage(with_driver(database), heartbeat_interval=1, grace_period=3)
-    study = optuna.create_study(storage=storage)
+def test_no_heart_counts_as_stopped_before_the_server_has_been_there_for_the_grace_period(server, database):
+    long, short = (SteadyStorage(with_driver(database), heartbeat_interval=1, grace_period=s) for s in (3600, 1))
+    study = optuna.create_study(storage=long)
     trial = study.ask()
-    storage.record_heartbeat(trial._trial_id)
-    server.sql("UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '10 minutes'", database_name(database))
-    server.crash()
-    server.start()
-    assert storage._get_stale_trial_ids(study._study_id) == []
-    time.sleep(3.5)
-    assert storage._get_stale_trial_ids(study._study_id) == [trial._trial_id]
+    long.record_heartbeat(trial._trial_id)
+    server.sql("UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '2 hours'", database_name(database))
+    assert long._get_stale_trial_ids(study._study_id) == []
+    time.sleep(1.5)
+    assert short._get_stale_trial_ids(study._study_id) == [trial._trial_id]
 
 
 def database_name(url: str) -> str:

@@ -1,4 +1,4 @@
-"""A study with passwords in the addresses of its stores, PostgreSQL and an MLflow server: they are written down nowhere."""
+"""A study with passwords in the addresses of its stores, which are nowhere to be found afterwards."""
 
 import os
 import socket
