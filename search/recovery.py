@@ -33,7 +33,14 @@ _NAMING_SECONDS = 3.0
 def owner() -> str:
     """The current process, so that another can tell whether it still lives: host, process number and start time."""
     process = psutil.Process()
-    return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()})
+    return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started": _started(process)})
+
+
+def _started(process: psutil.Process) -> float:
+    """When a process began, in seconds since its host did: the host's clock may be set while the process runs."""
+    # In this order: psutil 6 adds the boot time that it read last.
+    since = psutil.boot_time()
+    return process.create_time() - since
 
 
 def _is_gone(owner_text: str) -> bool:
@@ -44,7 +51,7 @@ def _is_gone(owner_text: str) -> bool:
     try:
         process = psutil.Process(found["pid"])
         # A recycled process number has another start time; a zombie has ended, its parent only did not ask yet.
-        recycled = abs(process.create_time() - found["started"]) > 1.0
+        recycled = abs(_started(process) - found["started"]) > 2.0
         return bool(recycled or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
