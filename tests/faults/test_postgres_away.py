@@ -18,7 +18,7 @@ from search.recovery import open_storage
 
 COMMAND = "import sys; from search.run import main; sys.exit(main(sys.argv[1:]))"
 # Epochs that take long enough for something to happen in between.
-LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 60}, "metric": "loss"}
+LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 30}, "metric": "loss"}
 
 
 def start(lab: Lab, *overrides: str, **environment: str):
@@ -77,7 +77,7 @@ def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared
 @pytest.mark.slow
 def test_two_processes_share_a_budget_while_their_connections_are_ended_again_and_again(shared_lab, server):
     lab = shared_lab(**LONG)
-    both = [start(lab, "budget.trials=6", "strategy.epochs=20", f"data.cache={lab.folder}/{k}") for k in range(2)]
+    both = [start(lab, "budget.trials=6", "strategy.epochs=10", f"data.cache={lab.folder}/{k}") for k in range(2)]
     ended = 0
     while any(process.poll() is None for process in both):
         ended += server.end_connections()
@@ -90,20 +90,30 @@ def test_two_processes_share_a_budget_while_their_connections_are_ended_again_an
 
 
 @pytest.mark.slow
-def test_hosts_whose_clocks_are_hours_apart_share_a_budget_and_train_no_trial_twice(shared_lab):
+def test_hosts_whose_clocks_are_hours_apart_share_a_budget_and_train_no_trial_twice(shared_lab, server, database):
     lab = shared_lab(**LONG)
     # Each with a cache, and so files to lock, of its own, as hosts have.
     settings = [{"TZ": "UTC"}, {"TZ": "AHEAD-1", "PGTZ": "Asia/Tokyo"}]
-    both = [
-        start(lab, "budget.trials=8", f"data.cache={lab.folder}/{place}", **clock)
-        for place, clock in enumerate(settings)
-    ]
+    lock = AdvisoryLock(with_driver(database), "claim lab")
+    with lock:
+        # Both are ready before either may take a trial.
+        both = [
+            start(lab, "budget.trials=6", "strategy.epochs=10", f"data.cache={lab.folder}/{place}", **clock)
+            for place, clock in enumerate(settings)
+        ]
+        waiting = (
+            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted GROUP BY objid HAVING count(*) = 2"
+        )
+        while not server.sql(waiting):
+            assert all(process.poll() is None for process in both)
+            time.sleep(0.1)
+    lock.close()
     for process in both:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert "Winner: trial " in out
-    check_whole(lab, 8)
-    assert lab.outcomes() == ["complete"] * 8
+    check_whole(lab, 6)
+    assert lab.outcomes() == ["complete"] * 6
     assert len({json.loads(trial.user_attrs[OWNER])["pid"] for trial in lab.trials()}) == 2
     began = sorted(trial.datetime_start for trial in lab.trials())
     assert (began[-1] - began[0]).total_seconds() > 3000, "their clocks are apart"
