@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from search.config import StudyConfig
 from search.schema import build_config, section_names
+from search.urls import without_password
 from strategies import ConfigError, nearest
 
 _SUFFIXES = (".yaml", ".yml")
@@ -167,9 +168,9 @@ def _parse(argument: str) -> Override:
     try:
         return OverridesParser.create().parse_overrides([argument])[0]
     except HydraException as error:
-        key = argument.split("=", 1)[0]
+        key, shown = argument.split("=", 1)[0], without_password(argument)
         raise ConfigError(
-            f"{argument!r} cannot be read; special characters need quotes of their own: \"{key}='...'\""
+            f"{shown!r} cannot be read; special characters need quotes of their own: \"{key}='...'\""
         ) from error
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from search.urls import without_password
 from strategies import (
     TASK_LOSSES,
     Choice,
@@ -467,7 +468,10 @@ def _is_set(section: type[BaseModel], values: Mapping[str, Any], key: str) -> bo
 class StoreConfig(_Section):
     """Where Optuna keeps the study."""
 
-    url: Text = Field("sqlite:///mlruns/optuna.db", description="database of the study, such as postgresql://...")
+    url: Text = Field(
+        "sqlite:///mlruns/optuna.db",
+        description="database of the study, such as postgresql://..., or grpc://HOST:PORT of a proxy",
+    )
 
     @field_validator("url")
     @classmethod
@@ -748,6 +752,13 @@ class StudyConfig(_Section):
                 "choices; leave it out"
             )
         return self
+
+    def to_show(self) -> dict[str, Any]:
+        """Its content, which makes an equal one but for the passwords, which are left out."""
+        content = self.model_dump(mode="json")
+        content["store"]["url"] = without_password(self.store.url)
+        content["tracking"]["uri"] = without_password(self.tracking.uri)
+        return content
 
     @model_validator(mode="after")
     def _can_be_shared(self) -> "StudyConfig":

@@ -1,4 +1,4 @@
-"""Locks between the processes of this host that work on one study."""
+"""Locks between the processes that work on one study."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,10 @@ from filelock import FileLock, Timeout
 from sqlalchemy.engine import make_url
 
 from search.config import StudyConfig
-from search.tracking import without_password
+from search.postgres import AdvisoryLock, is_postgres, with_driver
+from search.proxy import ProxyLock, is_proxy
+from search.shared_lock import SharedLock
+from search.urls import without_password
 from strategies import ConfigError
 
 # Those who wait ask again so often; claiming a trial takes a few of it.
@@ -20,15 +23,38 @@ _POLL_SECONDS = 0.01
 Turn = Literal["begin", "claim", "finish"]
 
 
-def lock_of(config: StudyConfig, turn: Turn) -> FileLock:
-    """The lock for one kind of turn; the system releases it when its holder ends, by ``kill -9`` too.
+Lock = FileLock | SharedLock
 
-    It lies beside a SQLite store, and for other stores, which other hosts share without it, in ``data.cache``.
+
+class TurnLostError(Exception):
+    """A lock was lost while it was held: whatever was decided on what the stores held then is to be decided anew."""
+
+
+def held_all_along(lock: Lock) -> bool:
+    """Whether a lock that is held was not lost since it was taken; if it was, it is held again now."""
+    return lock.renew() if isinstance(lock, SharedLock) else True
+
+
+def lock_of(config: StudyConfig, turn: Turn) -> Lock:
+    """The lock for one kind of turn; it is released when its holder ends, by ``kill -9`` too.
+
+    A PostgreSQL store or a proxy keeps it for all hosts. Elsewhere it is a file, for the processes of this host, which
+    lies beside a SQLite store and for other stores in ``data.cache``.
 
     Raises:
-        ConfigError: Its file cannot be made.
+        ConfigError: It cannot be made.
     """
     shown = without_password(config.store.url)
+    # Tables are made when any study begins.
+    name = turn if turn == "begin" else f"{turn} {config.name}"
+    try:
+        if is_postgres(config.store.url):
+            return AdvisoryLock(with_driver(config.store.url), name)
+        if is_proxy(config.store.url):
+            return ProxyLock(config.store.url, name)
+    except Exception as error:  # each database driver has errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"store.url: {shown!r} cannot be opened: {reason}") from error
     url = make_url(config.store.url)
     if url.get_backend_name() == "sqlite" and url.database:
         store, wrong = Path(url.database).absolute(), f"store.url: {shown!r} cannot be opened"
@@ -64,7 +90,10 @@ def taking_turns(config: StudyConfig, turn: Turn, say: Callable[[str], None]) ->
         yield
     except ConfigError:
         # A study that is refused leaves nothing behind; who waits for the file finds it gone, and makes it anew.
-        Path(lock.lock_file).unlink(missing_ok=True)
+        if isinstance(lock, FileLock):
+            Path(lock.lock_file).unlink(missing_ok=True)
         raise
     finally:
         lock.release()
+        if isinstance(lock, SharedLock):
+            lock.close()

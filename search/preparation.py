@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
@@ -18,8 +17,9 @@ from search.locks import lock_of, taking_turns
 from search.recovery import open_storage
 from search.samplers import make_pruner
 from search.teacher import load_teacher
-from search.tracking import Tracker, absolute_sqlite, fetch_uri, git_commit, without_password
+from search.tracking import Tracker, absolute_sqlite, fetch_uri, git_commit
 from search.trial import Bench, Watcher, model_tags
+from search.urls import without_password
 from strategies import (
     ConfigError,
     Entry,
@@ -132,7 +132,7 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
             parent_tags = {"unfreeze.kind": "study", **run_tags, **model_tags(list(sources.values()))}
             parent = tracker.open_parent(study.user_attrs.get(PARENT_RUN), config.name, parent_tags)
             study.set_user_attr(PARENT_RUN, parent)
-            tracker.log_json(parent, "study.json", _to_show(config))
+            tracker.log_json(parent, "study.json", config.to_show())
     terminal.say(f"Study   {config.name}: {len(study.get_trials(deepcopy=False))} trials so far, {device.description}")
     terminal.say(f"Data    {data.summary()}")
     for source in sources.values():
@@ -220,14 +220,6 @@ def _check_depths(space: Space, sources: Sequence[ModelSource]) -> None:
         check_depths(space, smallest.num_blocks)
     except ConfigError as error:
         raise ConfigError(f"{error} ({smallest.name})" if len(sources) > 1 else str(error)) from error
-
-
-def _to_show(config: StudyConfig) -> dict[str, Any]:
-    """The configuration without passwords."""
-    content = config.model_dump(mode="json")
-    content["store"]["url"] = without_password(config.store.url)
-    content["tracking"]["uri"] = without_password(config.tracking.uri)
-    return content
 
 
 def _open_study(config: StudyConfig) -> Study:

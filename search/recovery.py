@@ -4,9 +4,9 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from types import TracebackType
 from typing import Any, cast
 
@@ -14,20 +14,33 @@ import psutil
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.outcome import ATTEMPT, CONTINUES, OUTCOME, OWNER, PRESET, REASON, RETRY_OF
+from search.postgres import SteadyStorage, is_postgres, with_driver
+from search.proxy import Proxy, is_proxy
 from search.sqlite import write_ahead
 
 # A heartbeat a minute and three minutes' grace: shorter ones kill live trials whose process is busy (optuna#5470).
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 180
 
+# A process names itself in a trial within milliseconds of asking for it.
+_NAMING_SECONDS = 3.0
+
 
 def owner() -> str:
     """The current process, so that another can tell whether it still lives: host, process number and start time."""
     process = psutil.Process()
-    return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()})
+    return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started": _started(process)})
+
+
+def _started(process: psutil.Process) -> float:
+    """When a process began, in seconds since its host did: the host's clock may be set while the process runs."""
+    # In this order: psutil 6 adds the boot time that it read last.
+    since = psutil.boot_time()
+    return process.create_time() - since
 
 
 def _is_gone(owner_text: str) -> bool:
@@ -38,7 +51,7 @@ def _is_gone(owner_text: str) -> bool:
     try:
         process = psutil.Process(found["pid"])
         # A recycled process number has another start time; a zombie has ended, its parent only did not ask yet.
-        recycled = abs(process.create_time() - found["started"]) > 1.0
+        recycled = abs(_started(process) - found["started"]) > 2.0
         return bool(recycled or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
@@ -60,12 +73,20 @@ def _is_here(owner_text: str) -> bool:
     return bool(json.loads(owner_text)["host"] == socket.gethostname())
 
 
-def _is_orphan(trial: FrozenTrial, ended: str | None) -> bool:
-    """Whether the trial's process is gone, or went before it could say which it was."""
-    if OWNER in trial.user_attrs:
+def _orphans(study: Study, running: list[FrozenTrial], ended: str | None) -> list[FrozenTrial]:
+    """Trials whose process is gone, or went before it could say which it was."""
+    nameless = {trial.number for trial in running if OWNER not in trial.user_attrs}
+    if nameless:
+        # By this host's own clock: when a trial began is written by that of another host, which may be hours off.
+        time.sleep(_NAMING_SECONDS)
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def is_orphan(trial: FrozenTrial) -> bool:
+        if OWNER not in trial.user_attrs:
+            return trial.number in nameless
         return trial.user_attrs[OWNER] == ended or _is_gone(trial.user_attrs[OWNER])
-    started = trial.datetime_start
-    return started is not None and (datetime.now() - started).total_seconds() > GRACE_SECONDS
+
+    return list(filter(is_orphan, running))
 
 
 def recover(study: Study, retries: int, ended: str | None = None) -> list[FrozenTrial]:
@@ -82,7 +103,7 @@ def recover(study: Study, retries: int, ended: str | None = None) -> list[Frozen
         The trials that were told.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in (trial for trial in running if _is_orphan(trial, ended)):
+    for trial in _orphans(study, running, ended):
         kill(study, trial, retries, "its process ended")
     # Optuna does this within Study.optimize, and not for those who ask and tell.
     fail_stale_trials(study)
@@ -96,9 +117,13 @@ def interrupt(study: Study, trial: FrozenTrial) -> None:
     That is no fault of the trial, so it is not counted among its attempts.
     """
     live = Trial(study, trial._trial_id)
-    live.set_user_attr(OUTCOME, "killed")
-    live.set_user_attr(REASON, "interrupted")
-    study.tell(live, state=TrialState.FAIL)
+    try:
+        live.set_user_attr(OUTCOME, "killed")
+        live.set_user_attr(REASON, "interrupted")
+        study.tell(live, state=TrialState.FAIL)
+    except (UpdateFinishedTrialError, ValueError):
+        # Another process took it for dead, and has queued it again.
+        return
     requeue(study, trial, attempt_of(trial))
 
 
@@ -149,15 +174,17 @@ def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> N
 
 
 def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:
-    """Optuna's storage at a database URL, with heartbeats; a stale trial of another host is queued again."""
+    """Optuna's storage at the URL of a database or a proxy; trials of hosts that are gone are queued again."""
 
     def on_stale(study: Study, trial: FrozenTrial) -> None:
         if attempt_of(trial) < retries():
             requeue(study, trial, attempt_of(trial) + 1)
 
+    if is_proxy(url):
+        return Proxy(url, HEARTBEAT_SECONDS, on_stale)
     write_ahead(url)
-    return RDBStorage(
-        url,
+    return (SteadyStorage if is_postgres(url) else RDBStorage)(
+        with_driver(url),
         heartbeat_interval=HEARTBEAT_SECONDS,
         grace_period=GRACE_SECONDS,
         heartbeat_stale_trial_callback=on_stale,
@@ -173,7 +200,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{trial.number}-{os.getpid()}", daemon=True)
 
     def _beat(self) -> None:
-        storage = cast(RDBStorage, self._trial.storage)
+        storage = cast(BaseHeartbeat, self._trial.storage)
         while True:
             storage.record_heartbeat(self._trial._trial_id)
             if self._stop.wait(HEARTBEAT_SECONDS):

@@ -58,11 +58,12 @@ def read_run(tracking_uri: str, run_id: str) -> Logged:
     from mlflow.exceptions import MlflowException
 
     from search.outcome import MODEL, SEED
-    from search.tracking import PARENT_TAG, absolute_sqlite, without_password
+    from search.tracking import PARENT_TAG, reachable
+    from search.urls import without_password
 
     shown = without_password(tracking_uri)
     try:
-        client = MlflowClient(absolute_sqlite(tracking_uri))
+        client = MlflowClient(reachable(tracking_uri))
         run = client.get_run(run_id)
         parent = run.data.tags.get(PARENT_TAG)
         if parent is None or SEED not in run.data.params:

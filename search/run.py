@@ -104,8 +104,8 @@ def describe(path: Path) -> str:
 
 
 def as_yaml(config: StudyConfig) -> str:
-    """The configuration as a study file that composes to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    """The configuration as a study file that composes to an equal one, but that passwords are left out."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.to_show()))
 
 
 def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None]) -> int:

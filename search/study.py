@@ -27,8 +27,8 @@ from search.settling import recover_trials, settle
 from search.stopping import stopped_by_signals
 from search.sweep import SWEEP, seeded_presets, sweep_probes
 from search.terminal import Terminal
-from search.tracking import without_password
 from search.trial import Bench
+from search.urls import without_password
 from search.winner import crown
 from search.working import work
 from strategies import (

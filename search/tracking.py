@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import re
 import subprocess
 import tempfile
 import time
@@ -31,7 +30,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from search.outcome import ENDINGS, Outcome
+from search.postgres import with_driver
 from search.sqlite import write_ahead
+from search.urls import without_login, without_password
 from search.writer import WriteError, Writer
 from strategies import ConfigError, UnfreezeError, WeightsError
 
@@ -85,7 +86,7 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._study, self._artifacts = study, artifacts
         try:
-            self.uri = absolute_sqlite(uri)
+            self.uri = reachable(uri)
             write_ahead(self.uri)
             _check_database(self.uri)
             self._client = mlflow.MlflowClient(tracking_uri=self.uri)
@@ -330,7 +331,7 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
         WeightsError: MLflow does not have it.
     """
     # What download_artifacts is told holds for runs alone (MLflow 3.17): models are looked up in the global store.
-    mlflow.set_tracking_uri(absolute_sqlite(tracking_uri))
+    mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
@@ -361,6 +362,15 @@ def _few_retries() -> Iterator[None]:
         del os.environ[name]
 
 
+def reachable(uri: str) -> str:
+    """A tracking URI as MLflow is given it: with an absolute path, a driver that is installed, and no password.
+
+    Raises:
+        ConfigError: No driver is installed.
+    """
+    return without_login(with_driver(absolute_sqlite(uri)))
+
+
 def absolute_sqlite(uri: str) -> str:
     """A ``sqlite:///`` URI with an absolute path, its folder made; other URIs as they are."""
     prefix = "sqlite:///"
@@ -369,11 +379,6 @@ def absolute_sqlite(uri: str) -> str:
     path = Path(uri.removeprefix(prefix)).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return f"{prefix}{path}"
-
-
-def without_password(url: str) -> str:
-    """A URL that may be shown and stored: its password is replaced by stars."""
-    return re.sub(r"(://[^:/@]*:)[^@/]*@", r"\1***@", url)
 
 
 def git_commit() -> str:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
 from optuna import Study
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 from torch import Tensor, nn
 
 from search.config import Cost, StudyConfig
 from search.going_on import Snapshots, drop_snapshots, go_on
 from search.ledger import Ledger
+from search.locks import Lock
 from search.outcome import (
     ATTEMPT,
     CHECKPOINT,
@@ -83,7 +84,7 @@ class Watcher(Protocol):
 class Bench:
     """What all trials of a study share; ``spaces`` and ``sources`` by the model's name.
 
-    Who asks for trials, or queues them again, holds ``lock``: others on this host do so too.
+    Who asks for trials, or queues them again, holds ``lock``: others do so too.
     """
 
     config: StudyConfig
@@ -99,7 +100,7 @@ class Bench:
     teacher: Teacher | None
     reuse: Reuse | None
     compiler: Compiler | None
-    lock: FileLock
+    lock: Lock
 
     @property
     def lower_is_better(self) -> bool:
@@ -495,16 +496,32 @@ def tell(bench: Bench, ledger: Ledger, asked: Asked, ending: Ended, alongside: C
         bench.tracker.log_outcome(run, ending.outcome, ending.reason)
     # Whatever was logged of a trial is there before it counts.
     bench.tracker.flush()
-    if ending.reason:
-        trial.set_user_attr(OUTCOME, ending.outcome)
-        trial.set_user_attr(REASON, ending.reason)
-    # The commit point: from here on the trial counts, whatever happens to this process.
-    told = bench.study.tell(trial, ending.values, state=ENDINGS[ending.outcome].state)
+    try:
+        if ending.reason:
+            trial.set_user_attr(OUTCOME, ending.outcome)
+            trial.set_user_attr(REASON, ending.reason)
+        # The commit point: from here on the trial counts, whatever happens to this process.
+        told = bench.study.tell(trial, ending.values, state=ENDINGS[ending.outcome].state)
+    except (UpdateFinishedTrialError, ValueError):
+        told = bench.study.get_trials(deepcopy=False)[trial.number]
+        if not told.state.is_finished():
+            raise
+        _leave_to_others(bench, ledger, asked, told)
+        return told
     bench.tracker.end(run, ending.outcome)
     drop_snapshots(bench, told)
     _drop_beaten(bench, ledger, told, alongside)
     bench.watcher.trial_ended(told, score_of(ledger.ranked[0]) if ledger.ranked else None)
     return told
+
+
+def _leave_to_others(bench: Bench, ledger: Ledger, asked: Asked, told: FrozenTrial) -> None:
+    """End the run of a trial that another process took for dead and queued again: what it came to does not count."""
+    bench.watcher.say(f"trial {told.number} was taken for dead by another process, and is tried again")
+    bench.tracker.delete_checkpoint(asked.run)
+    bench.tracker.finish(asked.run, "killed")
+    refresh(bench, ledger)
+    bench.watcher.trial_ended(told, None)
 
 
 def _drop_beaten(bench: Bench, ledger: Ledger, told: FrozenTrial, alongside: Collection[int]) -> None:

@@ -4,8 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from optuna.exceptions import UpdateFinishedTrialError
+
 from search.improvement import is_exhausted
 from search.ledger import Ledger
+from search.locks import TurnLostError, held_all_along
 from search.pausing import drop_paused, promote
 from search.probing import probes_waiting, run_probes
 from search.recovery import is_mine, trains_beside
@@ -39,16 +42,20 @@ def _work(bench: Bench, ledger: Ledger, go_on: Callable[[], bool], note: Callabl
     while go_on():
         # Raised again here, lest a signal that something swallowed costs a whole trial.
         stop_if_asked()
-        with bench.lock:
-            refresh(bench, ledger)
-            promote(bench, ledger)
-            # One of this process's own that still shows as running was given up when a store could not be written to.
-            others = [trial for trial in ledger.running if not is_mine(trial)]
-            room = None if most is None else most - ledger.counted - len(others)
-            has_room = room is None or room > 0
-            if has_room and is_exhausted(bench, ledger):
-                return True
-            opened = claim(bench, ledger, room) if has_room else {}
+        try:
+            with bench.lock:
+                refresh(bench, ledger)
+                promote(bench, ledger)
+                # One of this process's own that still shows as running was given up when a store could not be written
+                # to.
+                others = [trial for trial in ledger.running if not is_mine(trial)]
+                room = None if most is None else most - ledger.counted - len(others)
+                has_room = room is None or room > 0
+                if has_room and is_exhausted(bench, ledger):
+                    return True
+                opened = claim(bench, ledger, room) if has_room else {}
+        except TurnLostError:
+            continue
         if not opened and others and recover_trials(bench):
             settle(bench)
         elif not opened:
@@ -80,6 +87,9 @@ def claim(bench: Bench, ledger: Ledger, room: int | None) -> dict[Asked, Sampled
 
     Returns:
         What each trial is to train, or why that cannot be sampled.
+
+    Raises:
+        TurnLostError: Another process may have claimed what this one did; what was asked for is queued again.
     """
     everyone: list[Asked] = []
     opened: dict[Asked, Sampled | Exception] = {}
@@ -90,6 +100,9 @@ def claim(bench: Bench, ledger: Ledger, room: int | None) -> dict[Asked, Sampled
                 # A killed trial and its next attempt are one, lest an interrupted study draws other strategies.
                 bench.study.sampler = make_sampler(bench.config.sampler, bench.config.seed, ledger.asked + place)
                 everyone.append(ask(bench))
+            # From here on others see what was asked for, so a lock that was lost matters only if it was before.
+            if not held_all_along(bench.lock):
+                raise TurnLostError
             for asked in everyone:
                 try:
                     sampled = open_trial(bench, ledger, asked, alike)
@@ -97,8 +110,11 @@ def claim(bench: Bench, ledger: Ledger, room: int | None) -> dict[Asked, Sampled
                     opened[asked] = sampled
                 except Exception as error:  # whatever it is, it is this trial's reason
                     opened[asked] = error
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, TurnLostError, UpdateFinishedTrialError) as error:
             for asked in everyone:
                 kill_asked(bench, asked)
+            if isinstance(error, UpdateFinishedTrialError):
+                # Who had the lock meanwhile took a trial that did not say yet whose it is for one of a dead process.
+                raise TurnLostError from error
             raise
     return opened

@@ -161,3 +161,15 @@ def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path):
     for ways in sizes.values():
         assert len(ways) == 3
         assert all(way["all"] > 0 for way in ways.values())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_stores_finds_every_trial_once_behind_the_proxy(tmp_path):
+    short = ["--quick", "--trials", "6", "--stores", "proxy", "--json", str(tmp_path / "out.json")]
+    command = [sys.executable, "-m", "benchmarks.stores", *short]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "every trial was trained once, told once and has one run" in done.stdout
+    found = json.loads((tmp_path / "out.json").read_text())["found"]["proxy"]
+    assert found["trials"] == 6
+    assert found["ms_a_trial"] > 0

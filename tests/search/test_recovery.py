@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from datetime import datetime, timedelta
 
 import optuna
@@ -98,12 +99,23 @@ def test_a_killed_process_that_its_parent_has_not_asked_about_counts_as_ended(st
     process.communicate()
 
 
-@pytest.mark.parametrize(("minutes", "expected"), [(1, ["RUNNING"]), (10, ["FAIL", "WAITING"])])
-def test_a_trial_that_never_named_its_process_is_killed_once_it_is_old(study, minutes, expected):
-    began = datetime.now() - timedelta(minutes=minutes)
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_a_trial_that_never_names_its_process_is_killed_whatever_the_clock_of_its_host_said(study, hours):
+    began = datetime.now() + timedelta(hours=hours)
     study.add_trial(FrozenTrial(0, TrialState.RUNNING, None, began, None, {}, {}, {}, {}, {}, 0))
     recover(study, retries=2)
-    assert states(study) == expected
+    assert states(study) == ["FAIL", "WAITING"]
+
+
+def test_a_trial_whose_process_is_about_to_name_itself_is_left_alone(study):
+    began = datetime.now() - timedelta(hours=1)
+    study.add_trial(FrozenTrial(0, TrialState.RUNNING, None, began, None, {}, {}, {}, {}, {}, 0))
+    trial = optuna.trial.Trial(study, study.get_trials()[0]._trial_id)
+    naming = threading.Timer(0.5, trial.set_user_attr, [OWNER, owner()])
+    naming.start()
+    assert recover(study, retries=2) == []
+    assert states(study) == ["RUNNING"]
+    naming.join()
 
 
 @pytest.mark.parametrize(("attempt", "expected"), [(0, ["FAIL", "WAITING"]), (1, ["FAIL"])])

@@ -17,8 +17,8 @@ from search.tracking import (
     absolute_sqlite,
     fetch_uri,
     git_commit,
-    without_password,
 )
+from search.urls import without_password
 from search.writer import WriteError
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
 
@@ -233,6 +233,11 @@ def test_the_commit_is_marked_when_files_differ_from_it(tmp_path, monkeypatch):
             "postgresql+psycopg://ann:***@db.example:5432/studies",
         ),
         ("https://ann:s3cret@mlflow.example", "https://ann:***@mlflow.example"),
+        ("postgresql://ann:s3/c@r:et@db.example/studies", "postgresql://ann:***@db.example/studies"),
+        (
+            "postgresql:///studies?host=/run&user=ann&password=s3cret",
+            "postgresql:///studies?host=/run&user=ann&password=***",
+        ),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("sqlite:///mlruns/optuna.db", "sqlite:///mlruns/optuna.db"),
     ],

@@ -1,0 +1,70 @@
+"""A proxy before the study's database, for many workers: ``python -m search.store store.url=postgresql://...``."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+
+from search.config import StoreConfig
+from search.run import exit_code
+from search.urls import without_password
+from strategies import ConfigError
+
+_USAGE = """\
+Workers on any host then say store.url=grpc://HOST:PORT. The proxy has neither encryption nor passwords: let it listen
+where only your own machines reach it. All processes of a study use the proxy, or none."""
+
+
+def run_store(overrides: Sequence[str], host: str, port: int) -> int:
+    """Serve until a signal ends it.
+
+    Raises:
+        ConfigError: The database cannot be opened, or the address is taken.
+    """
+    found = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
+    if not isinstance(found, dict) or set(found) - {"store"}:
+        raise ConfigError(f"a proxy takes store.url alone, not {' '.join(map(without_password, overrides))}")
+    url = StoreConfig.model_validate(found.get("store", {})).url
+
+    import optuna
+    from optuna.storages import get_storage
+
+    from search.proxy import is_proxy, serve
+    from search.recovery import open_storage
+    from search.tracking import absolute_sqlite
+
+    if is_proxy(url):
+        raise ConfigError(f"store.url: {url!r} is a proxy itself")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        # Those who ask know how often a trial may be tried again, and queue it.
+        storage = get_storage(open_storage(absolute_sqlite(url), retries=lambda: 0))
+    except Exception as error:  # each database driver has errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {reason}") from error
+    server, port = serve(storage, host, port)
+    print(f"Proxy of {without_password(url)} at grpc://{host}:{port}", flush=True)
+    server.wait_for_termination()
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m search.store",
+        description="Let many workers use one database through one process.",
+        epilog=_USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="store.url=URL", help="the database, SQLite's by default")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at, 127.0.0.1 by default")
+    parser.add_argument("--port", type=int, default=13000, help="13000 by default")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    return exit_code(lambda: run_store(options.overrides, options.host, options.port), "workers wait for some minutes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

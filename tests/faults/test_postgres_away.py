@@ -1,0 +1,154 @@
+"""Studies on a PostgreSQL server whose connections end and which is restarted meanwhile."""
+
+import json
+import time
+from collections.abc import Callable
+
+import optuna
+import pytest
+import sqlalchemy
+from filelock import Timeout
+from lab import SMALL, Lab
+from optuna.trial import FrozenTrial
+
+from search.locks import held_all_along
+from search.outcome import OWNER
+from search.postgres import AdvisoryLock, SteadyStorage, with_driver
+from search.recovery import open_storage
+
+COMMAND = "import sys; from search.run import main; sys.exit(main(sys.argv[1:]))"
+# Epochs that take long enough for something to happen in between.
+LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 30}, "metric": "loss"}
+
+
+def start(lab: Lab, *overrides: str, **environment: str):
+    """Run the study in a process of its own, with these variables."""
+    code = f"import os, time; os.environ.update({environment!r}); time.tzset(); {COMMAND}"
+    return lab.start_code(code, f"study={lab.file}", *overrides)
+
+
+def watch(lab: Lab, process, condition: Callable[[list[FrozenTrial]], bool]) -> None:
+    """Wait until the condition holds of the trials, whatever becomes of connections."""
+    storage = open_storage(lab.optuna_url, retries=lambda: 0)
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        if "lab" in [study.study_name for study in storage.get_all_studies()]:
+            study_id = storage.get_study_id_from_name("lab")
+            if condition(storage.get_all_trials(study_id)):
+                return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen in time")
+
+
+def trains(trials: list[FrozenTrial]) -> bool:
+    return any(len(trial.intermediate_values) >= 2 for trial in trials if not trial.state.is_finished())
+
+
+def check_whole(lab: Lab, count: int) -> None:
+    """So many trials that count, told once each, and nothing that was left over but what was given back."""
+    outcomes = lab.outcomes()
+    assert sorted(o for o in outcomes if o != "killed") == ["complete"] * count, outcomes
+    told = [trial for trial, outcome in zip(lab.trials(), outcomes, strict=True) if outcome == "complete"]
+    assert len({trial.params["lr"] for trial in told}) == count
+    assert all(trial.intermediate_values for trial in told)
+    assert not [trial for trial in lab.trials() if not trial.state.is_finished()]
+    runs = lab.runs()
+    assert [runs[trial.number].info.status for trial in told] == ["FINISHED"] * count
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared_lab, server):
+    lab = shared_lab(**LONG)
+    process = start(lab, "budget.trials=3")
+    watch(lab, process, trains)
+    server.crash()
+    time.sleep(3)
+    assert process.poll() is None
+    server.start()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "Winner: trial " in out
+    assert "store answers again" in err
+    check_whole(lab, 3)
+    assert lab.outcomes() == ["complete"] * 3
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_budget_while_their_connections_are_ended_again_and_again(shared_lab, server):
+    lab = shared_lab(**LONG)
+    both = [start(lab, "budget.trials=6", "strategy.epochs=10", f"data.cache={lab.folder}/{k}") for k in range(2)]
+    ended = 0
+    while any(process.poll() is None for process in both):
+        ended += server.end_connections()
+        time.sleep(0.2)
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert ended > 10
+    check_whole(lab, 6)
+
+
+@pytest.mark.slow
+def test_hosts_whose_clocks_are_hours_apart_share_a_budget_and_train_no_trial_twice(shared_lab, server, database):
+    lab = shared_lab(**LONG)
+    # Each with a cache, and so files to lock, of its own, as hosts have.
+    settings = [{"TZ": "UTC"}, {"TZ": "AHEAD-1", "PGTZ": "Asia/Tokyo"}]
+    lock = AdvisoryLock(with_driver(database), "claim lab")
+    with lock:
+        # Both are ready before either may take a trial.
+        both = [
+            start(lab, "budget.trials=6", "strategy.epochs=10", f"data.cache={lab.folder}/{place}", **clock)
+            for place, clock in enumerate(settings)
+        ]
+        waiting = (
+            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted GROUP BY objid HAVING count(*) = 2"
+        )
+        while not server.sql(waiting):
+            assert all(process.poll() is None for process in both)
+            time.sleep(0.1)
+    lock.close()
+    for process in both:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert "Winner: trial " in out
+    check_whole(lab, 6)
+    assert lab.outcomes() == ["complete"] * 6
+    assert len({json.loads(trial.user_attrs[OWNER])["pid"] for trial in lab.trials()}) == 2
+    began = sorted(trial.datetime_start for trial in lab.trials())
+    assert (began[-1] - began[0]).total_seconds() > 3000, "their clocks are apart"
+
+
+def test_a_lock_is_one_for_all_connections_and_goes_with_its_holders(server, database):
+    url = with_driver(database)
+    ours, theirs, other = AdvisoryLock(url, "a"), AdvisoryLock(url, "a"), AdvisoryLock(url, "b")
+    with ours, ours, other:
+        with pytest.raises(Timeout):
+            theirs.acquire(timeout=0.1)
+        assert held_all_along(ours)
+        # The connections end, and whoever is first has the lock.
+        assert server.end_connections() >= 3
+        theirs.acquire()
+        theirs.release()
+        assert not held_all_along(ours)
+        with pytest.raises(Timeout):
+            theirs.acquire(timeout=0.1)
+    theirs.acquire(timeout=0.1)
+    theirs.release()
+    for lock in (ours, theirs, other):
+        lock.close()
+
+
+def test_no_heart_counts_as_stopped_before_the_server_has_been_there_for_the_grace_period(server, database):
+    long, short = (SteadyStorage(with_driver(database), heartbeat_interval=1, grace_period=s) for s in (3600, 1))
+    study = optuna.create_study(storage=long)
+    trial = study.ask()
+    long.record_heartbeat(trial._trial_id)
+    server.sql("UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '2 hours'", database_name(database))
+    assert long._get_stale_trial_ids(study._study_id) == []
+    time.sleep(1.5)
+    assert short._get_stale_trial_ids(study._study_id) == [trial._trial_id]
+
+
+def database_name(url: str) -> str:
+    return str(sqlalchemy.make_url(url).database)
