@@ -43,11 +43,14 @@ class Delivery:
         client: Of the store.
         study: Name of the study and so of the experiment.
         artifacts: URI of the folder for an experiment that is made; None where the server decides.
+        experiment_id: Of the study's experiment if that is known.
     """
 
-    def __init__(self, client: MlflowClient, study: str, artifacts: str | None) -> None:
+    def __init__(
+        self, client: MlflowClient, study: str, artifacts: str | None, experiment_id: str | None = None
+    ) -> None:
         self._client, self._study, self._artifacts = client, study, artifacts
-        self._experiment_id: str | None = None
+        self._experiment_id = experiment_id
         self._ids: dict[str, str] = {}
         # Why runs were not begun: what is logged of them is refused for the same reason.
         self._refused: dict[str, Exception] = {}

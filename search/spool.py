@@ -46,7 +46,7 @@ class Spool:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             # Before the folder: who finds one without its lock held takes it for one that was left.
             self._lock.acquire()
-            self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
 
     def checkpoint_of(self, run: str) -> Path:
         """Folder of a run's checkpoint."""
@@ -140,7 +140,8 @@ class Spool:
 
     def release(self) -> None:
         """Let others take it."""
-        self._lock.release()
+        # Both threads may have opened it.
+        self._lock.release(force=True)
 
     def remove(self) -> None:
         """Remove the folder and its lock, which stays held."""

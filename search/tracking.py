@@ -104,7 +104,8 @@ class Tracker:
         mlflow.set_tracking_uri(self.uri)
         is_local = not self.uri.startswith(("http://", "https://", "databricks"))
         location = (Path(artifacts).absolute() / study).as_uri() if is_local else None
-        self._delivery = Delivery(self._client, study, location)
+        known = str(experiment.experiment_id) if experiment is not None else None
+        self._delivery = Delivery(self._client, study, location, known)
         self.writer = Writer(f"MLflow at {without_password(self.uri)}", self._delivery, say)
         # By run: several trials may be trained at once.
         self._logs: dict[str, Log] = {}
@@ -331,7 +332,7 @@ class Tracker:
             self._send()
         waiting = self.writer.close()
         if waiting:
-            self._say(f"{waiting} writes wait for MLflow; the next start of this study delivers them")
+            self._say(f"{waiting} writes wait on disk for MLflow; the next process of this study delivers them")
 
     def _log_of(self, run: str) -> Log:
         """What is being gathered of a run."""
@@ -423,7 +424,8 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
     # What download_artifacts is told holds for runs alone (MLflow 3.17): models are looked up in the global store.
     mlflow.set_tracking_uri(absolute_sqlite(tracking_uri))
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        with patient():
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
         raise WeightsError(_first_line(error)) from error
 

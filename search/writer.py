@@ -157,6 +157,11 @@ class Writer:
                 self.spool.close()
             return len(self._pending)
 
+    def _tell(self, text: str) -> None:
+        # Where nobody reads any more, the thread that trains finds that out, and this one goes on.
+        with suppress(Exception):
+            self._say(text)
+
     def _is_safe(self) -> bool:
         return self._error is not None or not self._pending or self._is_spooling
 
@@ -238,7 +243,7 @@ class Writer:
                     self._is_away, self._delivered = False, 0
                 self._changed.notify_all()
         if back:
-            self._say(back)
+            self._tell(back)
 
     def _take(self, head: Write | Callable[[], object]) -> bool:
         """Count what was done, or set aside, as no longer pending, unless it was dropped or left to others."""
@@ -277,7 +282,7 @@ class Writer:
             self.was_away = True
             self._changed.notify_all()
         if begins and self.spool is not None:
-            self._say(
+            self._tell(
                 f"{self._store} is away since {time.strftime('%H:%M')} ({reason_of(error)}); trials go on, and what is "
                 f"written waits in {self.spool.folder.parent}"
             )

@@ -141,7 +141,7 @@ def test_where_it_is_still_away_at_the_end_the_same_command_delivers_and_crowns_
     said = capsys.readouterr()
     assert "MLflow at http://127.0.0.1" in said.err
     assert f" writes wait in {waiting.parents[1]}; once it is back, the same command delivers them" in said.err
-    assert f"{count} writes wait for MLflow" in said.out
+    assert f"{count} writes wait on disk for MLflow" in said.out
     before = lab.trials()
 
     assert lab.run() == 2
