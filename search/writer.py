@@ -236,7 +236,8 @@ class Writer:
                 self._delivered += self._is_spooling
                 if self._is_spooling and not self._pending:
                     assert self.spool is not None, "nothing is spooled without a spool"
-                    self.spool.clear()
+                    with suppress(OSError):
+                        self.spool.clear()
                     self._is_spooling = False
                     if self._is_away:
                         back = f"{self._store} is back; {self._delivered} writes that waited were delivered"
