@@ -3,6 +3,7 @@
 import resource
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from search.outcome import ENDINGS, RUN_ID
 from search.spool import REFUSED_FILE, Spool
 from search.tracking import CHECKPOINT_FILE, PARENT_TAG, Tracker
 from search.writer import AwayError, WriteError
-from search.writes import Log
+from search.writes import Log, from_line
 from strategies import ConfigError
 
 EPOCHS = 2
@@ -233,6 +234,26 @@ def test_a_beaten_checkpoint_takes_no_room_while_it_waits(away):
     assert (away.writer.spool.folder / run / CHECKPOINT_FILE).exists()
     away.delete_checkpoint(run)
     assert not (away.writer.spool.folder / run).exists()
+
+
+def test_a_server_that_takes_requests_and_answers_none_holds_nothing_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_PATIENCE_SECONDS", 0.05)
+    before = mlflow.get_tracking_uri()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        tracker = Tracker(url, "", "lab", tmp_path / "spool", print, is_checked=False)
+        run = tracker.start_trial(PARENT, "t", {})
+        called = threading.Event()
+        tracker.writer.put(called.set)
+        tracker.log(run, metrics={"m": 1})
+        tracker.flush()
+        # What waits for no store does not wait for this one.
+        assert called.is_set()
+        assert tracker.known_id(run) == run
+        tracker.close()
+    (waiting,) = (tmp_path / "spool").glob("*/*/writes.jsonl")
+    assert [from_line(line).kind for line in waiting.read_text().splitlines()] == ["begin", "log"]
+    mlflow.set_tracking_uri(before)
 
 
 def test_what_is_to_be_read_cannot_be_while_it_is_away(away):
