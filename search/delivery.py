@@ -156,7 +156,7 @@ class Delivery:
                 self.artifacts_of(run_id).log_artifacts(folder)  # type: ignore[no-untyped-call]
 
     def _upload(self, write: Upload, folder: Path) -> None:
-        place = folder / write.run
+        place = folder / write.run / write.place
         # One that is not there was stored before, or beaten while it waited.
         if (place / CHECKPOINT_FILE).exists():
             repository = self.artifacts_of(write.run)

@@ -48,8 +48,8 @@ class Spool:
             self._lock.acquire()
         self.folder.mkdir(exist_ok=True)
 
-    def checkpoint_of(self, run: str) -> Path:
-        """Folder of a run's checkpoint."""
+    def checkpoints_of(self, run: str) -> Path:
+        """Folder of a run's checkpoints that wait, each in one of its own."""
         return self.folder / run
 
     def add(self, writes: Sequence[Write]) -> None:
@@ -66,7 +66,7 @@ class Spool:
                 file.write("".join(f"{as_line(write)}\n" for write in writes).encode())
             for write in writes:
                 if isinstance(write, Upload):
-                    for one in self.checkpoint_of(write.run).glob("*"):
+                    for one in (self.checkpoints_of(write.run) / write.place).glob("*"):
                         _sync(one)
         except OSError:
             if path.exists():
@@ -105,8 +105,8 @@ class Spool:
 
     def set_aside(self, write: Write, reason: str) -> None:
         """Keep what MLflow has refused in ``refused.jsonl`` beside the folder, so that the rest goes on."""
-        if isinstance(write, Upload) and self.checkpoint_of(write.run).exists():
-            shutil.move(self.checkpoint_of(write.run), self.folder.parent / f"refused-{write.run}")
+        if isinstance(write, Upload) and self.checkpoints_of(write.run).exists():
+            shutil.move(self.checkpoints_of(write.run) / write.place, self.folder.parent / f"refused-{write.place}")
         self._note_refused(reason, as_line(write))
 
     def _note_refused(self, reason: str, line: str) -> None:

@@ -374,11 +374,11 @@ class Tracker:
         spool = self.writer.spool
         assert spool is not None, "a study has a run by then"
         spool.open()
-        place = spool.checkpoint_of(run)
-        place.mkdir(exist_ok=True)
+        place = spool.checkpoints_of(run) / uuid.uuid4().hex
+        place.mkdir(parents=True)
         save_weights(state_dict, place / CHECKPOINT_FILE)
         self._send()
-        self.writer.put(Upload(run=run))
+        self.writer.put(Upload(run=run, place=place.name))
         return CHECKPOINT_FILE
 
     def delete_checkpoint(self, run: str) -> None:
@@ -386,7 +386,7 @@ class Tracker:
         self._send()
         if self.writer.spool is not None:
             # One that still waits needs no room.
-            shutil.rmtree(self.writer.spool.checkpoint_of(run), ignore_errors=True)
+            shutil.rmtree(self.writer.spool.checkpoints_of(run), ignore_errors=True)
         self.writer.put(Drop(run=run))
 
     def fetch_checkpoint(self, run: str, folder: Path) -> Path:

@@ -42,9 +42,10 @@ class End(_Write):
 
 
 class Upload(_Write):
-    """Store a run's checkpoint, which lies below the spool's folder in one of the run's name."""
+    """Store a run's checkpoint, which lies below the spool's folder, in ``place`` of the folder of the run's name."""
 
     kind: Literal["upload"] = "upload"
+    place: str
 
 
 class Drop(_Write):
