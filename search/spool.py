@@ -105,8 +105,10 @@ class Spool:
 
     def set_aside(self, write: Write, reason: str) -> None:
         """Keep what MLflow has refused in ``refused.jsonl`` beside the folder, so that the rest goes on."""
-        if isinstance(write, Upload) and self.checkpoints_of(write.run).exists():
-            shutil.move(self.checkpoints_of(write.run) / write.place, self.folder.parent / f"refused-{write.place}")
+        if isinstance(write, Upload):
+            place = self.checkpoints_of(write.run) / write.place
+            if place.exists():
+                shutil.move(place, self.folder.parent / f"refused-{write.place}")
         self._note_refused(reason, as_line(write))
 
     def _note_refused(self, reason: str, line: str) -> None:
