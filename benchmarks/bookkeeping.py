@@ -225,7 +225,7 @@ def open_sides(folder: Path, size: int, options: argparse.Namespace) -> dict[str
 
 
 def our_side(config: StudyConfig, stores: Path, source: ModelSource, data: Any, device: Any) -> Side:
-    tracker = Tracker(f"sqlite:///{stores}/mlflow.db", str(stores / "artifacts"), STUDY)
+    tracker = Tracker(f"sqlite:///{stores}/mlflow.db", str(stores / "artifacts"), STUDY, stores / "spool")
     storage = open_storage(f"sqlite:///{stores}/optuna.db", retries=lambda: config.retries)
     study = optuna.load_study(study_name=STUDY, storage=storage, pruner=make_pruner(config.pruner))
     parent = tracker.open_parent(None, STUDY, {})

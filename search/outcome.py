@@ -7,7 +7,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 Outcome = Literal["complete", "pruned", "failed", "killed"]
 
-# Attributes of an Optuna trial.
+# Attributes of an Optuna trial. Of one that was told while MLflow was away, RUN_ID is the run's key, to which
+# ``Tracker.id_of`` knows the id.
 OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, MODEL, STRATEGY, DEPTH, SEED = (
     "outcome",
     "reason",

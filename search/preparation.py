@@ -115,7 +115,15 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
     # A study that is refused above or here leaves nothing behind in the stores.
     # Two processes that make the tables of a store at once would get in each other's way, and make two parent runs.
     with taking_turns(config, "begin", terminal.say):
-        tracker = Tracker(config.tracking.uri, config.tracking.artifacts, config.name)
+        tracker = Tracker(
+            config.tracking.uri,
+            config.tracking.artifacts,
+            config.name,
+            Path(config.data.cache).absolute() / "spool",
+            terminal.say,
+            # A worker that is started while MLflow is away works like the others.
+            is_checked=not joins,
+        )
         study = _open_study(config)
         check_identity(study, identity(config, data, list(sources.values())))
         check_space(study, space)
@@ -128,6 +136,7 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
         }
         if joins:
             parent = str(study.user_attrs[PARENT_RUN])
+            tracker.join(parent)
         else:
             parent_tags = {"unfreeze.kind": "study", **run_tags, **model_tags(list(sources.values()))}
             parent = tracker.open_parent(study.user_attrs.get(PARENT_RUN), config.name, parent_tags)

@@ -26,7 +26,9 @@ class Relay:
         """Write one line."""
         # Where nobody reads any more the command has ended; that is noticed elsewhere, and is no fault of the trial.
         with suppress(BrokenPipeError):
-            print(json.dumps({"event": event, **facts}), file=self._output, flush=True)
+            # In one piece: what waits for MLflow is said from another thread.
+            self._output.write(json.dumps({"event": event, **facts}) + "\n")
+            self._output.flush()
 
     def say(self, text: str) -> None:
         """Something worth a line; what was said before there was a device, the command has said itself."""

@@ -58,17 +58,18 @@ def read_run(tracking_uri: str, run_id: str) -> Logged:
     from mlflow.exceptions import MlflowException
 
     from search.outcome import MODEL, SEED
-    from search.tracking import PARENT_TAG, reachable
+    from search.tracking import PARENT_TAG, patient, reachable
     from search.urls import without_password
 
     shown = without_password(tracking_uri)
     try:
         client = MlflowClient(reachable(tracking_uri))
-        run = client.get_run(run_id)
+        with patient():
+            run = client.get_run(run_id)
         parent = run.data.tags.get(PARENT_TAG)
         if parent is None or SEED not in run.data.params:
             raise ConfigError(f"run {run_id} at {shown} is not that of a trial that was trained")
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, patient():
             study = Path(client.download_artifacts(parent, "study.json", folder)).read_text(encoding="utf-8")
             strategy = Path(client.download_artifacts(run_id, "strategy.yaml", folder)).read_text(encoding="utf-8")
         metrics: dict[int, dict[str, float]] = {}

@@ -2,11 +2,13 @@
 
 from optuna.trial import TrialState
 
+from search.delivery import KEY_TAG
 from search.going_on import drop_old_snapshots
 from search.ledger import Ledger
 from search.outcome import CHECKPOINT, REASON, RUN_ID, outcome_of
 from search.recovery import recover
 from search.trial import Bench
+from search.writer import AwayError
 
 
 def recover_trials(bench: Bench, ended: str | None = None) -> bool:
@@ -30,16 +32,22 @@ def recover_trials(bench: Bench, ended: str | None = None) -> bool:
 def settle(bench: Bench) -> None:
     """End every MLflow run that still shows as running though its trial is over, and drop what was left on disk.
 
-    Trials of ended processes are to be queued again first.
+    Trials of ended processes are to be queued again first. Where MLflow is away, nothing is done: the study's end and
+    the next start do this too.
     """
-    # Runs before trials: of a run that another process begins in between nothing is known then.
-    running = bench.tracker.running()
+    try:
+        # What ended processes have left on disk may be the end of a run.
+        bench.tracker.deliver()
+        # Runs before trials: of a run that another process begins in between nothing is known then.
+        running = bench.tracker.running()
+    except AwayError:
+        return
     trials = {str(t.number): t for t in bench.study.get_trials(deepcopy=False)}
-    for run_id, number in running.items():
-        trial = trials.get(number)
+    for run_id, tags in running.items():
+        trial = trials.get(tags.get("unfreeze.trial", ""))
         if run_id == bench.parent_run or (trial is not None and trial.state == TrialState.RUNNING):
             continue
-        is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
+        is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) in (run_id, tags.get(KEY_TAG))
         outcome = outcome_of(trial) if trial is not None and is_its_run else None
         if outcome != "complete":
             bench.tracker.delete_checkpoint(run_id)

@@ -52,7 +52,9 @@ def run_study(config: StudyConfig) -> None:
 
     Raises:
         UnfreezeError: Something in the configuration, data or weights is wrong; nothing was trained then.
-        WriteError: MLflow cannot be written to; the running trial is tried again when the study goes on.
+        WriteError: MLflow refuses what is written, or there is no room for what waits while it is away; the running
+            trial is tried again when the study goes on.
+        AwayError: MLflow is away at the end, so that no winner can be logged.
         NoTrialFinishedError: Every trial failed.
         KeyboardInterrupt: After the running trial was queued again.
     """
@@ -70,7 +72,7 @@ def run_study(config: StudyConfig) -> None:
                 _queue_presets(bench)
             _run_trials(bench, terminal, executor)
             # Lest two processes that end at once crown two winners.
-            with taking_turns(config, "finish", terminal.say):
+            with taking_turns(config, "finish", terminal.say), bench.tracker.needed():
                 _finish(bench, terminal)
         except Exception:
             bench.tracker.try_to_finish(bench.parent_run, "failed")
@@ -78,6 +80,8 @@ def run_study(config: StudyConfig) -> None:
         except (KeyboardInterrupt, SystemExit):
             bench.tracker.try_to_finish(bench.parent_run, "killed")
             raise
+        finally:
+            bench.tracker.close()
 
 
 def _queue_presets(bench: Bench) -> None:
@@ -118,7 +122,8 @@ def _run_trials(bench: Bench, terminal: Terminal, executor: Executor | None) -> 
 
 def _finish(bench: Bench, terminal: Terminal) -> None:
     # A model is logged to the winner's run, which has to have ended by then.
-    bench.tracker.flush()
+    if bench.tracker.deliver():
+        settle(bench)
     trials = bench.study.get_trials(deepcopy=False)
     best = ranked(bench.study)
     if not best:

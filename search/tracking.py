@@ -4,152 +4,264 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+import requests
 import sqlalchemy
 import torch
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from search.delivery import CHECKPOINT_FILE, Delivery, new_key
+from search.outage import is_outage, reason_of
 from search.outcome import ENDINGS, Outcome
 from search.postgres import with_driver
+from search.spool import Spool, left_in
 from search.sqlite import write_ahead
 from search.urls import without_login, without_password
 from search.writer import WriteError, Writer
+from search.writes import Begin, Drop, End, Log, Upload
 from strategies import ConfigError, UnfreezeError, WeightsError
 
 # One bar a file, amid our own; MLflow reads the variable at each transfer.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # The terminal says at its end where to look.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# MLflow itself would ask a server that is away for four minutes, and could begin a run twice whose answer was lost. The
+# writer tries again by itself.
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_RETRIES_ARE_SET = _RETRIES in os.environ
+os.environ.setdefault(_RETRIES, "0")
 
 PARENT_TAG = "mlflow.parentRunId"
-CHECKPOINT_FILE = "checkpoint.safetensors"
 
 # Epochs that are shorter share a call: each costs some 5 ms of Python, which a training on the CPU would feel.
 BATCH_SECONDS = 0.2
 
 logger = logging.getLogger(__name__)
 
-# A run that was begun, or one whose beginning is still to be written.
-RunId = str | Future[str]
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What is to be written of one run in one call, or the fewest that MLflow allows."""
-
-    run: RunId
-    metrics: list[Metric] = field(default_factory=list)
-    params: list[Param] = field(default_factory=list)
-    tags: list[RunTag] = field(default_factory=list)
-    files: dict[str, bytes] = field(default_factory=dict)
-
 
 class Tracker:
     """The MLflow side of one study.
 
-    What is written goes through ``writer``, in order and off the calling thread, and is there for sure after
-    :meth:`flush`; what is read waits for it. Every method that writes raises :class:`search.writer.WriteError` when an
-    earlier write has failed. One thread at a time may call.
+    What is written goes through ``writer``, in order and off the calling thread. After :meth:`flush` it is there for
+    sure, or waits on disk for MLflow to come back; what is read waits until it is there. Every method that writes
+    raises :class:`search.writer.WriteError` when an earlier write was refused. One thread at a time may call.
+
+    A run is known by its id, or by the key that :meth:`start_trial` gives; all methods take either.
 
     Args:
         uri: MLflow tracking URI; a ``sqlite:///`` path is made when it is not there.
         artifacts: Folder of artifacts, used when the store is a local database; a server decides for itself.
         study: Name of the study and so of the MLflow experiment.
+        spools: Folder of what waits while MLflow is away.
+        say: Gets a line when MLflow is away, and when it is back.
+        is_checked: Whether MLflow has to be there.
 
     Raises:
         ConfigError: The store cannot be opened, or the experiment was deleted there.
     """
 
-    def __init__(self, uri: str, artifacts: str, study: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        artifacts: str,
+        study: str,
+        spools: Path,
+        say: Callable[[str], None] = logger.warning,
+        is_checked: bool = True,
+    ) -> None:
         # The first write to a new database logs some fifty lines of migrations.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._study, self._artifacts = study, artifacts
-        try:
+        # It says of each try what is said once.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        self._study, self._spools, self._given_uri, self._say = study, spools, uri, say
+        with self._usable():
             self.uri = reachable(uri)
             write_ahead(self.uri)
             _check_database(self.uri)
             self._client = mlflow.MlflowClient(tracking_uri=self.uri)
-            with _few_retries():
-                experiment = self._client.get_experiment_by_name(study)
-        except Exception as error:  # each database driver has errors of its own
-            raise ConfigError(
-                f"tracking.uri: {without_password(uri)!r} cannot be used: {_first_line(error)}"
-            ) from error
+            experiment = None
+            if is_checked:
+                with patient():
+                    experiment = self._client.get_experiment_by_name(study)
         if experiment is not None and experiment.lifecycle_stage == "deleted":
             raise ConfigError(
                 f"name: the MLflow experiment {study!r} was deleted; restore it there or choose another name"
             )
-        self._experiment_id = str(experiment.experiment_id) if experiment is not None else None
         mlflow.set_tracking_uri(self.uri)
-        self.writer = Writer(f"MLflow at {without_password(self.uri)}")
+        is_local = not self.uri.startswith(("http://", "https://", "databricks"))
+        location = (Path(artifacts).absolute() / study).as_uri() if is_local else None
+        known = str(experiment.experiment_id) if experiment is not None else None
+        self._delivery = Delivery(self._client, study, location, known)
+        self.writer = Writer(f"MLflow at {without_password(self.uri)}", self._delivery, say)
         # By run: several trials may be trained at once.
-        self._batches: dict[RunId, _Batch] = {}
+        self._logs: dict[str, Log] = {}
         self._last_sent = 0.0
-        self._artifact_uris: dict[str, str] = {}
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each database driver has errors of its own
+            uri = without_password(self._given_uri)
+            raise ConfigError(f"tracking.uri: {uri!r} cannot be used: {_first_line(error)}") from error
 
     @property
     def experiment_id(self) -> str:
         """The study's experiment, made when it is first needed."""
-        if self._experiment_id is None:
-            local = not self.uri.startswith(("http://", "https://", "databricks"))
-            location = (Path(self._artifacts).absolute() / self._study).as_uri() if local else None
-            self._experiment_id = str(self._client.create_experiment(self._study, artifact_location=location))
-        return self._experiment_id
+        return self._delivery.experiment_id
 
     def open_parent(self, run_id: str | None, name: str, tags: Mapping[str, Any]) -> str:
         """Take up the study's parent run, or begin one when ``run_id`` is not there (any more).
 
+        What ended processes could not write is written before.
+
         Returns:
             The run's id.
-        """
-        if run_id is not None:
-            try:
-                self._client.update_run(run_id, status="RUNNING")
-                self.log(run_id, tags=tags)
-                return run_id
-            except MlflowException:
-                logger.warning("the study's parent run %s is gone; a new one begins", run_id)
-        return self._create(name, tags, self.experiment_id, _now())
 
-    def start_trial(self, parent: str, name: str, tags: Mapping[str, Any]) -> "Future[str]":
-        """Begin a child run; its id is there once it is written."""
-        tags = {PARENT_TAG: parent, **tags}
-        experiment_id, now = self.experiment_id, _now()
+        Raises:
+            ConfigError: MLflow went away meanwhile.
+        """
+        with self._usable():
+            if run_id is not None:
+                try:
+                    with patient():
+                        self._client.get_run(run_id)
+                    self.join(run_id)
+                    self.deliver_left()
+                    self._client.update_run(run_id, status="RUNNING")
+                    self.log(run_id, tags=tags)
+                    return run_id
+                except MlflowException as error:
+                    if is_outage(error):
+                        raise
+                    logger.warning("the study's parent run %s is gone; a new one begins", run_id)
+            begin = Begin(run=new_key(uuid.uuid4().hex), name=name, tags=_texts(tags), time=_now())
+            run_id = self._delivery.begin(begin, again=False)
+        self.join(run_id)
+        return run_id
+
+    def join(self, parent: str) -> None:
+        """Name the study's run, by which it is known whose writes wait on disk."""
+        if self.writer.spool is None:
+            self.writer.spool = Spool(self._spools / f"{self._study}-{parent[:8]}")
+
+    def start_trial(self, parent: str, name: str, tags: Mapping[str, Any]) -> str:
+        """Begin a child run and return the key by which it is known."""
+        self.join(parent)
         self._send()
         # What is logged of a new run need not wait.
         self._last_sent = 0.0
-        return self.writer.put(lambda: self._create(name, tags, experiment_id, now))
+        key = new_key(uuid.uuid4().hex)
+        self.writer.put(Begin(run=key, name=name, tags=_texts({PARENT_TAG: parent, **tags}), time=_now()))
+        return key
 
-    def _create(self, name: str, tags: Mapping[str, Any], experiment_id: str, now: int) -> str:
-        texts = {key: str(value) for key, value in tags.items()}
-        info = self._client.create_run(experiment_id, start_time=now, run_name=name, tags=texts).info
-        self._artifact_uris[info.run_id] = info.artifact_uri
-        return str(info.run_id)
+    def known_id(self, run: str) -> str:
+        """A run's id if it was begun by now, else its key."""
+        return self._delivery.known_id(run)
+
+    def id_of(self, run: str) -> str:
+        """A run's id, once everything is written.
+
+        Raises:
+            AwayError: MLflow cannot be reached.
+            UnfreezeError: There is no such run.
+        """
+        with self._reading(f"run {run}"):
+            return self._delivery.id_of(run)
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Read something when everything is written."""
+        self._send()
+        self.writer.deliver()
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            if is_outage(error):
+                raise self.writer.away(error) from error
+            raise UnfreezeError(f"{what} cannot be read: {_first_line(error)}") from error
+
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """While the ``with`` block runs, ask MLflow again for some seconds where it does not answer.
+
+        Raises:
+            AwayError: MLflow cannot be reached; raised by it, or by MLflow itself.
+        """
+        try:
+            with patient():
+                yield
+        except (MlflowException, requests.RequestException) as error:
+            if is_outage(error):
+                raise self.writer.away(error) from error
+            raise
+
+    def deliver(self) -> bool:
+        """Wait until everything is written, what ended processes have left too.
+
+        Returns:
+            Whether MLflow was away for this or another process, so that more may have to be settled.
+
+        Raises:
+            AwayError: MLflow cannot be reached.
+        """
+        self._send()
+        self.writer.deliver()
+        return self.deliver_left() or self.writer.was_away
+
+    def deliver_left(self) -> bool:
+        """Write what processes could not that have ended since.
+
+        Returns:
+            Whether there was any.
+
+        Raises:
+            AwayError: MLflow cannot be reached.
+        """
+        found = False
+        assert self.writer.spool is not None, "a study has a run by then"
+        for spool in left_in(self.writer.spool.folder.parent):
+            if not spool.take():
+                continue
+            try:
+                found = self._deliver_all(spool) or found
+            finally:
+                spool.release()
+        return found
+
+    def _deliver_all(self, spool: Spool) -> bool:
+        writes = spool.read()
+        for place, write in enumerate(writes):
+            try:
+                self._delivery(write, spool.folder, again=True)
+            except Exception as error:
+                if is_outage(error):
+                    raise self.writer.away(error, more=len(writes) - place) from error
+                spool.set_aside(write, reason_of(error))
+            spool.delivered()
+        spool.remove()
+        if writes:
+            self._say(f"{len(writes)} writes were delivered that an ended process had left for MLflow")
+        return bool(writes)
 
     def log(
         self,
-        run: RunId,
+        run: str,
         *,
         step: int = 0,
         metrics: Mapping[str, float] | None = None,
@@ -158,47 +270,47 @@ class Tracker:
     ) -> None:
         """Write metrics, parameters and tags."""
         now = _now()
-        batch = self._batch_of(run)
-        batch.metrics += [Metric(name, float(value), now, step) for name, value in (metrics or {}).items()]
-        batch.params += [Param(name, str(value)) for name, value in (params or {}).items()]
-        batch.tags += [RunTag(name, str(value)) for name, value in (tags or {}).items()]
+        log = self._log_of(run)
+        log.metrics += [(name, float(value), now, step) for name, value in (metrics or {}).items()]
+        log.params += _texts(params or {}).items()
+        log.tags += _texts(tags or {}).items()
         self._send_if_due()
 
-    def log_json(self, run: RunId, name: str, content: Any) -> None:
+    def log_json(self, run: str, name: str, content: Any) -> None:
         """Write ``content`` as a JSON artifact."""
         self.log_text(run, name, json.dumps(content, indent=1))
 
-    def log_text(self, run: RunId, name: str, text: str) -> None:
+    def log_text(self, run: str, name: str, text: str) -> None:
         """Write ``text`` as an artifact."""
         self._log_file(run, name, text.encode())
 
-    def log_pictures(self, run: RunId, pictures: Sequence[NDArray[np.uint8]]) -> None:
+    def log_pictures(self, run: str, pictures: Sequence[NDArray[np.uint8]]) -> None:
         """Write pictures (H, W, 3) as PNG artifacts, over those that were there before."""
         for number, picture in enumerate(pictures):
             buffer = io.BytesIO()
             Image.fromarray(picture).save(buffer, format="PNG")
             self._log_file(run, f"pictures/{number}.png", buffer.getvalue())
 
-    def _log_file(self, run: RunId, name: str, content: bytes) -> None:
-        self._batch_of(run).files[name] = content
+    def _log_file(self, run: str, name: str, content: bytes) -> None:
+        self._log_of(run).files[name] = content
         self._send_if_due()
 
-    def finish(self, run: RunId, outcome: Outcome, reason: str = "") -> None:
+    def finish(self, run: str, outcome: Outcome, reason: str = "") -> None:
         """End a run with the status and tag of its outcome, and the reason if there is one."""
         self.log_outcome(run, outcome, reason)
         self.end(run, outcome)
 
-    def log_outcome(self, run: RunId, outcome: Outcome, reason: str = "") -> None:
+    def log_outcome(self, run: str, outcome: Outcome, reason: str = "") -> None:
         """Write what is known of a run's end before it ends: its outcome, and the reason if there is one."""
         self.log(run, tags={"unfreeze.outcome": outcome} | ({"unfreeze.reason": reason[:500]} if reason else {}))
 
-    def end(self, run: RunId, outcome: Outcome) -> None:
+    def end(self, run: str, outcome: Outcome) -> None:
         """End a run with the status of its outcome."""
         now = _now()
         self._send()
-        self.writer.put(lambda: self._client.set_terminated(_id_of(run), ENDINGS[outcome].status, end_time=now))
+        self.writer.put(End(run=run, status=ENDINGS[outcome].status, time=now))
 
-    def try_to_finish(self, run: RunId, outcome: Outcome) -> None:
+    def try_to_finish(self, run: str, outcome: Outcome) -> None:
         """End a run and wait for it, on the way out of an error: a store that cannot be written to is only logged."""
         try:
             self.finish(run, outcome)
@@ -207,7 +319,7 @@ class Tracker:
             logger.warning("%s", error)
 
     def flush(self) -> None:
-        """Wait until everything is written.
+        """Wait until everything is written, or waits on disk for MLflow to come back.
 
         Raises:
             WriteError: Something could not be.
@@ -215,9 +327,17 @@ class Tracker:
         self._send()
         self.writer.flush()
 
-    def _batch_of(self, run: RunId) -> _Batch:
+    def close(self) -> None:
+        """Write what can be written; what cannot is left on disk, for the next process to write."""
+        with suppress(WriteError):
+            self._send()
+        waiting = self.writer.close()
+        if waiting:
+            self._say(f"{waiting} writes wait on disk for MLflow; the next process of this study delivers them")
+
+    def _log_of(self, run: str) -> Log:
         """What is being gathered of a run."""
-        return self._batches.setdefault(run, _Batch(run))
+        return self._logs.setdefault(run, Log(run=run, metrics=[], params=[], tags=[], files={}))
 
     def _send_if_due(self) -> None:
         if self.writer.is_idle and time.monotonic() - self._last_sent >= BATCH_SECONDS:
@@ -225,92 +345,64 @@ class Tracker:
 
     def _send(self) -> None:
         """Have all that was gathered written."""
-        batches, self._batches = self._batches, {}
-        if batches:
+        logs, self._logs = self._logs, {}
+        if logs:
             self._last_sent = time.monotonic()
-        for batch in batches.values():
-            self.writer.put(partial(self._write, batch))
+        for log in logs.values():
+            self.writer.put(log)
 
-    def _write(self, batch: _Batch) -> None:
-        run_id = _id_of(batch.run)
-        most = MAX_PARAMS_TAGS_PER_BATCH
-        while batch.params or batch.tags or batch.metrics:
-            params, batch.params = batch.params[:most], batch.params[most:]
-            tags, batch.tags = batch.tags[:most], batch.tags[most:]
-            room = MAX_ENTITIES_PER_BATCH - len(params) - len(tags)
-            metrics, batch.metrics = batch.metrics[:room], batch.metrics[room:]
-            self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
-        if batch.files:
-            with tempfile.TemporaryDirectory() as folder:
-                for name, content in batch.files.items():
-                    (Path(folder) / name).parent.mkdir(exist_ok=True)
-                    (Path(folder) / name).write_bytes(content)
-                self._artifacts_of(run_id).log_artifacts(folder)  # type: ignore[no-untyped-call]
-
-    def _artifacts_of(self, run_id: str) -> ArtifactRepository:
-        if run_id not in self._artifact_uris:
-            self._artifact_uris[run_id] = str(self._client.get_run(run_id).info.artifact_uri)
-        return get_artifact_repository(self._artifact_uris[run_id])
-
-    def params(self, run_id: str) -> dict[str, str]:
+    def params(self, run: str) -> dict[str, str]:
         """The parameters of a run, as texts."""
-        self.flush()
-        return dict(self._client.get_run(run_id).data.params)
+        with self._reading(f"run {run}"):
+            return dict(self._client.get_run(self._delivery.id_of(run)).data.params)
 
-    def running(self) -> dict[str, str]:
-        """Runs of this experiment that MLflow shows as running: id to the number of their trial, ``""`` for none."""
-        self.flush()
-        found: dict[str, str] = {}
+    def running(self) -> dict[str, Mapping[str, str]]:
+        """Tags of the runs of this experiment that MLflow shows as running, by id."""
+        found: dict[str, Mapping[str, str]] = {}
         token = None
-        while True:
-            page = self._client.search_runs(
-                [self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000, page_token=token
-            )
-            found |= {run.info.run_id: run.data.tags.get("unfreeze.trial", "") for run in page}
-            token = page.token
-            if not token:
-                return found
+        with self._reading("the study's runs"):
+            while True:
+                page = self._client.search_runs(
+                    [self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000, page_token=token
+                )
+                found |= {run.info.run_id: run.data.tags for run in page}
+                token = page.token
+                if not token:
+                    return found
 
-    def save_checkpoint(self, run: RunId, state_dict: Mapping[str, torch.Tensor]) -> str:
-        """Store a model's tensors as a safetensors artifact of a run, at once, and return the artifact's path."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / CHECKPOINT_FILE
-            save_weights(state_dict, path)
-            self._artifacts_of(_id_of(run)).log_artifact(str(path))  # type: ignore[no-untyped-call]
+    def save_checkpoint(self, run: str, state_dict: Mapping[str, torch.Tensor]) -> str:
+        """Store a model's tensors as a safetensors artifact of a run, and return the artifact's path."""
+        spool = self.writer.spool
+        assert spool is not None, "a study has a run by then"
+        spool.open()
+        place = spool.checkpoints_of(run) / uuid.uuid4().hex
+        place.mkdir(parents=True)
+        save_weights(state_dict, place / CHECKPOINT_FILE)
+        self._send()
+        self.writer.put(Upload(run=run, place=place.name))
         return CHECKPOINT_FILE
 
-    def delete_checkpoint(self, run: RunId) -> None:
+    def delete_checkpoint(self, run: str) -> None:
         """Remove a run's checkpoint; one already gone is no error."""
         self._send()
-        self.writer.put(lambda: self._delete_checkpoint(_id_of(run)))
+        if self.writer.spool is not None:
+            # One that still waits needs no room.
+            shutil.rmtree(self.writer.spool.checkpoints_of(run), ignore_errors=True)
+        self.writer.put(Drop(run=run))
 
-    def _delete_checkpoint(self, run_id: str) -> None:
-        try:
-            repository = self._artifacts_of(run_id)
-        except MlflowException as error:
-            # Someone deleted the whole run, or a power cut took it back.
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return
-        if any(entry.path == CHECKPOINT_FILE for entry in repository.list_artifacts()):
-            # Another process may be faster.
-            with suppress(FileNotFoundError):
-                repository.delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
-
-    def fetch_checkpoint(self, run_id: str, folder: Path) -> Path:
+    def fetch_checkpoint(self, run: str, folder: Path) -> Path:
         """Copy a run's checkpoint into ``folder``.
 
         Raises:
+            AwayError: MLflow cannot be reached.
             UnfreezeError: It is not there.
         """
-        try:
-            return Path(self._client.download_artifacts(run_id, CHECKPOINT_FILE, str(folder)))
-        except (MlflowException, OSError) as error:
-            raise UnfreezeError(f"the checkpoint of run {run_id} cannot be read: {_first_line(error)}") from error
+        with self._reading(f"the checkpoint of run {run}"):
+            return Path(self._client.download_artifacts(self._delivery.id_of(run), CHECKPOINT_FILE, str(folder)))
 
 
-def _id_of(run: RunId) -> str:
-    return run if isinstance(run, str) else run.result()
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
 
 
 def _now() -> int:
@@ -333,7 +425,8 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
     # What download_artifacts is told holds for runs alone (MLflow 3.17): models are looked up in the global store.
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        with patient():
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
         raise WeightsError(_first_line(error)) from error
 
@@ -349,17 +442,16 @@ def _check_database(uri: str) -> None:
 
 
 @contextmanager
-def _few_retries() -> Iterator[None]:
-    """Ask a server that may not be there for seconds, not for MLflow's four minutes, unless the user set a number."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    if name in os.environ:
+def patient() -> Iterator[None]:
+    """Ask a server that does not answer again for some seconds, where nothing else tries again."""
+    if _RETRIES_ARE_SET:
         yield
         return
-    os.environ[name] = "2"
+    os.environ[_RETRIES] = "2"
     try:
         yield
     finally:
-        del os.environ[name]
+        os.environ[_RETRIES] = "0"
 
 
 def reachable(uri: str) -> str:

@@ -40,7 +40,7 @@ from search.pausing import RUNGS, pause, seed_before, short_epochs
 from search.recovery import Heartbeat, interrupt, owner
 from search.stopping import stop_if_asked
 from search.time_limit import time_limit
-from search.tracking import RunId, Tracker
+from search.tracking import Tracker
 from strategies import Plan, Space, Strategy, TrialError, UnfreezeError, sample
 from trainers import (
     TASKS,
@@ -137,10 +137,10 @@ class Bench:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A trial that was asked for, and the run that it is logged to."""
+    """A trial that was asked for, and what the run is known by that it is logged to."""
 
     trial: Trial
-    run: RunId
+    run: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +311,8 @@ def ask(bench: Bench) -> Asked:
     run = bench.tracker.start_trial(
         bench.parent_run, f"trial {trial.number}", {"unfreeze.trial": trial.number, **bench.run_tags}
     )
-    bench.tracker.writer.put(lambda: _note(trial, {RUN_ID: run.result()}))
+    # Where MLflow is away, the run's key.
+    bench.tracker.writer.put(lambda: _note(trial, {RUN_ID: bench.tracker.known_id(run)}))
     return Asked(trial, run)
 
 
@@ -494,7 +495,7 @@ def tell(bench: Bench, ledger: Ledger, asked: Asked, ending: Ended, alongside: C
     trial, run = asked.trial, asked.run
     if ending.outcome != "complete":
         bench.tracker.log_outcome(run, ending.outcome, ending.reason)
-    # Whatever was logged of a trial is there before it counts.
+    # Whatever was logged of a trial is there, or on disk where MLflow is away, before it counts.
     bench.tracker.flush()
     try:
         if ending.reason:

@@ -138,7 +138,7 @@ def _present(bench: Bench, trial: FrozenTrial, judge: Judge, weights: State, fol
     outputs, targets = judge.outputs(bench.data.test)
     calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets)
     # Weights that are not the trial's own belong to the study.
-    run_id = bench.parent_run if is_mixed else trial.user_attrs[RUN_ID]
+    run_id = bench.parent_run if is_mixed else bench.tracker.id_of(trial.user_attrs[RUN_ID])
     model_uri = log_model(bench, judge.source, run_id, weights, folder, judge.strategy, temperature)
     found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
     found |= asdict(calibration) if calibration is not None else {}

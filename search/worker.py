@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -108,13 +108,14 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
             torch.set_num_threads(wishes.threads)
         return not wishes.leave and time.monotonic() < deadline
 
-    with stopped_by_signals():
+    with stopped_by_signals(), ExitStack() as cleanup:
         threading.Thread(target=wishes.follow, args=(lines,), name="orders", daemon=True).start()
         try:
             relay.send("ready", owner=owner())
             # What there is to warn of in configuration, data and weights the command has said.
             logging.disable(logging.WARNING)
             bench = prepare(orders.config, relay, joins=True)
+            cleanup.callback(bench.tracker.close)
             logging.disable(logging.NOTSET)
             relay.device = bench.device
             work(bench, Ledger(bench.study), go_on, lambda text: logger.info("%s", text))

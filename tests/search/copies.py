@@ -68,14 +68,18 @@ class Copy:
 
 
 class Copies:
-    """The process that is copied."""
+    """The process that is copied.
 
-    def __init__(self) -> None:
+    Args:
+        modules: What it imports.
+    """
+
+    def __init__(self, *modules: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment
+            [sys.executable, __file__, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()], env=environment
         )
         theirs.close()
         self._socket = ours
@@ -96,7 +100,7 @@ class Copies:
 @cache
 def copies() -> Copies:
     """The one of this test process; it ends with it."""
-    return Copies()
+    return Copies(*_MODULES)
 
 
 def _serve(channel: socket.socket) -> dict[str, Any] | None:
@@ -142,7 +146,7 @@ def _become(request: Mapping[str, Any]) -> None:
 if __name__ == "__main__":
     import importlib
 
-    for module in _MODULES:
+    for module in sys.argv[2:]:
         importlib.import_module(module)
     # A copy has this thread alone, and whatever the others held would be held for ever.
     assert threading.active_count() == 1, threading.enumerate()

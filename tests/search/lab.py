@@ -55,6 +55,7 @@ class Lab:
         self.file = folder / "lab.yaml"
         self.optuna_url = f"sqlite:///{folder}/mlruns/optuna.db"
         self.mlflow_uri = f"sqlite:///{folder}/mlruns/mlflow.db"
+        self.spools = folder / "mlruns" / "cache" / "spool"
         stores = {
             "store": {"url": self.optuna_url},
             "tracking": {"uri": self.mlflow_uri, "artifacts": str(folder / "mlruns" / "artifacts")},

@@ -136,8 +136,8 @@ def test_a_trial_of_another_host_is_killed_once_its_heart_has_stopped(study, tmp
 def leave_running(lab, params=PARAMS, **attrs) -> tuple[FrozenTrial, str]:
     """A trial and its run as a process leaves them that is killed after it saved the checkpoint, before it told."""
     trial = abandoned_trial(lab.study, dead_owner(), params, **attrs)
-    tracker = Tracker(lab.mlflow_uri, str(lab.folder / "mlruns" / "artifacts"), "lab")
-    run_id = tracker.start_trial(lab.parent().info.run_id, "killed", {"unfreeze.trial": trial.number}).result()
+    tracker = Tracker(lab.mlflow_uri, str(lab.folder / "mlruns" / "artifacts"), "lab", lab.spools)
+    run_id = tracker.id_of(tracker.start_trial(lab.parent().info.run_id, "killed", {"unfreeze.trial": trial.number}))
     live = optuna.trial.Trial(lab.study, trial._trial_id)
     live.set_user_attr(RUN_ID, run_id)
     live.set_user_attr(CHECKPOINT, tracker.save_checkpoint(run_id, {"weight": torch.zeros(2)}))
@@ -186,8 +186,8 @@ def test_killed_before_a_beaten_checkpoint_was_removed_it_is_removed_at_the_next
 
 def test_killed_between_the_start_of_the_run_and_the_note_of_it_the_run_is_ended_too(lab):
     assert lab.run("budget.trials=1") == 0
-    tracker = Tracker(lab.mlflow_uri, "", "lab")
-    unknown = tracker.start_trial(lab.parent().info.run_id, "lost", {"unfreeze.trial": 1}).result()
+    tracker = Tracker(lab.mlflow_uri, "", "lab", lab.spools)
+    unknown = tracker.id_of(tracker.start_trial(lab.parent().info.run_id, "lost", {"unfreeze.trial": 1}))
     abandoned_trial(lab.study, dead_owner(), PARAMS)
     assert lab.run("budget.trials=2") == 0
     run = lab.client.get_run(unknown)
@@ -215,8 +215,8 @@ def test_a_run_of_a_trial_that_still_trains_elsewhere_is_not_ended(lab):
     assert lab.run("budget.trials=1") == 0
     elsewhere = json.loads(owner()) | {"host": "not-" + socket.gethostname()}
     abandoned_trial(lab.study, json.dumps(elsewhere), PARAMS)
-    tracker = Tracker(lab.mlflow_uri, "", "lab")
-    run_id = tracker.start_trial(lab.parent().info.run_id, "theirs", {"unfreeze.trial": 1}).result()
+    tracker = Tracker(lab.mlflow_uri, "", "lab", lab.spools)
+    run_id = tracker.id_of(tracker.start_trial(lab.parent().info.run_id, "theirs", {"unfreeze.trial": 1}))
     assert lab.run("budget.trials=1") == 0
     assert lab.client.get_run(run_id).info.status == "RUNNING"
     assert lab.outcomes() == ["complete", None]

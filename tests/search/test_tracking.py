@@ -145,7 +145,7 @@ def test_trials_follow_each_other_in_time(done):
 
 @pytest.fixture
 def tracker(lab) -> Tracker:
-    return Tracker(lab.mlflow_uri, str(lab.folder / "mlruns" / "artifacts"), "lab")
+    return Tracker(lab.mlflow_uri, str(lab.folder / "mlruns" / "artifacts"), "lab", lab.spools)
 
 
 def test_a_tracker_that_wrote_nothing_leaves_no_experiment(lab, tracker):
@@ -161,7 +161,7 @@ def test_a_parent_run_that_is_gone_is_begun_anew(lab, tracker, caplog):
 
 
 def test_a_checkpoint_comes_back_as_it_was_and_can_be_deleted_twice(lab, tracker, tmp_path):
-    run_id = tracker.start_trial(tracker.open_parent(None, "lab", {}), "t", {"unfreeze.trial": 0}).result()
+    run_id = tracker.id_of(tracker.start_trial(tracker.open_parent(None, "lab", {}), "t", {"unfreeze.trial": 0}))
     base = torch.arange(24.0).reshape(1, 2, 3, 4)
     state = {"a": base.to(memory_format=torch.channels_last), "b": base[:, :1], "c": base}
     tracker.save_checkpoint(run_id, state)
@@ -178,21 +178,21 @@ def test_a_deleted_experiment_is_refused_by_name(lab, tracker):
     tracker.open_parent(None, "lab", {})
     lab.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(ConfigError, match="name: the MLflow experiment 'lab' was deleted"):
-        Tracker(lab.mlflow_uri, "", "lab")
+        Tracker(lab.mlflow_uri, "", "lab", lab.spools)
 
 
 def test_running_finds_every_run_that_has_not_ended(lab, tracker):
     parent = tracker.open_parent(None, "lab", {"unfreeze.kind": "study"})
-    child, ended = (tracker.start_trial(parent, "t", {"unfreeze.trial": k}).result() for k in (0, 1))
+    child, ended = (tracker.id_of(tracker.start_trial(parent, "t", {"unfreeze.trial": k})) for k in (0, 1))
     tracker.finish(ended, "failed", "x" * 9000)
-    assert tracker.running() == {parent: "", child: "0"}
+    assert {id_: tags.get("unfreeze.trial") for id_, tags in tracker.running().items()} == {parent: None, child: "0"}
     run = lab.client.get_run(ended)
     assert (run.info.status, run.data.tags["unfreeze.reason"]) == ("FAILED", "x" * 500)
 
 
 def test_relative_paths_of_the_stores_are_those_of_the_working_folder(lab, monkeypatch):
     monkeypatch.chdir(lab.folder)
-    tracker = Tracker("sqlite:///mlruns/mlflow.db", "mlruns/artifacts", "lab")
+    tracker = Tracker("sqlite:///mlruns/mlflow.db", "mlruns/artifacts", "lab", lab.spools)
     assert tracker.uri == lab.mlflow_uri
     run_id = tracker.open_parent(None, "lab", {})
     monkeypatch.chdir("/")
@@ -285,7 +285,7 @@ def test_runs_are_written_in_the_order_in_which_they_were_begun_and_ended(lab, t
         tracker.finish(run, "complete")
         runs.append(run)
     tracker.flush()
-    found = [lab.client.get_run(run.result()) for run in runs]
+    found = [lab.client.get_run(tracker.id_of(run)) for run in runs]
     assert [run.data.metrics["score"] for run in found] == [0, 1, 2, 3, 4]
     assert {run.info.status for run in found} == {"FINISHED"}
     assert all(later.info.start_time >= earlier.info.end_time for earlier, later in pairwise(found))

@@ -1,0 +1,54 @@
+"""Whether a store cannot be reached for now, or refuses what it is asked."""
+
+from collections.abc import Iterator
+
+import requests
+import sqlalchemy
+import urllib3
+from mlflow.exceptions import MlflowException
+
+# Too many requests, and a request that took too long.
+_PASSING = (408, 429)
+_UNREACHABLE = (
+    ConnectionError,
+    TimeoutError,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    sqlalchemy.exc.InterfaceError,
+    # Locked, read-only, full, or gone.
+    sqlalchemy.exc.OperationalError,
+)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the same call may succeed later: no connection, a time-out, an answer above 499, a locked database.
+
+    What is refused for good is none: parameters that MLflow does not take, a run that is not there, a wrong password.
+    """
+    for one in chain(error):
+        if isinstance(one, requests.HTTPError) and one.response is not None:
+            return _passes(one.response.status_code)
+        # MLflow names 500 also for a server that it cannot connect to.
+        if isinstance(one, MlflowException):
+            return _passes(one.get_http_status_code())  # type: ignore[no-untyped-call]
+        if isinstance(one, _UNREACHABLE):
+            return True
+    return False
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came of: stores wrap the driver's or the network's word in several of their own."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what began it."""
+    *_, first = chain(error)
+    return (str(first).splitlines() or [type(first).__name__])[0]
+
+
+def _passes(status: int) -> bool:
+    return status >= 500 or status in _PASSING

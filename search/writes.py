@@ -1,0 +1,73 @@
+"""What is written to MLflow, as data: it can wait in memory or on disk until MLflow takes it."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Write(BaseModel):
+    """One write; ``run`` is a run's id, or the key by which a run is known until MLflow has begun it."""
+
+    # A loss that is not a number is logged as such.
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
+
+    run: str
+
+
+class Begin(_Write):
+    """Begin a run; ``time`` is in milliseconds, as everywhere in MLflow."""
+
+    kind: Literal["begin"] = "begin"
+    name: str
+    tags: dict[str, str]
+    time: int
+
+
+class Log(_Write):
+    """Log metrics as (name, value, time, step), parameters and tags as (name, value), and small files by name."""
+
+    kind: Literal["log"] = "log"
+    metrics: list[tuple[str, float, int, int]] = []
+    params: list[tuple[str, str]] = []
+    tags: list[tuple[str, str]] = []
+    files: dict[str, bytes] = {}
+
+
+class End(_Write):
+    """End a run."""
+
+    kind: Literal["end"] = "end"
+    status: str
+    time: int
+
+
+class Upload(_Write):
+    """Store a run's checkpoint, which lies below the spool's folder, in ``place`` of the folder of the run's name."""
+
+    kind: Literal["upload"] = "upload"
+    place: str
+
+
+class Drop(_Write):
+    """Remove a run's checkpoint."""
+
+    kind: Literal["drop"] = "drop"
+
+
+Write = Begin | Log | End | Upload | Drop
+
+_READER: TypeAdapter[Write] = TypeAdapter(Annotated[Write, Field(discriminator="kind")])
+
+
+def as_line(write: Write) -> str:
+    """A write as JSON in one line."""
+    return write.model_dump_json()
+
+
+def from_line(line: str | bytes) -> Write:
+    """What :func:`as_line` wrote.
+
+    Raises:
+        ValueError: It did not write this.
+    """
+    return _READER.validate_json(line)
