@@ -83,6 +83,8 @@ class Tracker:
         # The first write to a new database logs some fifty lines of migrations.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # A write that fails is raised, and said in a line; MLflow would print a traceback of it besides.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self._study, self._artifacts = study, artifacts
         try:
             self.uri = absolute_sqlite(uri)

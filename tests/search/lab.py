@@ -72,23 +72,13 @@ class Lab:
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
 
-    def start(self, *overrides: str, makes_tables: bool = False) -> "subprocess.Popen[str]":
+    def start(self, *overrides: str, makes_tables: bool = False) -> Copy:
         """Run or resume the study in a process of its own."""
         if not makes_tables:
             # Made here, since who polls the trials meanwhile would make them too.
             optuna.storages.RDBStorage(self.optuna_url)
-        # mlflow.set_tracking_uri would reach into the other process by a variable.
-        inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "search.run", f"study={self.file}", *overrides],
-            cwd=self.folder,
-            env=inherited | {"PYTHONPATH": str(REPOSITORY)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell may have started the tests with Ctrl-C switched off.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-        )
+        command = "import runpy; runpy.run_module('search.run', run_name='__main__', alter_sys=True)"
+        return self.start_code(command, f"study={self.file}", *overrides)
 
     def start_code(self, code: str, *arguments: str) -> Copy:
         """Run Python code in a process of its own."""
