@@ -30,9 +30,10 @@ class Snapshots:
         every = bench.config.checkpoints.every_minutes * 60
         self._every = every if every > 0 else float("inf")
         self._due = time.monotonic() + self._every
+        self._has_complained = False
 
     def write_if_due(self) -> None:
-        """Write the state after a result; where it cannot be written, which is said, the trial goes on without."""
+        """Write the state after a result; where it cannot be written, which is said once, the trial goes on without."""
         if time.monotonic() < self._due:
             return
         began = time.monotonic()
@@ -40,7 +41,9 @@ class Snapshots:
         try:
             write_state(self._sampled, self._trainer, self._record, snapshot_of(self._bench, number))
         except StateError as error:
-            self._bench.watcher.say(f"trial {number} would not go on from here if it were killed: {error}")
+            if not self._has_complained:
+                self._bench.watcher.say(f"trial {number} could not go on from here if it were killed: {error}")
+            self._has_complained = True
         self._due = time.monotonic() + max(self._every, _COST * (time.monotonic() - began))
 
 

@@ -1,6 +1,7 @@
 """Files of what a trainer needs to go on: written whole or not at all, and read without running what is in them."""
 
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     part = path.with_suffix(PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, part)
+        # To a file of Python's, whose error torch's own, which says nothing of a disk, then has as its context.
+        with part.open("wb") as file:
+            torch.save(state, file)
         sync(part)
         part.rename(path)
         sync(path.parent)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
-        raise StateError(f"{path} cannot be written: {_first_line(error)}") from error
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            # What there is of it takes room on a disk that has none.
+            part.unlink(missing_ok=True)
+        raise StateError(f"{path} cannot be written: {_reason(error)}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -46,5 +52,12 @@ def load_state(path: Path) -> dict[str, Any]:
     return found
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """What the system has said, if it was the system."""
+    while not isinstance(error, OSError) and error.__context__ is not None:
+        error = error.__context__
+    return (error.strerror if isinstance(error, OSError) else None) or _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -73,24 +72,14 @@ class Lab:
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
 
-    def start(self, *overrides: str, makes_tables: bool = False, leads: bool = False) -> "subprocess.Popen[str]":
+    def start(self, *overrides: str, makes_tables: bool = False, leads: bool = False) -> Copy:
         """Run or resume the study in a process of its own; with ``leads`` it is the first of a group, as in a shell."""
         if not makes_tables:
             # Made here, since who polls the trials meanwhile would make them too.
             optuna.storages.RDBStorage(self.optuna_url)
-        # mlflow.set_tracking_uri would reach into the other process by a variable.
-        inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "search.run", f"study={self.file}", *overrides],
-            cwd=self.folder,
-            env=inherited | {"PYTHONPATH": str(REPOSITORY)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0 if leads else None,
-            # A shell may have started the tests with Ctrl-C switched off.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-        )
+        group = "import os; os.setpgid(0, 0)\n" if leads else ""
+        command = f"{group}import sys; from search.run import main; sys.exit(main())"
+        return self.start_code(command, f"study={self.file}", *overrides)
 
     def start_code(self, code: str, *arguments: str) -> Copy:
         """Run Python code in a process of its own."""

@@ -1,0 +1,101 @@
+"""A disk that is full in the middle of a study, really: a small file system, filled to the last byte."""
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab import SMALL, Lab
+from optuna.trial import TrialState
+
+LONG = SMALL["strategy"] | {"depth": 1.0, "epochs": 8}
+# A state after every epoch, where that takes no more than a fiftieth of the time.
+KEPT = {"keep": 2, "every_minutes": 0.001}
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path], Path]]:
+    """Mounts file systems of 32 MB."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], check=True)
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all the room that is left."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+def run_into_full(lab: Lab, disk: Path) -> tuple[int, str, str]:
+    """Run four trials on a disk that is full once two are told, and give it room again; what the command has said."""
+    process = lab.start("budget.trials=4")
+    lab.wait_until(lambda trials: sum(trial.state.is_finished() for trial in trials) >= 2, process)
+    filler = fill(disk)
+    out, err = process.communicate(timeout=300)
+    filler.unlink()
+    return process.returncode, out, err
+
+
+def check_whole(lab: Lab, told_before: dict[int, float]) -> None:
+    """The study has been brought to its end, with what had been told before as it was."""
+    trials = lab.trials()
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) == 4
+    assert {number: trials[number].value for number in told_before} == told_before
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert {run.info.status for run in lab.all_runs()} <= {"FINISHED", "KILLED", "FAILED"}
+    assert lab.checkpoints() == {trial.number for trial in sorted(complete, key=lambda trial: trial.value)[:2]}
+    assert lab.parent().info.status == "FINISHED"
+
+
+def told(lab: Lab) -> dict[int, float]:
+    return {trial.number: trial.value for trial in lab.trials() if trial.state == TrialState.COMPLETE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["everything", "artifacts"])
+def test_a_study_whose_stores_are_full_stops_with_one_message_and_goes_on_once_there_is_room(
+    what, tmp_path, empty_mlflow, small_disk
+):
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    disk = small_disk(folder) if what == "everything" else folder / "mlruns" / "artifacts"
+    lab = Lab(folder, empty_mlflow, strategy=LONG, metric="loss", checkpoints=KEPT)
+    if what == "artifacts":
+        small_disk(disk)
+    code, _, err = run_into_full(lab, disk)
+    assert code == 1
+    assert "Traceback" not in err
+    assert len(re.findall(r"^error: .*(?:No space left on device|disk is full)", err, flags=re.MULTILINE)) == 1
+    before = told(lab)
+    assert len(before) >= 2
+    assert lab.run("budget.trials=4") == 0
+    check_whole(lab, before)
+
+
+@pytest.mark.slow
+def test_trials_train_on_where_their_states_have_no_room(tmp_path, empty_mlflow, small_disk):
+    lab = Lab(tmp_path, empty_mlflow, strategy=LONG, metric="loss", checkpoints=KEPT)
+    disk = small_disk(tmp_path / "mlruns" / "cache")
+    code, out, err = run_into_full(lab, disk)
+    assert code == 0, err
+    complaints = re.findall(
+        r"trial (\d+) could not go on from here if it were killed: .*: No space left on device", out
+    )
+    assert complaints
+    assert len(set(complaints)) == len(complaints)
+    check_whole(lab, {})
+    assert not list(disk.rglob("*.part"))
