@@ -354,6 +354,10 @@ class ExecutorConfig(_Section):
         1, description="trials trained at once, each by a process of its own: 1 to 64, or auto, which measures"
     )
 
+    gpus_per_trial: int = Field(
+        1, ge=1, le=MOST_WORKERS, description="GPUs that train each trial together; on a CPU, processes"
+    )
+
     @field_validator("trials_per_device", mode="before")
     @classmethod
     def _is_a_count(cls, value: Any) -> Any:
@@ -653,6 +657,16 @@ class StudyConfig(_Section):
             raise _problems(
                 f"executor.trials_per_device: {self.executor.trials_per_device!r} needs a store that processes can "
                 f"share; store.url: {self.store.url!r} is in the memory of one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_gpus_of_its_own(self) -> "StudyConfig":
+        executor = self.executor
+        if executor.gpus_per_trial > 1 and executor.trials_per_device != 1:
+            raise _problems(
+                f"executor.gpus_per_trial: {executor.gpus_per_trial} GPUs a trial and executor.trials_per_device: "
+                f"{executor.trials_per_device!r} trials a GPU do not go together; leave one of them at 1"
             )
         return self
 
