@@ -207,7 +207,7 @@ class Team:
         for follower in self._followers:
             follower.kill()
         for follower in self._followers:
-            follower.has_ended.wait()
+            follower.has_ended.wait(_REASON_SECONDS)
         if self._followers:
             leave()
         self._followers = []

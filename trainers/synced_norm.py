@@ -90,8 +90,8 @@ def _normalise(norm: _BatchNorm, x: Tensor, ranks: Ranks) -> Tensor:
 class _Synced(torch.autograd.Function):
     """Normalisation by the mean and variance of all ranks' images, for CPUs, on which torch has none.
 
-    As Ioffe and Szegedy, Batch Normalization, ICML 2015; in float32. Gradients of weight and bias are those of this
-    rank's images, since all gradients are added up afterwards.
+    As Ioffe and Szegedy, Batch Normalization, ICML 2015; in float64, as torch's own adds up on CPUs. Gradients of weight
+    and bias are those of this rank's images, since all gradients are added up afterwards.
     """
 
     @staticmethod
@@ -107,7 +107,7 @@ class _Synced(torch.autograd.Function):
         ranks: Ranks,
     ) -> Tensor:
         over = [dim for dim in range(x.ndim) if dim != 1]
-        values = x.float()
+        values = x.double()
         own_var, own_mean = torch.var_mean(values, over, correction=0)
         own = torch.cat([own_mean, own_var, own_mean.new_tensor([values.numel() / values.shape[1]])])
         parts = ranks.gather(own[None], [1] * ranks.count)
@@ -123,7 +123,7 @@ class _Synced(torch.autograd.Function):
         shape = (1, -1, *[1] * (x.ndim - 2))
         scale = (var + eps).rsqrt()
         normal = (values - mean.view(shape)) * scale.view(shape)
-        ctx.save_for_backward(normal, scale, weight, total)
+        ctx.save_for_backward(normal.float(), scale, weight, total)
         ctx.ranks, ctx.has_bias, ctx.dtype = ranks, bias is not None, x.dtype
         out = normal if weight is None else normal * weight.view(shape)
         return (out if bias is None else out + bias.view(shape)).to(x.dtype)
@@ -134,7 +134,7 @@ class _Synced(torch.autograd.Function):
         normal, scale, weight, total = ctx.saved_tensors
         over = [dim for dim in range(normal.ndim) if dim != 1]
         shape = (1, -1, *[1] * (normal.ndim - 2))
-        grads = grads.float()
+        grads = grads.double()
         of_bias, of_weight = grads.sum(over), (grads * normal).sum(over)
         # Where nothing in front of it is trained, nobody asks for the rest, on any rank.
         of_x = None
@@ -145,4 +145,5 @@ class _Synced(torch.autograd.Function):
             of_x = grads - means[0].view(shape) - normal * means[1].view(shape)
             of_x = (of_x * (scale if weight is None else scale * weight).view(shape)).to(ctx.dtype)
         rest = (None, None, None, None, None)
-        return of_x, None if weight is None else of_weight, of_bias if ctx.has_bias else None, *rest
+        of_bias = of_bias.float()
+        return of_x, None if weight is None else of_weight.float(), of_bias if ctx.has_bias else None, *rest
