@@ -90,8 +90,8 @@ def _normalise(norm: _BatchNorm, x: Tensor, ranks: Ranks) -> Tensor:
 class _Synced(torch.autograd.Function):
     """Normalisation by the mean and variance of all ranks' images, for CPUs, on which torch has none.
 
-    As Ioffe and Szegedy, Batch Normalization, ICML 2015; in float64, as torch's own adds up on CPUs. Gradients of weight
-    and bias are those of this rank's images, since all gradients are added up afterwards.
+    As Ioffe and Szegedy, Batch Normalization, ICML 2015; in float64, as torch's own adds up on CPUs. Gradients of
+    weight and bias are those of this rank's images, since all gradients are added up afterwards.
     """
 
     @staticmethod
