@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from search.outcome import ATTEMPT, REASON
 
 TWO = "executor.gpus_per_trial=2"
-PLAIN = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-2, "optimizer": "sgd"}
+PLAIN = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-2, "optimizer": "sgd", "batch_norm": "frozen_stats"}
 
 
 def others_of(process) -> list[psutil.Process]:
