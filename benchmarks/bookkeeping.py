@@ -40,6 +40,7 @@ from search.outcome import DEPTH, FINGERPRINT, OWNER, RUN_ID, STRATEGY
 from search.recovery import open_storage, owner
 from search.samplers import make_pruner, make_sampler
 from search.sqlite import write_ahead
+from search.team import Team
 from search.tracking import PARENT_TAG, Tracker
 from search.trial import Bench, refresh, run_trial
 from search.working import claim
@@ -137,7 +138,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
-    with tempfile.TemporaryDirectory(prefix="unfreeze-bookkeeping-") as folder, patch("search.trial.Trainer", Waiting):
+    with tempfile.TemporaryDirectory(prefix="unfreeze-bookkeeping-") as folder, patch("search.team.Trainer", Waiting):
         result = {
             "epochs": options.epochs,
             "epoch_ms": options.epoch_ms,
@@ -232,7 +233,8 @@ def our_side(config: StudyConfig, stores: Path, source: ModelSource, data: Any, 
     spaces, sources = {source.name: config.space()}, {source.name: source}
     tags = {"unfreeze.study": STUDY, "unfreeze.device": device.description}
     lock = FileLock(stores / "claim.lock")
-    bench = Bench(config, spaces, sources, data, device, study, tracker, parent, tags, Quiet(), None, None, None, lock)
+    shared = (None, None, None, lock, Team(config, device))
+    bench = Bench(config, spaces, sources, data, device, study, tracker, parent, tags, Quiet(), *shared)
     ledger = Ledger(study)
 
     def run() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from search.config import MOST_RAY_WORKERS, ExecutorConfig, StudyConfig
-from search.executors import Share
+from search.executors import Share, for_worker
 from search.processes import LocalProcess, WorkerProcess
 from strategies import ConfigError
 
@@ -179,7 +179,7 @@ class RayExecutor:
         """The study's, as if the worker were alone on what it is shown."""
         # Without a GPU of its own it would take one that Ray gives to others.
         device = "cpu" if config.device == "auto" and not self._fit.gpus else config.device
-        return config.model_copy(update={"device": device, "executor": ExecutorConfig(name="inline")})
+        return config.model_copy(update={"device": device, "executor": for_worker(config.executor)})
 
     def share(self, place: int, beside: int) -> Share:
         """The same for each, wherever it is; Ray counts cores, and does not say which."""
@@ -260,7 +260,8 @@ def _probe(address: str) -> None:
 def fit(config: StudyConfig, nodes: Sequence[Mapping[str, float]]) -> Fit:
     """What each worker of a study is to have, and how many there are to be.
 
-    Without a word about either, a worker has a GPU and its share of the node's CPUs, or where there is none a node.
+    Without a word about either, a worker has a GPU, or as many as train a trial, and its share of the node's CPUs, or
+    where there is none a node.
 
     Args:
         config: The study's.
@@ -271,7 +272,8 @@ def fit(config: StudyConfig, nodes: Sequence[Mapping[str, float]]) -> Fit:
     """
     asked, gpus = config.executor, config.executor.gpus
     if gpus is None:
-        gpus = 1.0 if config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+        whole = float(asked.gpus_per_trial)
+        gpus = whole if config.device != "cpu" and any(node.get("GPU", 0) >= whole for node in nodes) else 0.0
     needs = {name: amount for name, amount in {"GPU": gpus, **asked.resources}.items() if amount > 0}
     most = math.inf if config.threads or needs else 1
     # CPUs of each node that has anything to give, and for how many workers the rest would do.

@@ -393,6 +393,10 @@ class ExecutorConfig(_Section):
         "pack", description="fill one node after the other with workers, or spread them over nodes (ray)"
     )
 
+    gpus_per_trial: int = Field(
+        1, ge=1, le=MOST_WORKERS, description="GPUs that train each trial together; on a CPU, processes"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _name_follows(cls, values: Any) -> Any:
@@ -784,8 +788,23 @@ class StudyConfig(_Section):
             raise _problems(
                 f"device: {device!r} cannot be had of executor.name: ray, which chooses itself; say cuda or cpu"
             )
+        if executor.gpus is not None and executor.gpus_per_trial > 1:
+            raise _problems(
+                f"executor.gpus: {executor.gpus:g} and executor.gpus_per_trial: {executor.gpus_per_trial} do not go "
+                "together; leave one of both out"
+            )
         if executor.gpus and device == "cpu":
             raise _problems(f"executor.gpus: {executor.gpus:g} would not be used by device: cpu; leave one of both out")
+        return self
+
+    @model_validator(mode="after")
+    def _has_gpus_of_its_own(self) -> "StudyConfig":
+        executor = self.executor
+        if executor.gpus_per_trial > 1 and executor.trials_per_device != 1:
+            raise _problems(
+                f"executor.gpus_per_trial: {executor.gpus_per_trial} GPUs a trial and executor.trials_per_device: "
+                f"{executor.trials_per_device!r} trials a GPU do not go together; leave one of them at 1"
+            )
         return self
 
     @model_validator(mode="after")

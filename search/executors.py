@@ -43,10 +43,10 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Workers of this machine, each with a device and a share of the CPU cores.
+    """Workers of this machine, each with a device, or the GPUs of one trial, and a share of the CPU cores.
 
     Args:
-        gpus: What ``CUDA_VISIBLE_DEVICES`` is for workers of each GPU; empty where they train on another device.
+        gpus: What ``CUDA_VISIBLE_DEVICES`` is for workers of each; empty where they train on another device.
         device: That workers are to choose.
         threads: Of all workers together.
     """
@@ -62,11 +62,13 @@ class LocalExecutor:
     @property
     def description(self) -> str:
         """Such as ``" on 2 GPUs"``."""
-        return f" on {len(self._gpus)} GPUs" if len(self._gpus) > 1 else ""
+        each = self._gpus[0].count(",") + 1 if self._gpus else 1
+        together = f", {each} of them a trial" if each > 1 else ""
+        return f" on {each * len(self._gpus)} GPUs{together}" if len(self._gpus) > 1 else ""
 
     def config_for_worker(self, config: StudyConfig) -> StudyConfig:
         """The study's, for the device that the worker is shown."""
-        return config.model_copy(update={"device": self._device, "executor": ExecutorConfig(name="inline")})
+        return config.model_copy(update={"device": self._device, "executor": for_worker(config.executor)})
 
     def share(self, place: int, beside: int) -> Share:
         """Threads and cores divided by the number of workers; where these are more than the cores, any cores."""
@@ -80,6 +82,11 @@ class LocalExecutor:
         # By variable, not by index: libraries like to open a context on the first GPU that they see.
         gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[place % len(self._gpus)]} if self._gpus else {}
         return LocalProcess({"OMP_NUM_THREADS": str(share.threads), **gpu})
+
+
+def for_worker(executor: ExecutorConfig) -> ExecutorConfig:
+    """What a worker is told of the executor's keys: it trains by itself, with as many GPUs a trial."""
+    return ExecutorConfig(name="inline", gpus_per_trial=executor.gpus_per_trial)
 
 
 @contextmanager
@@ -101,7 +108,8 @@ def executor_of(config: StudyConfig) -> Iterator[Executor | None]:
 
 def _local(config: StudyConfig) -> LocalExecutor | None:
     indices = _gpus_of(config)
-    several = len(indices) > 1 and not config.is_in_memory
+    together = config.executor.gpus_per_trial
+    several = len(indices) >= 2 * together and not config.is_in_memory
     if config.executor.name == "inline" or (config.executor.name == "auto" and not several):
         return None
     if indices and indices[0] != 0:
@@ -109,7 +117,9 @@ def _local(config: StudyConfig) -> LocalExecutor | None:
         torch.cuda.set_device(indices[0])
     # Of GPUs that were chosen by this variable before, torch counts those alone.
     shown = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")))
-    gpus = tuple(shown[index] if shown else str(index) for index in indices)
+    names = [shown[index] if shown else str(index) for index in indices]
+    # As many as divide; too few for one trial are refused where the study is made ready.
+    gpus = tuple(",".join(names[at : at + together]) for at in range(0, len(names) - together + 1, together))
     return LocalExecutor(gpus, "cuda" if gpus else config.device, config.threads or torch.get_num_threads())
 
 

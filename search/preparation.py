@@ -17,6 +17,7 @@ from search.locks import lock_of, taking_turns
 from search.recovery import open_storage
 from search.samplers import make_pruner
 from search.teacher import load_teacher
+from search.team import Team
 from search.tracking import Tracker, absolute_sqlite, fetch_uri, git_commit
 from search.trial import Bench, Watcher, model_tags
 from search.urls import without_password
@@ -107,6 +108,7 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
     """
     found = gather(config, terminal)
     data, sources, device, teacher = found.data, found.sources, found.device, found.teacher
+    team = Team(config, device)
     assert config.name is not None, "composition names every study"
     space = config.space()
     left_out = {name: unusable_fields(space, s, config.task, teacher is not None) for name, s in sources.items()}
@@ -157,7 +159,7 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
 
         space = _centred(space, study, make_trainer, terminal)
     spaces = {name: without(space, fields) for name, fields in left_out.items()}
-    shared = (teacher, found.reuse, found.compiler, lock_of(config, "claim"))
+    shared = (teacher, found.reuse, found.compiler, lock_of(config, "claim"), team)
     return Bench(config, spaces, sources, data, device, study, tracker, parent, run_tags, terminal, *shared)
 
 

@@ -96,39 +96,34 @@ def rerun(run_id: str, overrides: Sequence[str], tolerance: float) -> int:
         config = compose_study([f"study={file}", *overrides])
 
     # Only here: they take seconds to import.
-    from search.pausing import short_epochs
     from search.preparation import gather
+    from search.team import Team, make_trainer
     from search.terminal import Terminal
+    from search.trial import Sampled
     from strategies import Strategy
-    from trainers import Trainer
 
     with Terminal(config.metric) as terminal:
         found = gather(config, terminal)
         strategy = Strategy.from_yaml(logged.strategy)
-        trainer = Trainer(
-            found.sources[logged.model],
-            found.data,
-            strategy,
-            logged.seed,
-            found.device,
-            found.teacher,
-            found.reuse,
-            config.pruner.reports_per_epoch,
-            short_epochs(config.pruner, strategy.epochs),
-            found.compiler,
-        )
-        worst = 0.0
-        terminal.say(f"{'step':>5}  {'metric':<24}  {'logged':>14}  {'now':>14}  difference")
-        for result in trainer:
-            before = logged.metrics.get(result.step)
-            if before is None:
-                # It was pruned, or went on elsewhere, after the step before.
-                break
-            for name in sorted(before.keys() & result.metrics.keys()):
-                gap = difference(before[name], result.metrics[name])
-                worst = max(worst, gap)
-                values = f"{before[name]:>14.8g}  {result.metrics[name]:>14.8g}"
-                terminal.say(f"{result.step:>5}  {name:<24}  {values}  {'none' if gap == 0 else f'{gap:.1e}'}")
+        team = Team(config, found.device)
+        sampled = Sampled(found.sources[logged.model], strategy, logged.seed, "")
+        try:
+            with team.training(sampled) as ranks:
+                trainer = make_trainer(config, found, sampled.source, strategy, logged.seed, ranks=ranks)
+                worst = 0.0
+                terminal.say(f"{'step':>5}  {'metric':<24}  {'logged':>14}  {'now':>14}  difference")
+                for result in team.epochs(trainer):
+                    before = logged.metrics.get(result.step)
+                    if before is None:
+                        # It was pruned, or went on elsewhere, after the step before.
+                        break
+                    for name in sorted(before.keys() & result.metrics.keys()):
+                        gap = difference(before[name], result.metrics[name])
+                        worst = max(worst, gap)
+                        values = f"{before[name]:>14.8g}  {result.metrics[name]:>14.8g}"
+                        terminal.say(f"{result.step:>5}  {name:<24}  {values}  {'none' if gap == 0 else f'{gap:.1e}'}")
+        finally:
+            team.close()
         agrees = worst <= tolerance
         what = "exactly" if worst == 0 else f"to {worst:.1e}"
         terminal.say(

@@ -37,8 +37,9 @@ from search.outcome import (
     score_of,
 )
 from search.pausing import RUNGS, pause, seed_before, short_epochs
-from search.recovery import Heartbeat, interrupt, owner
+from search.recovery import Heartbeat, attempt_of, interrupt, owner, requeue
 from search.stopping import stop_if_asked
+from search.team import RankLostError, Team, make_trainer
 from search.time_limit import time_limit
 from search.tracking import Tracker
 from strategies import Plan, Space, Strategy, TrialError, UnfreezeError, sample
@@ -101,6 +102,7 @@ class Bench:
     reuse: Reuse | None
     compiler: Compiler | None
     lock: Lock
+    team: Team
 
     @property
     def lower_is_better(self) -> bool:
@@ -348,6 +350,11 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
         return Ended("complete", record.values)
     except PrunedError as end:
         return Ended("pruned", reason=str(end))
+    except RankLostError as lost:
+        earlier = int(asked.trial.user_attrs.get(ATTEMPT, 0))
+        if earlier < bench.config.retries:
+            return Ended("killed", reason=str(lost))
+        return Ended("failed", reason=f"{lost}, at attempt {earlier + 1} of {earlier + 1}")
     except Exception as error:
         bench.tracker.log_text(asked.run, "traceback.txt", traceback.format_exc())
         ended = Ended("failed", reason=_reason(error))
@@ -401,24 +408,36 @@ def train(bench: Bench, asked: Asked, sampled: Sampled | Exception) -> Record:
     """Train a trial by itself to its end, or until it is pruned; raise why if it could not be sampled."""
     if isinstance(sampled, Exception):
         raise sampled
-    trainer = Trainer(
-        sampled.source,
-        bench.data,
-        sampled.strategy,
-        sampled.seed,
-        bench.device,
-        bench.teacher,
-        bench.reuse,
-        bench.config.pruner.reports_per_epoch,
-        short_epochs(bench.config.pruner, sampled.strategy.epochs),
-        bench.compiler,
-    )
+    most, parts = sampled.strategy.batch_size // (2 * bench.team.count), 1
+    while True:
+        try:
+            return _train(bench, asked, sampled, parts)
+        except (RuntimeError, MemoryError) as error:
+            # A rank alone cannot begin a step again in which others wait for it, so that all begin anew.
+            is_first = bench.team.count > 1 and not bench.team.has_result
+            if not is_first or not is_out_of_memory(error) or 2 * parts > most:
+                raise
+        free_memory()
+        parts *= 2
+
+
+def _train(bench: Bench, asked: Asked, sampled: Sampled, micro_batches: int) -> Record:
+    with bench.team.training(sampled, micro_batches) as ranks:
+        trainer = make_trainer(
+            bench.config, bench, sampled.source, sampled.strategy, sampled.seed, micro_batches, ranks
+        )
+        return _follow(bench, asked, sampled, trainer)
+
+
+def _follow(bench: Bench, asked: Asked, sampled: Sampled, trainer: Trainer) -> Record:
+    """Report, log and keep what a trainer gives, until its end or until the trial is pruned."""
     log_plan(bench, asked, sampled.strategy, trainer.plan, trainer.reused.reason)
     record = Record(bench, asked, trainer.strategy.epochs, count_trained(trainer.model, trainer.plan))
     try:
         go_on(bench, asked, sampled, trainer, record)
+        bench.team.pass_on(trainer)
         snapshots = Snapshots(bench, asked, sampled, trainer, record)
-        for result in trainer:
+        for result in bench.team.epochs(trainer):
             if bench.compiler is not None:
                 # Known once it was tried, and before the trial may be pruned.
                 bench.tracker.log(asked.run, tags={"unfreeze.compile": trainer.forward.reason})
@@ -510,8 +529,13 @@ def tell(bench: Bench, ledger: Ledger, asked: Asked, ending: Ended, alongside: C
         _leave_to_others(bench, ledger, asked, told)
         return told
     bench.tracker.end(run, ending.outcome)
-    drop_snapshots(bench, told)
+    if ending.outcome != "killed":
+        drop_snapshots(bench, told)
     _drop_beaten(bench, ledger, told, alongside)
+    if ending.outcome == "killed":
+        with bench.lock:
+            requeue(bench.study, told, attempt_of(told) + 1)
+        bench.watcher.say(f"trial {told.number} is tried again: {ending.reason}")
     bench.watcher.trial_ended(told, score_of(ledger.ranked[0]) if ledger.ranked else None)
     return told
 

@@ -69,7 +69,7 @@ def _run_on(cores: Sequence[int]) -> None:
             os.sched_setaffinity(int(thread.name), cores)
 
 
-def _lines(file: int) -> Iterator[str]:
+def lines_of(file: int) -> Iterator[str]:
     """Lines of an open file as they come.
 
     Read without Python's buffers: a thread that waits in one of those keeps the interpreter from ending.
@@ -81,7 +81,7 @@ def _lines(file: int) -> Iterator[str]:
             yield line.decode()
 
 
-def _take_stdout() -> TextIO:
+def take_stdout() -> TextIO:
     """What was the standard output; whatever else is printed from here on goes to standard error."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -134,8 +134,8 @@ def _set_up_logging(level: int) -> None:
 def main() -> int:
     """Work until the budget ends; the exit code is 0, or 143 after a signal."""
     began = time.monotonic()
-    output = _take_stdout()
-    lines = _lines(sys.stdin.fileno())
+    output = take_stdout()
+    lines = lines_of(sys.stdin.fileno())
     orders = Orders.model_validate_json(next(lines))
     _set_up_logging(orders.log_level)
     if orders.cores:

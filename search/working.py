@@ -33,7 +33,10 @@ def work(bench: Bench, ledger: Ledger, go_on: Callable[[], bool], note: Callable
         go_on: Is asked before each trial.
         note: Is told once when this waits for others.
     """
-    drop_paused(bench, ledger, is_over=_work(bench, ledger, go_on, note))
+    try:
+        drop_paused(bench, ledger, is_over=_work(bench, ledger, go_on, note))
+    finally:
+        bench.team.close()
 
 
 def _work(bench: Bench, ledger: Ledger, go_on: Callable[[], bool], note: Callable[[str], None]) -> bool:

@@ -35,6 +35,7 @@ from .plan import make_plan as make_plan
 from .plan import rescale as rescale
 from .plan import set_train_mode as set_train_mode
 from .plan import trained_blocks as trained_blocks
+from .region_losses import PIXEL_LOSSES as PIXEL_LOSSES
 from .relative_gradients import RelativeGradients as RelativeGradients
 from .resizing import resize as resize
 from .resizing import shown_size as shown_size
@@ -51,6 +52,8 @@ from .space import parse_space as parse_space
 from .space import project as project
 from .space import sample as sample
 from .space import without as without
+from .stochastic_norm import StochNorm2d as StochNorm2d
+from .stochastic_norm import StochNormAct2d as StochNormAct2d
 from .stochastic_norm import use_stochastic_norm as use_stochastic_norm
 from .strategy import CHOICES as CHOICES
 from .strategy import IGNORED as IGNORED

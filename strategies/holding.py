@@ -1,5 +1,6 @@
 """The penalties of a strategy together: what holds a model near its start while it is trained."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,19 @@ class Holding:
         """Whether the strategy has any penalty."""
         return any(weight > 0 for weight in (strategy.l2_sp, strategy.delta, strategy.bss, strategy.co_tuning))
 
-    def penalty(self, images: Tensor | None, targets: Tensor) -> Tensor:
+    def penalty(
+        self,
+        images: Tensor | None,
+        targets: Tensor,
+        everyones: Callable[[Tensor], Tensor] = lambda features: features,
+    ) -> Tensor:
         """The sum on the model's latest training forward pass, as a scalar.
 
         Args:
             images: (N, C, H, W) float, what the model was given; used by DELTA alone.
             targets: (N,) int64, or (N, T) float shares of the classes; used by Co-Tuning alone.
+            everyones: Makes features (N, D) those of a whole batch, where this is a part of it; used by BSS alone,
+                which is no mean over images.
         """
         strategy = self._strategy
         total = torch.zeros((), device=targets.device)
@@ -76,7 +84,7 @@ class Holding:
             return total
         features = self._features.take()
         if strategy.bss > 0:
-            total = total + strategy.bss * bss(features)
+            total = total + strategy.bss * bss(everyones(features))
         if strategy.co_tuning > 0:
             assert self._source is not None
             logits = F.linear(features.float(), self._source.weight, self._source.bias)

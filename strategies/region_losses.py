@@ -116,5 +116,8 @@ _LOSSES: dict[str, Loss] = {
     "cross_entropy+lovasz": _sum(cross_entropy, lovasz),
 }
 
+#: Those that are a mean over pixels, so that a batch's can be added up from its parts.
+PIXEL_LOSSES = frozenset({"cross_entropy", "focal"})
+
 #: By name, for targets (N, H, W) of any integer type.
 REGION_LOSSES: dict[str, Loss] = {name: _of_bytes(loss) for name, loss in _LOSSES.items()}

@@ -15,6 +15,8 @@ class StochNorm2d(nn.BatchNorm2d):
     """
 
     p: float
+    #: The branch that normalises by the batch.
+    by_batch = nn.BatchNorm2d.forward
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input``, (N, C, H, W) float, to the same shape."""
@@ -26,6 +28,7 @@ class StochNormAct2d(BatchNormAct2d):
     """Timm's BatchNorm2d with an activation behind it, changed as :class:`StochNorm2d` is."""
 
     p: float
+    by_batch = nn.BatchNorm2d.forward
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, (N, C, H, W) float, drop and activate, to the same shape."""
@@ -68,12 +71,12 @@ def use_stochastic_norm(model: nn.Module, p: float) -> int:
     return turned
 
 
-def _normalise(norm: nn.BatchNorm2d, x: Tensor, p: float) -> Tensor:
+def _normalise(norm: StochNorm2d | StochNormAct2d, x: Tensor, p: float) -> Tensor:
     if not norm.training or norm.running_mean is None or norm.running_var is None or p == 0:
-        return nn.BatchNorm2d.forward(norm, x)
+        return norm.by_batch(x)
     # Copies, because the other branch updates the buffers in place and this one's backward pass reads them.
     mean, var = norm.running_mean.clone(), norm.running_var.clone()
     by_moving = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps)
-    by_batch = nn.BatchNorm2d.forward(norm, x)
+    by_batch = norm.by_batch(x)
     moving = torch.rand(norm.num_features, device=x.device) < p
     return torch.where(moving[:, None, None], by_moving, by_batch)

@@ -33,6 +33,11 @@ from .probes import has_linear_head as has_linear_head
 from .probes import is_batchable as is_batchable
 from .probes import probe_groups as probe_groups
 from .probes import stored_features as stored_features
+from .ranks import ALONE as ALONE
+from .ranks import Ranks as Ranks
+from .ranks import break_off as break_off
+from .ranks import join as join
+from .ranks import leave as leave
 from .soups import State as State
 from .soups import check_alike as check_alike
 from .soups import greedy_soup as greedy_soup

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -37,10 +37,13 @@ class Fitting:
 
     Args:
         most: Parts that are tried at most.
+        agree: Tells whether memory was short here, and is told whether it was anywhere: of several processes that do it
+            together all go on in as many parts.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, agree: Callable[[bool], bool] = lambda short: short) -> None:
         self._most = most
+        self._agree = agree
         #: How many it takes, as far as is known.
         self.parts = 1
 
@@ -51,11 +54,23 @@ class Fitting:
             attempt: May be broken off anywhere and begun again.
         """
         while True:
+            found: T | None = None
             try:
-                return attempt(self.parts)
+                found = attempt(self.parts)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or 2 * self.parts > self._most:
+                if not is_out_of_memory(error):
                     raise
+                if 2 * self.parts > self._most:
+                    # The others need not wait.
+                    self._agree(True)
+                    raise
+                short = True
+            else:
+                short = False
+            if not self._agree(short):
+                return cast(T, found)
+            if 2 * self.parts > self._most:
+                raise MemoryError("another process has no memory left")
             # Not before: the error holds what was computed until then.
             free_memory()
             self.parts *= 2

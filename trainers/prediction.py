@@ -51,6 +51,7 @@ def predict(
     known: Known | None = None,
     forward: Forward = EAGER,
     parts: int = 1,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What the task's metrics are made of for a split, both on the CPU, in its order.
 
@@ -65,6 +66,7 @@ def predict(
         known: What the frozen part of the model gives for the split's images, if that is known.
         forward: Calls the model.
         parts: Of a batch that would not fit into memory.
+        places: (M,) int64, of the images in the split, more than none; None for all of them.
 
     Returns:
         Logits (N, C) float32 and class indices (N,) int64; for multilabel logits and targets (N, C) float32; for
@@ -73,11 +75,12 @@ def predict(
     """
     model.eval()
     found = []
+    places = torch.arange(len(split)) if places is None else places
     with device.autocast():
-        for outputs, targets in _answered(model, split, strategy, normalise, device, known, forward, parts):
+        for outputs, targets in _answered(model, split, strategy, normalise, device, known, forward, parts, places):
             found.append(outputs.float() if task.dense is None else task.dense.rows(model, outputs, targets))
     rows = torch.cat(found)
-    return (rows if scale is None else scale.restore(rows)).cpu(), split.targets.cpu()
+    return (rows if scale is None else scale.restore(rows)).cpu(), split.targets[places].cpu()
 
 
 def _answered(
@@ -89,16 +92,17 @@ def _answered(
     known: Known | None,
     forward: Forward,
     parts: int,
+    places: Tensor,
 ) -> Iterator[tuple[Any, Tensor]]:
-    """Outputs and targets of the split's batches, in its order."""
+    """Outputs and targets of the batches of images at some places of a split."""
     # Without gradients a batch takes a fraction of the memory of a training batch.
-    order, batch_size = torch.arange(len(split)), max(1, 4 * strategy.batch_size // parts)
+    batch_size = max(1, 4 * strategy.batch_size // parts)
     if known is None:
-        for images, targets in split.batches(order, batch_size, device.torch):
+        for images, targets in split.batches(places, batch_size, device.torch):
             yield _seen(model, images, strategy, normalise, forward), targets
         return
-    rows: Iterator[Rows] = known.rows.batches(order, batch_size, device.torch)
-    for batch, targets in zip(rows, torch.split(split.targets, batch_size), strict=True):
+    rows: Iterator[Rows] = known.rows.batches(places, batch_size, device.torch)
+    for batch, targets in zip(rows, torch.split(split.targets[places], batch_size), strict=True):
         yield forward(model, batch, known.cut), targets.to(device.torch)
 
 

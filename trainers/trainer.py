@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from strategies import (
     HEAD,
+    IGNORED,
     LOSSES,
+    PIXEL_LOSSES,
     TASK_LOSSES,
     ConfigError,
     Holding,
@@ -51,8 +53,10 @@ from trainers.models import ModelSource
 from trainers.pictures import shown_places
 from trainers.prediction import Known, normaliser, predict
 from trainers.range_test import RangeTest, range_test
+from trainers.ranks import ALONE, Ranks
 from trainers.rows import Rows
 from trainers.start import prepare_model, source_classes
+from trainers.synced_norm import has_synced_norms, sync_batch_norm
 from trainers.tasks import TASKS
 from trainers.teacher import Teacher
 
@@ -118,12 +122,33 @@ class _Begun:
     loss_sum: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a step is made of: the own images of this rank, all of them where there is one.
+
+    Args:
+        inputs: (B, C, H, W) float as the model takes them, or what its frozen part gives for them.
+        wanted: (B, ...), what is to be learnt of each.
+        taught: (B, num_classes) float, a teacher's answers; None without one.
+        everyones: (N, ...), what is to be learnt of each image of the whole batch.
+    """
+
+    inputs: Tensor | Rows
+    wanted: Tensor
+    taught: Tensor | None
+    everyones: Tensor
+
+
 class Trainer:
     """An iterator over a trial's epochs: each ``next()`` trains one epoch and yields its :class:`EpochResult`.
 
     It may be dropped between two results, and saved and taken up again there by :meth:`state_dict` and
     :meth:`load_state_dict` with the same results as without the break. Epochs may be divided, to see sooner how a long
     one goes: that changes nothing in the training.
+
+    Several processes may train together, each with a trainer of its own made alike but for its device and rank: in each
+    ``next()`` they see their parts of every batch and of the validation images, and all come to the same weights and
+    results. Nothing else waits for the others. A TrialError is raised on all ranks alike.
 
     Args:
         source: Builds the model.
@@ -136,9 +161,12 @@ class Trainer:
         parts: Results an epoch, spread evenly over its updates; one that would bring no new update is left out.
         short: Epochs at the beginning that see only a share of the images, drawn anew in each.
         compiler: Compiles the forward passes, whose backward passes follow; None leaves them as they are.
+        ranks: The processes that train together.
+        micro_batches: In how many parts a batch is seen to begin with.
 
     Raises:
-        ConfigError: The strategy cannot be applied to this model, or its loss not to this task.
+        ConfigError: The strategy cannot be applied to this model, or its loss not to this task; or there are fewer
+            images in a batch than ranks.
         TrialError: From ``next()``: the loss is no longer finite, or the strategy was not applied as planned.
     """
 
@@ -154,6 +182,8 @@ class Trainer:
         parts: int = 1,
         short: ShortEpochs | None = None,
         compiler: Compiler | None = None,
+        ranks: Ranks = ALONE,
+        micro_batches: int = 1,
     ) -> None:
         # What has no effect must have none, whoever made the strategy.
         strategy = strategy.canonical(source.num_blocks)
@@ -161,6 +191,7 @@ class Trainer:
         self.device = device
         self.epoch = 0
         self._seed = seed
+        self._ranks = ranks
         self._begun: _Begun | None = None
         self._parts = parts
         self._short = short or ShortEpochs(0, 1.0)
@@ -187,8 +218,16 @@ class Trainer:
         # The last, smaller batch is dropped: BatchNorm cannot train on a single image.
         self._updates_per_epoch = max(1, len(data.train) // strategy.batch_size)
         self.optimizer = make_optimizer(self.model, self.plan, strategy)
+        own = min(strategy.batch_size, len(data.train)) // ranks.count
+        if own == 0:
+            raise ConfigError(
+                f"executor.gpus_per_trial: a batch of {min(strategy.batch_size, len(data.train))} images cannot be "
+                f"divided among {ranks.count} processes"
+            )
         # BatchNorm needs two images.
-        self._fitting, self._validation_fitting = Fitting(strategy.batch_size // 2), Fitting(4 * strategy.batch_size)
+        self._fitting = Fitting(own // 2, self._is_short_anywhere)
+        self._fitting.parts = micro_batches
+        self._validation_fitting = Fitting(4 * strategy.batch_size, self._is_short_anywhere)
         self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = make_scheduler(self.optimizer, strategy, self._updates_per_epoch)
         self._sam = Sam(self.optimizer, strategy.sam_rho) if strategy.sam_rho > 0 else None
@@ -198,6 +237,8 @@ class Trainer:
         if Holding.is_asked_for(strategy):
             classes = source_classes(source, data, seed, device) if strategy.co_tuning > 0 else None
             self._holding = Holding(self.model, self.plan, strategy, classes)
+        never_train = {name for name, first in self.plan.awake.items() if first is None}
+        sync_batch_norm(self.model, ranks, never_train)
 
     def __iter__(self) -> Iterator[EpochResult]:
         return self
@@ -223,7 +264,7 @@ class Trainer:
         scale = self.strategy.head_lr_scale
         lr = next(group["lr"] / scale for group in self.optimizer.param_groups if group["lr_scale"] == scale)
         metrics = {"train_loss": train_loss, "lr": lr}
-        scores = self._task.scores(*self.predict(self._data.val))
+        scores = self._task.scores(*self._predict_together(self._data.val))
         metrics |= {f"val_{name}": value for name, value in scores.items()}
         result = EpochResult(step, metrics, time.perf_counter() - start, self._parts)
         watched = self._task.watched
@@ -255,6 +296,9 @@ class Trainer:
         if begun.updates > 0:
             # Validation has put everything into eval mode.
             set_train_mode(self.model, self.plan, self.epoch)
+        if self._ranks.rank > 0:
+            # Images of two ranks must not be dropped from alike; drawn from the step, there is nothing to save for it.
+            torch.manual_seed(hash((self._seed, self._ranks.rank, self.epoch, begun.updates)))
         for i in range(begun.updates, updates * part // self._parts):
             batch = next(begun.batches)
             # The schedule goes by how much of an epoch is done, however few updates it has.
@@ -272,12 +316,12 @@ class Trainer:
 
     def _update(self, batch: Tensor | Rows, targets: Tensor, places: Tensor) -> Tensor:
         """One step on a batch; returns the loss before it, which is not waited for."""
-        inputs, wanted, taught = self._shown(batch, targets, places)
-        loss = self._gradients(inputs, wanted, taught)
+        shown = self._shown(batch, targets, places)
+        loss = self._gradients(shown)
         if self._sam is not None:
             self._sam.climb()
             with fixed_batch_stats(self.model):
-                self._gradients(inputs, wanted, taught)
+                self._gradients(shown)
         if self.strategy.clip_grad > 0:
             nn.utils.clip_grad_norm_(self._trained, self.strategy.clip_grad)
         (self._sam or self.optimizer).step()
@@ -285,23 +329,60 @@ class Trainer:
             self._average.update(ema_weight(self._average.updates, self.strategy.ema))
         return loss
 
-    def _gradients(self, inputs: Tensor | Rows, wanted: Tensor, taught: Tensor | None) -> Tensor:
-        """Compute the gradients of a batch, in parts where it does not fit into memory, and return its loss."""
+    def _gradients(self, shown: _Shown) -> Tensor:
+        """Compute the gradients of a whole batch, in parts where it does not fit into memory, and return its loss."""
 
         def attempt(parts: int) -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
-            if parts == 1:
-                loss = self._loss_on(inputs, wanted, taught)
+            if parts == 1 and self._ranks.is_alone:
+                loss = self._loss_on(shown.inputs, shown.wanted, shown.taught)
                 loss.backward()  # type: ignore[no-untyped-call]
                 return loss.detach()
             total = torch.zeros((), device=self.device.torch)
-            for some, their_wanted, their_taught in in_parts(inputs, wanted, taught, parts):
-                loss = self._loss_on(some, their_wanted, their_taught) * (len(their_wanted) / len(wanted))
+            sizes = [torch.arange(size).tensor_split(parts) for size in self._ranks.sizes(len(shown.everyones))]
+            for k, part in enumerate(in_parts(shown.inputs, shown.wanted, shown.taught, parts)):
+                loss = self._loss_on(*part, [len(of_rank[k]) for of_rank in sizes])
+                loss = loss * self._weight(part[1], shown.everyones)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             return total
 
-        return self._fitting.do(attempt)
+        if self._ranks.is_alone:
+            return self._fitting.do(attempt)
+        with self._ranks.stepping():
+            # What waits for other ranks on its way cannot be begun again by one of them.
+            loss = attempt(self._fitting.parts) if self._is_in_step() else self._fitting.do(attempt)
+        trained = [p for p in self._trained if p.requires_grad]
+        # Of a branch that none of its images takes, a rank has no gradient.
+        for p, has in zip(trained, self._ranks.any([p.grad is not None for p in trained]), strict=True):
+            if has and p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self._ranks.add_up([loss, *(p.grad for p in trained if p.grad is not None)])
+        return loss
+
+    def _weight(self, wanted: Tensor, everyones: Tensor) -> float | Tensor:
+        """What the loss of some images counts in that of their batch, which is a mean over images, or over pixels."""
+        if self._data.task == "segmentation" and self.strategy.loss in PIXEL_LOSSES:
+            return (wanted != IGNORED).sum() / (everyones != IGNORED).sum().clamp_min(1)
+        return len(wanted) / len(everyones)
+
+    def _is_in_step(self) -> bool:
+        """Whether ranks wait for each other within forward and backward passes."""
+        return self._gathers_outputs or self.strategy.bss > 0 or has_synced_norms(self.model)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether something is drawn for each batch that changes its images."""
+        s = self.strategy
+        return any((s.mixup, s.cutmix)) or (s.views == 0 and (s.augment, s.policy) != ("none", "none"))
+
+    @property
+    def _gathers_outputs(self) -> bool:
+        """Whether the loss is neither a mean over images nor over pixels, nor a detector's own."""
+        return self._data.task == "segmentation" and self.strategy.loss not in PIXEL_LOSSES
+
+    def _is_short_anywhere(self, short: bool) -> bool:
+        return self._ranks.any([short])[0]
 
     @property
     def micro_batches(self) -> int:
@@ -337,15 +418,18 @@ class Trainer:
         return order[: self._updates_in(self.epoch) * self.strategy.batch_size]
 
     def _training_batches(self, order: Tensor) -> Iterator[tuple[Tensor | Rows, Tensor, Tensor]]:
-        """Images (B, C, H, W) uint8, or what is known of them, targets, and places (B,) in the split, on the CPU."""
+        """Images (B, C, H, W) uint8, or what is known of them, targets, and places in the split, (N,) on the CPU.
+
+        Images are this rank's, targets and places those of all ranks.
+        """
         train, batch_size, device = self._data.train, self.strategy.batch_size, self.device.torch
         places = torch.split(order, batch_size)
-        if self._known is None:
-            return (
-                (*batch, part) for batch, part in zip(train.batches(order, batch_size, device), places, strict=True)
-            )
         targets = torch.split(train.targets[order].to(device), batch_size)
-        return zip(self._known.rows.batches(order, batch_size, device), targets, places, strict=True)
+        own = self._ranks.mine_of(order, batch_size)
+        if self._known is None:
+            images = (batch for batch, _ in train.batches(*own, device))
+            return zip(images, targets, places, strict=True)
+        return zip(self._known.rows.batches(*own, device), targets, places, strict=True)
 
     def _relative_gradients(self) -> dict[int, float]:
         """Factors on the learning rates of the blocks trained in this epoch, from a few batches."""
@@ -359,49 +443,68 @@ class Trainer:
         # Drawn by chance, but not from the order's generator: the epoch is the same as with other rates.
         rng = torch.Generator().manual_seed(self.epoch)
         order = torch.randperm(len(self._data.train), generator=rng)[: _RATED_BATCHES * self.strategy.batch_size]
+        left = len(order) % self.strategy.batch_size
+        if left < max(2, self._ranks.count) and left < len(order):
+            # A last single image, on which BatchNorm cannot train, or fewer than ranks.
+            order = order[: len(order) - left]
         with fixed_batch_stats(self.model):
             for batch, targets, places in self._training_batches(order):
-                if len(targets) == 1 < len(order):
-                    continue  # a last single image, on which BatchNorm cannot train
-                self.model.zero_grad(set_to_none=True)
-                inputs, wanted, taught = self._shown(batch, targets, places, as_they_are=True)
-                self._loss_on(inputs, wanted, taught).backward()  # type: ignore[no-untyped-call]
+                self._gradients(self._shown(batch, targets, places, as_they_are=True))
                 ratios.add()
         return dict(zip(names, ratios.factors(), strict=True))
 
-    def _shown(
-        self, batch: Tensor | Rows, targets: Tensor, places: Tensor, as_they_are: bool = False
-    ) -> tuple[Tensor | Rows, Tensor, Tensor | None]:
+    def _shown(self, batch: Tensor | Rows, targets: Tensor, places: Tensor, as_they_are: bool = False) -> _Shown:
         """What the model is given, what it is to learn of it, and the teacher's answers if there is a teacher.
 
         Images are varied and mixed as the strategy says, unless ``as_they_are``, which shows views where there are any;
-        what is known of the images is given on.
+        what is known of the images is given on. What is drawn for a batch is drawn for all of it, whoever sees which
+        part: so each rank varies and mixes the images of all.
         """
+        own = self._ranks.mine(len(targets))
         wanted = targets if self._scale is None else self._scale.standardise(targets)
         if not isinstance(batch, Tensor):
-            return batch, wanted, None
+            return _Shown(batch, wanted[own], None, wanted)
+        is_whole = not as_they_are and (self._ranks.is_alone or self._draws)
+        if is_whole:
+            batch = self._ranks.gather(batch, self._ranks.sizes(len(targets)))
+        else:
+            places = places[own]
         pixels = batch.float().div_(255)
         if self._view is not None:
             pixels = self._view.show(pixels, places)
-        elif not as_they_are and self._task.dense is not None:
+        elif is_whole and self._task.dense is not None:
             pixels, wanted = self._task.dense.vary(pixels, wanted, self.strategy, self._augment_rng)
-        elif not as_they_are:
+        elif is_whole:
             pixels = vary(pixels, self.strategy, self._augment_rng)
-        if not as_they_are:
+        if is_whole:
             pixels, wanted = mix_batch(pixels, wanted, len(self._data.classes), self.strategy, self._augment_rng)
+            pixels = pixels[own]
         pixels = resize(pixels, shown_size(batch.shape[-1], self.strategy, self.epoch))
-        return self._normalise(pixels), wanted, None if self._teacher is None else self._teacher.logits(pixels)
+        taught = None if self._teacher is None else self._teacher.logits(pixels)
+        return _Shown(self._normalise(pixels), wanted[own], taught, wanted)
 
-    def _loss_on(self, inputs: Tensor | Rows, wanted: Tensor, taught: Tensor | None) -> Tensor:
-        """The training loss with all that the strategy adds to it, from a new forward pass."""
+    def _loss_on(
+        self, inputs: Tensor | Rows, wanted: Tensor, taught: Tensor | None, sizes: Sequence[int] = ()
+    ) -> Tensor:
+        """The training loss with all that the strategy adds to it, from a new forward pass.
+
+        What is no mean over images is computed of the images of all ranks, which see ``sizes`` of them at once.
+        """
+
+        def everyones(outputs: Tensor) -> Tensor:
+            return self._ranks.gather_outputs(outputs, sizes)
+
         with self.device.autocast():
             outputs = self._forward(inputs)
-        loss = self._task_loss(outputs, wanted)
+        if self._gathers_outputs:
+            loss = self._task_loss(everyones(outputs), self._ranks.gather(wanted, sizes))
+        else:
+            loss = self._task_loss(outputs, wanted)
         if taught is not None:
             distance = distillation(outputs.float(), taught, self.strategy.distill_temperature)
             loss = loss.lerp(distance, self.strategy.distill_weight)
         if self._holding is not None:
-            loss = loss + self._holding.penalty(inputs if isinstance(inputs, Tensor) else None, wanted)
+            loss = loss + self._holding.penalty(inputs if isinstance(inputs, Tensor) else None, wanted, everyones)
         return loss
 
     def _task_loss(self, outputs: Any, wanted: Tensor) -> Tensor:
@@ -421,16 +524,30 @@ class Trainer:
         with self._average.swapped():
             set_train_mode(self.model, self.plan, self.epoch - 1)
             order = torch.arange(self._updates_per_epoch * self.strategy.batch_size) % len(self._data.train)
-            batches = self._data.train.batches(order, self.strategy.batch_size, self.device.torch)
+            own = self._ranks.mine_of(order, self.strategy.batch_size)
+            batches = self._data.train.batches(*own, self.device.torch)
             size = shown_size(self._data.preprocessing.image_size, self.strategy)
-            refit_batch_norm(self.model, (self._normalise(resize(x.float().div_(255), size)) for x, _ in batches))
+            with self._ranks.stepping():
+                refit_batch_norm(self.model, (self._normalise(resize(x.float().div_(255), size)) for x, _ in batches))
 
     def _as_scored(self) -> AbstractContextManager[None]:
         """A context in which the model has the weights that are scored and kept: their average, if there is one."""
         return self._average.swapped() if self._average is not None and self._average.updates else nullcontext()
 
     def predict(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Outputs and targets of a split; see :func:`trainers.prediction.predict`."""
+        """Outputs and targets of a split, by this process alone; see :func:`trainers.prediction.predict`."""
+        fitting = self._validation_fitting if self._ranks.is_alone else Fitting(4 * self.strategy.batch_size)
+        return self._predict(split, torch.arange(len(split)), fitting)
+
+    def _predict_together(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The same, each rank a part of the images."""
+        places = torch.arange(len(split))
+        if self._ranks.is_alone or len(split) < self._ranks.count:
+            return self._predict(split, places, self._validation_fitting)
+        rows, _ = self._predict(split, places[self._ranks.mine(len(split))], self._validation_fitting)
+        return self._ranks.gather(rows, self._ranks.sizes(len(split))), split.targets.cpu()
+
+    def _predict(self, split: Split, places: Tensor, fitting: Fitting) -> tuple[Tensor, Tensor]:
         known = self.reused.known.get("val") if split is self._data.val else None
 
         def attempt(parts: int) -> tuple[Tensor, Tensor]:
@@ -445,10 +562,11 @@ class Trainer:
                 known,
                 self.forward,
                 parts,
+                places,
             )
 
         with self._as_scored():
-            return self._validation_fitting.do(attempt)
+            return fitting.do(attempt)
 
     @torch.inference_mode()
     def look(self) -> Tensor | None:

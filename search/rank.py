@@ -1,0 +1,136 @@
+"""A process that trains trials beside another: ``python -m search.rank``, which :mod:`search.team` starts.
+
+Its environment has ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, as torchrun sets them. Its standard input is a JSON
+line, :class:`RankOrders`, and then one for each thing to do: ``train`` makes a trainer, ``state`` lets it go on from a
+state, ``epoch`` trains until its next result, ``end`` drops it. The end of the input, which comes when the process that
+started it is gone, ends it at once, with all that it has started. Its standard output is a JSON line once it is ready,
+and one that says why it failed, after which it ends: no rank goes on without the others.
+
+What is raised on all ranks alike, such as for a loss that is not finite, the process with rank 0 says; this one waits
+for the next trial then.
+"""
+
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from search.config import StudyConfig
+from search.worker import lines_of, take_stdout
+
+if TYPE_CHECKING:
+    from search.preparation import Materials
+    from trainers import Ranks, Trainer
+
+
+class RankOrders(BaseModel):
+    """What a rank is told at its beginning.
+
+    Args:
+        config: The study's, but that ``device`` and ``threads`` are those of this rank.
+        meeting: The file by which ranks find each other.
+        seconds: How long ranks wait for one another.
+    """
+
+    config: StudyConfig
+    meeting: Path
+    seconds: float
+
+
+def _follow(lines: Iterator[str], orders: "queue.SimpleQueue[str]") -> None:
+    """Take orders in until they end, which ends the process, whatever it waits for."""
+    for line in lines:
+        orders.put(line)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _train(first: RankOrders, orders: "queue.SimpleQueue[str]", say: Any) -> None:
+    # Only here: importing torch takes seconds, in which the process that started this one may go away.
+    from search.preparation import gather
+    from search.relay import Relay
+    from trainers import free_memory, join
+
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    found = gather(first.config, Relay(sys.stderr))
+    say(event="ready")
+    ranks = join(first.meeting, rank, count, found.device.torch, timedelta(seconds=first.seconds))
+    beside = _Beside(first.config, found, ranks)
+    while True:
+        order = json.loads(orders.get())
+        beside.do(order.pop("order"), order)
+        if beside.trainer is None:
+            free_memory()
+
+
+@dataclass(slots=True)
+class _Beside:
+    """One trial after another, as rank 0 has them."""
+
+    config: StudyConfig
+    found: "Materials"
+    ranks: "Ranks"
+    trainer: "Trainer | None" = None
+
+    def do(self, order: str, facts: dict[str, Any]) -> None:
+        """Do what rank 0 does too."""
+        from search.team import make_trainer
+        from strategies import ConfigError, Strategy, TrialError
+        from trainers import load_state
+
+        try:
+            match order:
+                case "train":
+                    facts["strategy"] = Strategy.from_dict(facts["strategy"])
+                    source = self.found.sources[facts.pop("model")]
+                    self.trainer = make_trainer(self.config, self.found, source, **facts, ranks=self.ranks)
+                case "state" if self.trainer is not None:
+                    self.trainer.load_state_dict(load_state(Path(facts["path"])))
+                case "epoch" if self.trainer is not None:
+                    next(self.trainer)
+                case "end":
+                    self.trainer = None
+        except (ConfigError, TrialError):
+            # Raised on all ranks alike.
+            self.trainer = None
+
+
+def main() -> None:
+    """Train until the input ends."""
+    # A terminal's Ctrl-C or a scheduler's SIGTERM may reach every process; who started this one ends it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    output = take_stdout()
+    lines = lines_of(sys.stdin.fileno())
+    first = RankOrders.model_validate_json(next(lines))
+    orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_follow, args=(lines, orders), name="orders", daemon=True).start()
+    # What there is to warn of rank 0 says.
+    logging.disable(logging.WARNING)
+
+    def say(**facts: Any) -> None:
+        print(json.dumps(facts), file=output, flush=True)
+
+    try:
+        _train(first, orders, say)
+    except BaseException as error:  # whatever it is, rank 0 gives it as the trial's reason
+        from trainers import is_out_of_memory
+
+        reason = (str(error).splitlines() or [""])[0]
+        say(event="failed", kind=type(error).__name__, reason=reason, short=is_out_of_memory(error))
+    finally:
+        # Not by way of libraries that would wait for the other ranks, or for loaders.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
