@@ -81,6 +81,7 @@ def test_every_executor_and_every_key_of_ray_is_explained():
 def test_a_file_for_a_cluster_is_what_its_reader_takes(file: Path):
     documents = list(yaml.safe_load_all(file.read_text()))
     if file.name == "ray-up.yaml":
+        # What `ray up` does first; there is no public name for it.
         from ray.autoscaler._private.util import prepare_config, validate_config
 
         validate_config(prepare_config(documents[0]))
