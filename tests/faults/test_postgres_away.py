@@ -101,10 +101,8 @@ def test_hosts_whose_clocks_are_hours_apart_share_a_budget_and_train_no_trial_tw
             start(lab, "budget.trials=6", "strategy.epochs=10", f"data.cache={lab.folder}/{place}", **clock)
             for place, clock in enumerate(settings)
         ]
-        waiting = (
-            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted GROUP BY objid HAVING count(*) = 2"
-        )
-        while not server.sql(waiting):
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted GROUP BY objid"
+        while (2,) not in server.sql(waiting):
             assert all(process.poll() is None for process in both)
             time.sleep(0.1)
     lock.close()
