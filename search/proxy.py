@@ -286,7 +286,8 @@ def serve(storage: BaseStorage, host: str, port: int) -> tuple[Any, int]:
     # Not shared: a second server at one port would otherwise get half of the calls.
     options = [*_KEEPALIVE, *_OFTEN, ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(_MOST_THREADS), options=options)
-    api_pb2_grpc.add_StorageServiceServicer_to_server(OptunaStorageProxyService(storage), server)
+    service = OptunaStorageProxyService(storage)
+    api_pb2_grpc.add_StorageServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     try:
         port = server.add_insecure_port(f"{host}:{port}")
