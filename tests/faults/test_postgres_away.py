@@ -75,7 +75,7 @@ def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared
 
 
 def start_both(lab: Lab, server, database: str, settings: tuple[dict[str, str], dict[str, str]]) -> list:
-    """Two processes, as on two hosts: with caches, and so files to lock, of their own. Both are ready before a trial."""
+    """Two processes, as on two hosts: with caches, and so files to lock, of their own; they begin together."""
     lock = AdvisoryLock(with_driver(database), "claim lab")
     with lock:
         words = ["budget.trials=6", "strategy.epochs=10"]
