@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (Path(folder) / store).mkdir()
             with STARTS[store](Path(folder) / store) as (url, tracking):
                 result["found"][store] = measure(config_of(Path(folder) / store, url, tracking, options), options)
-    show(result)
-    write_json(result, options.json)
+            # Each as soon as it is there: 10,000 trials take their time.
+            write_json(result, options.json)
+            show(result)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

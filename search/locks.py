@@ -48,10 +48,16 @@ def lock_of(config: StudyConfig, turn: Turn) -> Lock:
     # Tables are made when any study begins.
     name = turn if turn == "begin" else f"{turn} {config.name}"
     try:
+        shared: SharedLock | None = None
         if is_postgres(config.store.url):
-            return AdvisoryLock(with_driver(config.store.url), name)
-        if is_proxy(config.store.url):
-            return ProxyLock(config.store.url, name)
+            shared = AdvisoryLock(with_driver(config.store.url), name)
+        elif is_proxy(config.store.url):
+            shared = ProxyLock(config.store.url, name)
+        if shared is not None:
+            # A store that is not there is said before anything begins, and waited for afterwards.
+            if turn == "begin":
+                shared.connect()
+            return shared
     except Exception as error:  # each database driver has errors of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"store.url: {shown!r} cannot be opened: {reason}") from error

@@ -83,7 +83,11 @@ class AdvisoryLock(SharedLock):
         # Each statement for itself: a transaction that waits for its end would hold up the server's cleaning.
         self._engine = create_engine(url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
         self._key = int.from_bytes(sha256(f"unfreeze {name}".encode()).digest()[:8], signed=True)
-        self._connection: Connection | None = self._engine.connect()
+        self._connection: Connection | None = None
+
+    def connect(self) -> None:
+        """Open the connection, or fail at once."""
+        self._connection = self._engine.connect()
 
     def close(self) -> None:
         """End the connection."""

@@ -184,19 +184,23 @@ class ProxyLock(SharedLock):
     Args:
         url: Of the proxy.
         name: What is locked there.
-
-    Raises:
-        ConnectionError: Nobody answers there.
     """
 
     def __init__(self, url: str, name: str) -> None:
         super().__init__()
-        host, port = _address(url)
-        GrpcStorageProxy(host=host, port=port).wait_server_ready(_READY_SECONDS)
-        self._name = name
+        self._url, self._name = url, name
         self._channel = _open_channel(url)
         self._asked: SimpleQueue[bytes | None] = SimpleQueue()
         self._answers: Iterator[bytes] = iter(())
+
+    def connect(self) -> None:
+        """See whether somebody answers.
+
+        Raises:
+            ConnectionError: Nobody does.
+        """
+        host, port = _address(self._url)
+        GrpcStorageProxy(host=host, port=port).wait_server_ready(_READY_SECONDS)
 
     def close(self) -> None:
         """End the connection."""

@@ -52,6 +52,10 @@ class SharedLock(ABC):
         self.release()
 
     @abstractmethod
+    def connect(self) -> None:
+        """Open the connection; else that is done when it is first needed, and patiently."""
+
+    @abstractmethod
     def close(self) -> None:
         """End the connection."""
 
