@@ -100,7 +100,8 @@ def data_of(task: str, cache: Path) -> ImageData:
 def trainer_of(case: str, data: ImageData, cache: Path, ranks: Ranks = ALONE, parts: int = 1) -> Trainer:
     model, task, fields = CASES[case]
     classes, size = len(data.classes), data.preprocessing.image_size
-    decoder = {"segmentation": "fpn", "detection": "retinanet"}.get(task)
+    # The other decoders of masks drop some of their maps, each rank others.
+    decoder = {"segmentation": "unet", "detection": "retinanet"}.get(task)
     top = None if decoder is None else top_of(task, decoder, classes, size)
     source = ModelSource(model, Weights("none", "random", None), classes, size, top=top)
     strategy = Strategy(**{"epochs": 2, "batch_size": 16, "lr": 1e-3, "depth": 1.0} | fields)
