@@ -187,7 +187,7 @@ def join(meeting: Path, rank: int, count: int, device: torch.device, timeout: ti
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    store = dist.FileStore(str(meeting), count)
+    store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     return Ranks(rank, count)
 
