@@ -20,6 +20,7 @@ from typing import Any
 from unittest.mock import patch
 from warnings import filterwarnings
 
+import mlflow
 import optuna
 from rich.console import Console
 from rich.table import Table
@@ -28,12 +29,11 @@ from benchmarks.bookkeeping import Quiet, Waiting
 from benchmarks.machine import machine, write_json
 from search import StudyConfig, compose_study
 from search.ledger import Ledger
-from search.locks import taking_turns
 from search.preparation import prepare
 from search.ranking import ranked
 from search.recovery import open_storage
 from search.terminal import Terminal
-from search.tracking import Tracker
+from search.tracking import reachable
 from search.working import work
 from strategies import Strategy
 from trainers import Trainer
@@ -188,12 +188,12 @@ def check(config: StudyConfig, numbers: Sequence[int]) -> dict[str, Any]:
     states = Counter(trial.state.name for trial in trials)
     assert states == {"COMPLETE": config.budget.trials}, states
     assert sorted(numbers) == [trial.number for trial in trials], "some trial was trained twice, or by nobody"
-    with taking_turns(config, "begin", lambda text: None):
-        tracker = Tracker(config.tracking.uri, config.tracking.artifacts, STUDY)
+    client = mlflow.MlflowClient(tracking_uri=reachable(config.tracking.uri))
+    experiment = client.get_experiment_by_name(STUDY).experiment_id
     runs: Counter[int] = Counter()
     token = None
     while True:
-        page = tracker._client.search_runs([tracker.experiment_id], max_results=1000, page_token=token)
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
         for one in page:
             if "unfreeze.trial" in one.data.tags:
                 assert one.info.status == "FINISHED", one.info.status

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.outcome import ATTEMPT, OUTCOME, OWNER, REASON, RETRY_OF, RUN_ID
 from search.tracking import CHECKPOINT_FILE
 
-KILLS, RETRIES, EPOCHS, KEPT = 50, 2, 6, 3
+KILLS, WITH_WORKERS, RETRIES, EPOCHS, KEPT = 50, 8, 2, 6, 3
 STUDY = {
     "strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": EPOCHS},
     "metric": "loss",
@@ -85,7 +85,8 @@ def test_fifty_kills_lose_and_repeat_nothing(new_lab):
     assert lab.run("budget.trials=1") == 0
     before, kills = told(lab), 0
     while kills < KILLS:
-        kills += (kill_of_several if random.random() < 0.1 else kill_by_itself)(lab, random)
+        # Workers take long to start.
+        kills += (kill_of_several if kills < WITH_WORKERS else kill_by_itself)(lab, random)
         now = told(lab)
         assert {number: now.get(number) for number in before} == before
         before = now
