@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -18,8 +19,15 @@ def empty_mlflow(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def new_lab(tmp_path_factory, empty_mlflow) -> Iterator[Callable[..., Lab]]:
     """Make labs; arguments replace sections of the study file."""
-    before = mlflow.get_tracking_uri()
-    yield lambda **changes: Lab(tmp_path_factory.mktemp("lab"), empty_mlflow, **changes)
+    before, labs = mlflow.get_tracking_uri(), []
+
+    def make(**changes: Any) -> Lab:
+        labs.append(Lab(tmp_path_factory.mktemp("lab"), empty_mlflow, **changes))
+        return labs[-1]
+
+    yield make
+    for lab in labs:
+        lab.close()
     mlflow.set_tracking_uri(before)
 
 

@@ -62,6 +62,7 @@ class Lab:
         study = {**SMALL, **stores, **changes}
         study["data"] = {"cache": str(folder / "mlruns" / "cache"), **study["data"]}
         self.file.write_text(yaml.safe_dump(study, sort_keys=False))
+        self._started: list[Copy] = []
         (folder / "mlruns").mkdir()
         shutil.copy(template, folder / "mlruns" / "mlflow.db")
 
@@ -85,7 +86,13 @@ class Lab:
         """Run Python code in a process of its own."""
         # mlflow.set_tracking_uri would reach into the other process by a variable.
         inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        return copies().start(code, arguments, self.folder, inherited | {"PYTHONPATH": str(REPOSITORY)})
+        self._started.append(copies().start(code, arguments, self.folder, inherited | {"PYTHONPATH": str(REPOSITORY)}))
+        return self._started[-1]
+
+    def close(self) -> None:
+        """End what was started here and that a test that has failed has left; workers follow their command."""
+        for process in self._started:
+            process.kill()
 
     def wait_until(self, condition: Callable[[list[FrozenTrial]], bool], process: "subprocess.Popen[str]") -> None:
         """Poll the trials until the condition holds."""
@@ -94,7 +101,8 @@ class Lab:
             assert process.poll() is None, process.communicate()
             if "lab" in optuna.get_all_study_names(self.optuna_url) and condition(self.trials()):
                 return
-            time.sleep(0.02)
+            # Looking takes some 20 ms of a core that the process has use for.
+            time.sleep(0.1)
         raise AssertionError("it did not happen in time")
 
     @property

@@ -1,6 +1,7 @@
 """Who trains the trials: what is asked for, what is refused, and workers of this machine."""
 
 import os
+import signal
 import socket
 import sys
 
@@ -91,7 +92,7 @@ def test_two_workers_run_on_cores_of_their_own(new_lab):
     seen = [{core for thread in one.threads() for core in os.sched_getaffinity(thread.id)} for one in (first, second)]
     expected = [mine] if len(mine) == 1 else [set(sorted(mine)[: len(mine) // 2]), set(sorted(mine)[len(mine) // 2 :])]
     assert sorted(map(sorted, seen)) == sorted(map(sorted, expected * (2 // len(expected))))
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 143
     assert lab.outcomes() == ["killed", "killed", None, None]
 
