@@ -29,6 +29,7 @@ import torch
 from search.config import StudyConfig
 from search.pausing import short_epochs
 from search.rank import RankOrders
+from search.stopping import stop_if_asked
 from strategies import ConfigError, Strategy, TrialError
 from trainers import (
     ALONE,
@@ -143,6 +144,8 @@ class Team:
         self._followers: list[_Follower] = []
         self._ranks = ALONE
         self._folder: Path | None = None
+        # Ended here, since a signal came that one of them kept this process from acting on.
+        self._were_woken = False
         # Within an epoch, where ranks wait for each other.
         self._is_busy = threading.Event()
         if config.executor.name != "ray":
@@ -157,7 +160,7 @@ class Team:
             TrialError: Another rank failed.
             MemoryError: It has no memory left.
         """
-        self.has_result = False
+        self.has_result = self._were_woken = False
         if self.count == 1:
             yield ALONE
             return
@@ -171,7 +174,10 @@ class Team:
             # These are raised on all ranks alike; their subclasses are of this process alone.
             if self._is_busy.is_set() and type(error) not in (ConfigError, TrialError):
                 reason = self._break_up(waits=isinstance(error, RuntimeError))
-                if reason is not None and not is_out_of_memory(error):
+                # That they have ended is no reason where a signal to this process was theirs.
+                stop_if_asked()
+                is_reason = isinstance(error, Exception) and not self._were_woken
+                if reason is not None and is_reason and not is_out_of_memory(error):
                     raise reason from error
             raise
         finally:
@@ -306,6 +312,7 @@ class Team:
     def _watch(self, reader: int, is_over: threading.Event) -> None:
         while numbers := os.read(reader, 1):
             if numbers[0] in _SIGNALS and not is_over.wait(_SIGNAL_SECONDS):
+                self._were_woken = True
                 for follower in self._followers:
                     follower.kill()
                 break_off()

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -110,7 +111,9 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
     while True:
         while running and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             status = running.pop(ended[0])
-            os.write(status, str(os.waitstatus_to_exitcode(ended[1])).encode())
+            # Whoever started it may not have waited for its end.
+            with suppress(BrokenPipeError):
+                os.write(status, str(os.waitstatus_to_exitcode(ended[1])).encode())
             os.close(status)
         try:
             message, ends, _, _ = socket.recv_fds(channel, _LONGEST_REQUEST, 3)
