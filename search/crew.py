@@ -178,10 +178,11 @@ class _Crew:
         for worker in self._workers:
             numbers = [number for number, running in worker.running.items() if running.began <= late]
             if numbers:
-                worker.process.kill()
-                worker.process.wait()
+                # First, since another worker would take the trial of one that has ended for one to try again.
                 for number in numbers:
                     give_up(self._bench.study, trials[number], over_the_limit(minutes))
+                worker.process.kill()
+                worker.process.wait()
                 overdue += numbers
                 worker.running.clear()
                 worker.was_ended = True

@@ -80,7 +80,8 @@ def start_both(lab: Lab, server, database: str, settings: tuple[dict[str, str], 
     with lock:
         words = ["budget.trials=6", "strategy.epochs=10"]
         both = [start(lab, *words, f"data.cache={lab.folder}/{k}", **one) for k, one in enumerate(settings)]
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted GROUP BY objid"
+        # One makes the study ready, as far as it can without this lock, and the other waits for it.
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         while (2,) not in server.sql(waiting):
             assert all(process.poll() is None for process in both), [process.communicate() for process in both]
             time.sleep(0.1)
