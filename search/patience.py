@@ -51,8 +51,9 @@ def _is_away(error: BaseException | None) -> bool:
             return True
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
-        # The proxy's errors; the package is there only where a proxy is used.
-        if getattr(getattr(error, "code", lambda: None)(), "name", "") == "UNAVAILABLE":
+        # The proxy's errors, whose package is there only where a proxy is used; SQLAlchemy's have a text of that name.
+        code = getattr(error, "code", None)
+        if callable(code) and getattr(code(), "name", "") == "UNAVAILABLE":
             return True
         # Optuna and sessions wrap the driver's word in several of their own.
         error = error.__cause__ or error.__context__

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -140,6 +141,7 @@ def _become(request: Mapping[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    time.tzset()
     sys.argv = ["-c", *request["arguments"]]
     # A shell may have started the tests with Ctrl-C switched off.
     signal.signal(signal.SIGINT, signal.default_int_handler)
