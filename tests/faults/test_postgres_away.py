@@ -23,6 +23,8 @@ LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 30}, "metric": 
 
 def start(lab: Lab, *overrides: str, **environment: str):
     """Run the study in a process of its own, with these variables."""
+    # Its tables are made here, since who watches the trials meanwhile would make them too.
+    open_storage(lab.optuna_url, retries=lambda: 0)
     code = f"import os, time; os.environ.update({environment!r}); time.tzset(); {COMMAND}"
     return lab.start_code(code, f"study={lab.file}", *overrides)
 
@@ -75,13 +77,14 @@ def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared
 
 
 def start_both(lab: Lab, server, database: str, settings: tuple[dict[str, str], dict[str, str]]) -> list:
-    """Two processes, as on two hosts: with caches, and so files to lock, of their own; they begin together."""
+    """Two processes, as on two hosts: with caches, and so files to lock, of their own. One waits for the other."""
+    both = [start(lab, "budget.trials=6", f"data.cache={lab.folder}/{k}", **one) for k, one in enumerate(settings)]
+    watch(lab, both[0], bool)
     lock = AdvisoryLock(with_driver(database), "claim lab")
     with lock:
-        words = ["budget.trials=6", "strategy.epochs=10"]
-        both = [start(lab, *words, f"data.cache={lab.folder}/{k}", **one) for k, one in enumerate(settings)]
+        # One is about to take its next trial, the other to look after those of dead processes.
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted GROUP BY objid"
-        while (2,) not in server.sql(waiting):
+        while (2,) not in server.sql(waiting, database_name(database)):
             assert all(process.poll() is None for process in both), [process.communicate() for process in both]
             time.sleep(0.1)
     lock.close()
