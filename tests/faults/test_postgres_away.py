@@ -73,7 +73,6 @@ def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared
     assert "Winner: trial " in out
     assert "store answers again" in err
     check_whole(lab, 3)
-    assert lab.outcomes() == ["complete"] * 3
 
 
 def start_both(lab: Lab, server, database: str, settings: tuple[dict[str, str], dict[str, str]]) -> list:
