@@ -52,7 +52,8 @@ def _is_away(error: BaseException | None) -> bool:
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
         # The proxy's errors; the package is there only where a proxy is used.
-        if getattr(getattr(error, "code", lambda: None)(), "name", "") == "UNAVAILABLE":
+        code = getattr(error, "code", None)
+        if callable(code) and getattr(code(), "name", "") == "UNAVAILABLE":
             return True
         # Optuna and sessions wrap the driver's word in several of their own.
         error = error.__cause__ or error.__context__
