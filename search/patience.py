@@ -51,7 +51,7 @@ def _is_away(error: BaseException | None) -> bool:
             return True
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
-        # The proxy's errors, whose package is there only where a proxy is used; SQLAlchemy's have a text of that name.
+        # The proxy's errors; the package is there only where a proxy is used.
         code = getattr(error, "code", None)
         if callable(code) and getattr(code(), "name", "") == "UNAVAILABLE":
             return True

@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -30,15 +30,14 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.05
 
 # Both ends notice within a minute that the other is gone without a word (a power cut, a cable). Else the client would
-# wait a quarter of an hour for its answer, and the server keep the locks of a dead host for two hours. One time zone,
-# since Optuna keeps the server's time in columns without one, and each host's PGTZ would move it.
+# wait a quarter of an hour for its answer, and the server keep the locks of a dead host for two hours.
 _CONNECTION = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
-    "options": "-c timezone=UTC -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
+    "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
 
 #: System attribute of a trial: which call changed its state last.
@@ -136,6 +135,13 @@ class AdvisoryLock(SharedLock):
             self._connection = None
 
 
+def _count_in_utc(connection: Any, record: Any) -> None:
+    """Is called for each connection; in a URL it would lose to a host's PGTZ."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
+
+
 class SteadyStorage(RDBStorage):
     """Optuna's storage on PostgreSQL, which goes on when connections end and when the server was away.
 
@@ -150,6 +156,9 @@ class SteadyStorage(RDBStorage):
         # Idle connections that a firewall dropped are replaced before they are used.
         super().__init__(url, engine_kwargs={"pool_pre_ping": True, "pool_recycle": 1800}, **settings)
         self._begun: set[str] = set()
+        # Optuna keeps the time of heartbeats in a column without a time zone, in that of the connection.
+        event.listen(self.engine, "connect", _count_in_utc)
+        self.engine.dispose()
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         template = create_trial(state=TrialState.RUNNING) if template_trial is None else deepcopy(template_trial)

@@ -84,6 +84,7 @@ def test_a_study_goes_on_when_the_proxy_is_started_anew(proxies):
 def test_a_trial_of_another_host_is_killed_once_its_heart_has_stopped(url, file):
     study = optuna.create_study(study_name="s", storage=open_storage(url, retries=lambda: 1))
     trial = study.ask()
+    trial.suggest_float("x", 0, 1)
     trial.set_user_attr(OWNER, json.dumps(json.loads(owner()) | {"host": "elsewhere"}))
     with Heartbeat(trial):
         assert recover(study, retries=1) == []
