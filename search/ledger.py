@@ -8,7 +8,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.outcome import CONTINUES, FINGERPRINT, outcome_of
+from search.outcome import CONTINUES, FINGERPRINT, has_drawn, outcome_of
 
 
 class Ledger:
@@ -70,7 +70,8 @@ class Ledger:
         if CONTINUES in trial.user_attrs:
             self._continued.add(trial.user_attrs[CONTINUES])
         if outcome_of(trial) == "killed":
-            self._killed += 1
+            # Of one that had drawn nothing no other follows, and those asked after it have drawn as the next in line.
+            self._killed += has_drawn(trial)
             return
         self._told.append(trial)
         # A trial that goes on has the seed of the one that was paused, and takes no other.
@@ -99,7 +100,7 @@ class Ledger:
 
     @property
     def asked(self) -> int:
-        """Trials of any state, but for killed and continued ones: they and what follows them are one."""
+        """Trials of any state, but for killed and continued ones that others follow: they are one."""
         return self._seen - self._killed - len(self._continued)
 
     @property

@@ -61,6 +61,11 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
     return None
 
 
+def has_drawn(trial: FrozenTrial) -> bool:
+    """Whether anything of a trial's strategy is known; of a space without choices, whether it was sampled."""
+    return bool(trial.params or trial.system_attrs.get("fixed_params") or FINGERPRINT in trial.user_attrs)
+
+
 def score_of(trial: FrozenTrial) -> float | None:
     """The trial's value of the study's metric; ``None`` where it has none.
 

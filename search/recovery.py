@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from search.outcome import ATTEMPT, CONTINUES, FINGERPRINT, OUTCOME, OWNER, PRESET, REASON, RETRY_OF
+from search.outcome import ATTEMPT, CONTINUES, OUTCOME, OWNER, PRESET, REASON, RETRY_OF, has_drawn
 from search.postgres import SteadyStorage, is_postgres, with_driver
 from search.proxy import Proxy, is_proxy
 from search.sqlite import write_ahead
@@ -164,10 +164,9 @@ def attempt_of(trial: FrozenTrial) -> int:
 def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
     """Queue a killed trial's parameters once more.
 
-    Of one that had drawn none there is nothing to queue: whoever asks next draws what it would have drawn. Queued, it
-    would draw the same as the one that asks after it, since killed trials are left out where draws are counted.
+    Of one that had drawn none there is nothing to queue: whoever asks next draws anew.
     """
-    if not (trial.params or trial.system_attrs.get("fixed_params") or FINGERPRINT in trial.user_attrs):
+    if not has_drawn(trial):
         return
     queue_again(study, trial, {ATTEMPT: attempt, RETRY_OF: trial.number})
 

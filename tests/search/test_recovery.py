@@ -104,7 +104,7 @@ def test_a_trial_that_never_names_its_process_is_killed_whatever_the_clock_of_it
     began = datetime.now() + timedelta(hours=hours)
     study.add_trial(FrozenTrial(0, TrialState.RUNNING, None, began, None, {}, {}, {}, {}, {}, 0))
     assert [trial.number for trial in recover(study, retries=2)] == [0]
-    # It had drawn nothing: who asks next draws what it would have drawn.
+    # It had drawn nothing: who asks next draws anew.
     assert states(study) == ["FAIL"]
 
 
