@@ -65,7 +65,12 @@ def test_trials_that_wait_or_run_are_asked_and_counted_once_they_are_told():
     assert (ledger.asked, ledger.counted, numbers(ledger.ranked)) == (2, 1, [0])
     study.tell(study.ask(), state=TrialState.FAIL)
     ledger.refresh()
-    assert (ledger.asked, ledger.counted) == (1, 1), "a trial without an outcome was killed"
+    assert (ledger.asked, ledger.counted) == (2, 1), "a trial without an outcome was killed, and had drawn nothing"
+    drawn = study.ask()
+    drawn.suggest_float("x", 0, 1)
+    study.tell(drawn, state=TrialState.FAIL)
+    ledger.refresh()
+    assert (ledger.asked, ledger.counted) == (2, 1), "another trial follows one that had drawn"
 
 
 def test_trials_that_another_process_tells_are_seen_in_whatever_order_they_end(tmp_path):
