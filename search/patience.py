@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -42,6 +43,25 @@ def patiently(do: Callable[[], T]) -> T:
                 logger.warning("the study's store answers again")
             return done
         time.sleep(min(0.05 * 2**failures, _LONGEST_PAUSE_SECONDS))
+
+
+def make_patient(kind: type[Any], names: Sequence[str]) -> None:
+    """Have methods that a class inherits, and that are as good twice as once, called patiently.
+
+    Args:
+        kind: The class.
+        names: Of the methods.
+    """
+    for name in names:
+        setattr(kind, name, _patient(getattr(kind, name)))
+
+
+def _patient(once: Callable[..., T]) -> Callable[..., T]:
+    @wraps(once)
+    def method(*arguments: Any, **named: Any) -> T:
+        return patiently(lambda: once(*arguments, **named))
+
+    return method
 
 
 def _is_away(error: BaseException | None) -> bool:

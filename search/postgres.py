@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime
@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError
 
-from search.patience import patiently
+from search.patience import make_patient, patiently
 from search.shared_lock import SharedLock
 from strategies import ConfigError
 
@@ -252,15 +252,4 @@ _REPEATABLE = (
 )
 
 
-def _repeated(name: str) -> Callable[..., Any]:
-    once = getattr(RDBStorage, name)
-
-    def method(self: SteadyStorage, *arguments: Any, **named: Any) -> Any:
-        return patiently(lambda: once(self, *arguments, **named))
-
-    method.__name__ = name
-    return method
-
-
-for _name in _REPEATABLE:
-    setattr(SteadyStorage, _name, _repeated(_name))
+make_patient(SteadyStorage, _REPEATABLE)

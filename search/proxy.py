@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage, GrpcStorageProxy
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.patience import patiently
+from search.patience import make_patient, patiently
 from search.shared_lock import SharedLock
 from strategies import ConfigError
 
@@ -164,18 +164,7 @@ _REPEATABLE = (
 )
 
 
-def _repeated(name: str) -> Callable[..., Any]:
-    once = getattr(GrpcStorageProxy, name)
-
-    def method(self: Proxy, *arguments: Any, **named: Any) -> Any:
-        return patiently(lambda: once(self, *arguments, **named))
-
-    method.__name__ = name
-    return method
-
-
-for _name in _REPEATABLE:
-    setattr(Proxy, _name, _repeated(_name))
+make_patient(Proxy, _REPEATABLE)
 
 
 class ProxyLock(SharedLock):

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from search.writes import Upload, Write, as_line, from_line
+from trainers import sync
 
 REFUSED_FILE = "refused.jsonl"
 _WRITES, _DELIVERED = "writes.jsonl", "delivered"
@@ -67,7 +68,7 @@ class Spool:
             for write in writes:
                 if isinstance(write, Upload):
                     for one in (self.checkpoints_of(write.run) / write.place).glob("*"):
-                        _sync(one)
+                        sync(one)
         except OSError:
             if path.exists():
                 os.truncate(path, before)
@@ -76,8 +77,8 @@ class Spool:
     def sync(self) -> None:
         """Wait until what was added is on the disk itself."""
         if (self.folder / _WRITES).exists():
-            _sync(self.folder / _WRITES)
-            _sync(self.folder)
+            sync(self.folder / _WRITES)
+            sync(self.folder)
 
     def read(self) -> list[Write]:
         """What waits to be delivered; lines that no one wrote, as after a power cut, are set aside."""
@@ -156,11 +157,3 @@ def left_in(folder: Path) -> list[Spool]:
     if not folder.is_dir():
         return []
     return [Spool(folder, place.name) for place in sorted(folder.iterdir()) if Path(f"{place}.lock").exists()]
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

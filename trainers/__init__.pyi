@@ -13,6 +13,7 @@ from .dense import dress as dress
 from .dense import top_of as top_of
 from .device import Device as Device
 from .device import choose_device as choose_device
+from .durable import sync as sync
 from .fitting import unusable_fields as unusable_fields
 from .frozen import Reuse as Reuse
 from .frozen import Setting as Setting
