@@ -12,8 +12,14 @@ from trainers.rows import Rows
 
 T = TypeVar("T")
 
-# What torch says on a CPU, where it has no error of its own for it, and what oneDNN does.
-_CPU_SIGNS = ("DefaultCPUAllocator: can't allocate memory", "could not create a memory object", "bad_alloc")
+# What torch says on a CPU, where it has no error of its own for it, and what oneDNN does. That gives no reason where it can
+# create no primitive, which want of memory is the usual one of.
+_CPU_SIGNS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "could not create a memory object",
+    "could not create a primitive",
+    "bad_alloc",
+)
 
 logger = logging.getLogger(__name__)
 

@@ -46,7 +46,10 @@ class Copy:
         return code
 
     def _look(self, seconds: float | None) -> int | None:
-        if select.select([self._status], [], [], seconds)[0]:
+        # select() takes no descriptor beyond the 1,024th.
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        if poll.poll(None if seconds is None else 1000 * seconds):
             self.returncode = int(self._status.read())
             self._status.close()
         return self.returncode
