@@ -89,6 +89,13 @@ def for_worker(executor: ExecutorConfig) -> ExecutorConfig:
     return ExecutorConfig(name="inline", gpus_per_trial=executor.gpus_per_trial)
 
 
+def may_start_processes(config: StudyConfig) -> bool:
+    """Whether a study may train in other processes of this machine than the command's, as far as its keys tell."""
+    executor = config.executor
+    finds_gpus = executor.name == "auto" and torch.version.cuda is not None and config.device in ("auto", "cuda")
+    return executor.name == "local" or executor.gpus_per_trial > 1 or finds_gpus
+
+
 @contextmanager
 def executor_of(config: StudyConfig) -> Iterator[Executor | None]:
     """The executor that a study asks for, in a ``with`` block; None where this process is to train by itself.

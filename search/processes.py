@@ -1,13 +1,12 @@
 """Processes that train trials, of this host or of a Ray cluster, and what is said to them and by them."""
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Protocol, cast
+
+from search.nursery import start_process
 
 
 class WorkerProcess(Protocol):
@@ -45,18 +44,7 @@ class LocalProcess:
     """
 
     def __init__(self, environment: Mapping[str, str], folder: str | None = None) -> None:
-        here = str(Path(__file__).resolve().parent.parent)
-        paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "search.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": paths, **environment},
-            cwd=folder,
-            # Ctrl-C in a terminal reaches all that it started; a worker is to hear of it from the command alone.
-            start_new_session=True,
-        )
+        self._process = start_process("search.worker", environment, folder)
 
     def is_placed(self) -> bool:
         """It runs already."""

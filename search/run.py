@@ -167,9 +167,12 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return 0
     _set_up_logging(options.verbose)
     # Only here: torch, optuna and mlflow take many times longer to import than everything above.
+    from search.executors import may_start_processes
+    from search.nursery import nursery
     from search.study import run_study
 
-    return run_jobs(configs, run_study)
+    with nursery(is_wanted=any(map(may_start_processes, configs))):
+        return run_jobs(configs, run_study)
 
 
 def exit_code(work: Callable[[], int], go_on: str = _GO_ON) -> int:

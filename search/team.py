@@ -13,7 +13,6 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from search.config import StudyConfig
+from search.nursery import Copy, start_process
 from search.pausing import short_epochs
 from search.rank import RankOrders
 from search.stopping import stop_if_asked
@@ -97,7 +97,7 @@ class _Follower:
     """Another rank, and what is known of its end."""
 
     rank: int
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | Copy"
     said: "queue.SimpleQueue[dict[str, Any] | None]" = field(default_factory=queue.SimpleQueue)
     #: Why it failed, as it said; None if it has not.
     failure: dict[str, Any] | None = None
@@ -331,15 +331,9 @@ def _check(count: int, device: Device) -> None:
 
 
 def _started(rank: int, count: int, orders: RankOrders) -> _Follower:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "search.rank"],
-        env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # It is ended with its group, and a terminal's Ctrl-C is not for it.
-        start_new_session=True,
-    )
+    # It leads a session of its own: it is ended with its group, and a terminal's Ctrl-C is not for it.
+    variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    process = start_process("search.rank", variables)
     follower = _Follower(rank, process)
     threading.Thread(target=follower.read, name=f"rank-{rank}", daemon=True).start()
     print(orders.model_dump_json(), file=process.stdin, flush=True)

@@ -93,6 +93,7 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
     import torch
 
     from search.ledger import Ledger
+    from search.nursery import nursery
     from search.preparation import prepare
     from search.recovery import owner
     from search.relay import Relay
@@ -108,7 +109,8 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
             torch.set_num_threads(wishes.threads)
         return not wishes.leave and time.monotonic() < deadline
 
-    with stopped_by_signals(), ExitStack() as cleanup:
+    several = orders.config.executor.gpus_per_trial > 1
+    with nursery(is_wanted=several), stopped_by_signals(), ExitStack() as cleanup:
         threading.Thread(target=wishes.follow, args=(lines,), name="orders", daemon=True).start()
         try:
             relay.send("ready", owner=owner())
@@ -126,7 +128,10 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
 
 
 def _set_up_logging(level: int) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # A copy of the command has that one's handlers.
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
     for package in ("search", "trainers", "strategies"):
         logging.getLogger(package).setLevel(level)
 

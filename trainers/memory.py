@@ -12,8 +12,8 @@ from trainers.rows import Rows
 
 T = TypeVar("T")
 
-# What torch says on a CPU, where it has no error of its own for it, and what oneDNN does. That gives no reason where it can
-# create no primitive, which want of memory is the usual one of.
+# What torch says on a CPU, where it has no error of its own for it, and what oneDNN does: why that can create no
+# primitive it does not say, but want of memory is the usual reason.
 _CPU_SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     "could not create a memory object",

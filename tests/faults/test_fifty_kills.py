@@ -50,12 +50,12 @@ def kill_of_several(lab: Lab, random: Random) -> int:
     command = psutil.Process(process.pid)
     kills = random.randint(2, 3)
     for kill_number in range(kills):
-        wait_for_training(lab, lambda: {child.pid for child in command.children()})
+        wait_for_training(lab, lambda: {child.pid for child in command.children(recursive=True)})
         time.sleep(random.uniform(0.0, 1.2))
         if kill_number < kills - 1:
-            kill(random.choice(command.children()))
+            kill(random.choice(command.children(recursive=True)))
         else:
-            kill(command, *(command.children() if random.random() < 0.5 else ()))
+            kill(command, *(command.children(recursive=True) if random.random() < 0.5 else ()))
     assert process.wait() == -signal.SIGKILL
     return kills
 

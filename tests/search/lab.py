@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 import yaml
-from copies import Copy, copies
+from copies import Started, copies
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -62,7 +62,7 @@ class Lab:
         study = {**SMALL, **stores, **changes}
         study["data"] = {"cache": str(folder / "mlruns" / "cache"), **study["data"]}
         self.file.write_text(yaml.safe_dump(study, sort_keys=False))
-        self._started: list[Copy] = []
+        self._started: list[Started] = []
         (folder / "mlruns").mkdir()
         shutil.copy(template, folder / "mlruns" / "mlflow.db")
 
@@ -73,7 +73,7 @@ class Lab:
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
 
-    def start(self, *overrides: str, makes_tables: bool = False, leads: bool = False) -> Copy:
+    def start(self, *overrides: str, makes_tables: bool = False, leads: bool = False) -> Started:
         """Run or resume the study in a process of its own; with ``leads`` it is the first of a group, as in a shell."""
         if not makes_tables:
             # Made here, since who polls the trials meanwhile would make them too.
@@ -82,7 +82,7 @@ class Lab:
         command = f"{group}import sys; from search.run import main; sys.exit(main())"
         return self.start_code(command, f"study={self.file}", *overrides)
 
-    def start_code(self, code: str, *arguments: str) -> Copy:
+    def start_code(self, code: str, *arguments: str) -> Started:
         """Run Python code in a process of its own."""
         # mlflow.set_tracking_uri would reach into the other process by a variable.
         inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}

@@ -10,7 +10,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from copies import Copies, Copy
+from copies import Copies, Started
 
 # What `mlflow server` runs, less its supervisors; importing it takes seconds, a copy does not.
 _SERVE = """
@@ -48,7 +48,7 @@ class MlflowServer:
             one.bind(("127.0.0.1", 0))
             self.port = one.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._process: Copy | None = None
+        self._process: Started | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""

@@ -17,7 +17,7 @@ PLAIN = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-2, "optimizer": "sgd", "batc
 
 def others_of(process) -> list[psutil.Process]:
     """The other ranks that a command has started."""
-    return [child for child in psutil.Process(process.pid).children() if "search.rank" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "search.rank"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from trainers.memory import Fitting, in_parts, is_out_of_memory
 
 ROOT = Path(__file__).resolve().parents[2]
-# A process that trains by batches of 256, and may take so many MiB more than it has when it begins; it prints how many it took.
+# A process that trains by batches of 256, with so many MiB beyond what it begins with; it prints how many it took.
 TRAINING = """
 import os, re, resource, sys
 import torch
