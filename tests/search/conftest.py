@@ -6,6 +6,8 @@ import mlflow
 import pytest
 from lab import Lab
 from mlflow import MlflowClient
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as TrackingStore
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,9 @@ def new_lab(tmp_path_factory, empty_mlflow) -> Iterator[Callable[..., Lab]]:
     for lab in labs:
         lab.close()
     mlflow.set_tracking_uri(before)
+    # MLflow keeps connections to every database that this process has ever opened.
+    for engine in (*TrackingStore._engine_map.values(), *RegistryStore._engine_map.values()):
+        engine.dispose()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_calibration_error
 
 from trainers import TASKS, calibration_error, fit_temperature
 
@@ -85,6 +86,7 @@ def test_the_calibration_error_is_the_mean_gap_over_fifteen_bins(sharpness):
     logits, targets = (t.double() for t in drawn("multilabel", 2, sharpness))
     found = calibration_error("multilabel", logits, targets)
     assert found == pytest.approx(ece_by_hand(logits.sigmoid().numpy().ravel(), targets.numpy().ravel()), abs=1e-6)
+    assert found == pytest.approx(binary_calibration_error(logits.sigmoid(), targets.long(), n_bins=15), abs=1e-6)
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel"])
