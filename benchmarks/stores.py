@@ -165,8 +165,9 @@ def train(config: StudyConfig, seconds: float, barrier: Any, trained: Any) -> No
     Waiting.epoch_seconds = seconds
     barrier.wait()
     began = time.process_time()
-    with patch("search.trial.Trainer", Waiting):
+    with patch("search.team.Trainer", Waiting):
         work(bench, Ledger(bench.study), lambda: True, lambda text: None)
+    assert Waiting.waited > 0 or not watcher.numbers, "another trainer was used"
     bench.tracker.flush()
     trained.put((watcher.numbers, time.process_time() - began))
 
