@@ -28,7 +28,7 @@ ALONE = next(iter(SIDES))
 # In the sides' order: what two workers are to take of one's time on two cores.
 AIMS = {"two local": 0.6, "two on Ray": 0.65}
 
-FULL = {"model": "resnet18", "images": 800, "epochs": 8, "trials": 12, "repeats": 3}
+FULL = {"model": "resnet18", "images": 400, "epochs": 3, "trials": 12, "repeats": 3}
 QUICK = {"model": "test_resnet", "images": 64, "epochs": 2, "trials": 4, "repeats": 1}
 
 
