@@ -90,7 +90,8 @@ def test_a_study_whose_stores_are_full_stops_with_one_message_and_goes_on_once_t
 def test_trials_train_on_where_their_states_have_no_room(tmp_path, empty_mlflow, small_disk):
     # Long enough for a trial to try, which it does not do more often than its cost allows.
     lab = Lab(tmp_path, empty_mlflow, strategy=LONG | {"epochs": 24}, metric="loss", checkpoints=KEPT)
-    disk = small_disk(tmp_path / "mlruns" / "cache")
+    (tmp_path / "mlruns" / "cache").mkdir()
+    disk = small_disk(tmp_path / "mlruns" / "cache" / "running")
     code, out, err = run_into_full(lab, disk)
     assert code == 0, err
     complaints = re.findall(

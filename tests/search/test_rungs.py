@@ -336,10 +336,10 @@ def test_a_trial_and_what_it_goes_on_with_count_as_one():
 
     study.add_trials([paused((1.0,), 1), paused((2.0,), 1)])
     assert counts() == (2, 2)
-    study.enqueue_trial({}, user_attrs={CONTINUES: 0})
+    study.enqueue_trial({"lr": 0.1}, user_attrs={CONTINUES: 0})
     assert counts() == (2, 1)
     study.tell(study.ask(), state=TrialState.FAIL)
-    study.enqueue_trial({}, user_attrs={CONTINUES: 0, RETRY_OF: 2})
+    study.enqueue_trial({"lr": 0.1}, user_attrs={CONTINUES: 0, RETRY_OF: 2})
     assert counts() == (2, 1)
     ledger.take(study.tell(study.ask(), 1.0))
     assert counts() == (2, 2)
