@@ -1,6 +1,7 @@
 """Trials whose process went away: told as killed, and queued again with the same parameters."""
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -28,6 +29,8 @@ GRACE_SECONDS = 180
 
 # A process names itself in a trial within milliseconds of asking for it.
 _NAMING_SECONDS = 3.0
+
+logger = logging.getLogger(__name__)
 
 
 def owner() -> str:
@@ -207,7 +210,11 @@ class Heartbeat:
     def _beat(self) -> None:
         storage = cast(BaseHeartbeat, self._trial.storage)
         while True:
-            storage.record_heartbeat(self._trial._trial_id)
+            try:
+                storage.record_heartbeat(self._trial._trial_id)
+            except Exception as error:  # each database driver has errors of its own
+                # The trial itself meets the store soon enough; until then a beat that was missed is made up for.
+                logger.info("trial %d could not record that it is alive: %s", self._trial.number, error)
             if self._stop.wait(HEARTBEAT_SECONDS):
                 return
 

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from search.delivery import CHECKPOINT_FILE, Delivery, new_key
@@ -31,7 +32,7 @@ from search.postgres import with_driver
 from search.spool import Spool, left_in
 from search.sqlite import write_ahead
 from search.urls import without_login, without_password
-from search.writer import WriteError, Writer
+from search.writer import NoRoomError, WriteError, Writer
 from search.writes import Begin, Drop, End, Log, Upload
 from strategies import ConfigError, UnfreezeError, WeightsError
 
@@ -371,13 +372,20 @@ class Tracker:
                     return found
 
     def save_checkpoint(self, run: str, state_dict: Mapping[str, torch.Tensor]) -> str:
-        """Store a model's tensors as a safetensors artifact of a run, and return the artifact's path."""
+        """Store a model's tensors as a safetensors artifact of a run, and return the artifact's path.
+
+        Raises:
+            NoRoomError: There is no room for it.
+        """
         spool = self.writer.spool
         assert spool is not None, "a study has a run by then"
-        spool.open()
-        place = spool.checkpoints_of(run) / uuid.uuid4().hex
-        place.mkdir(parents=True)
-        save_weights(state_dict, place / CHECKPOINT_FILE)
+        try:
+            spool.open()
+            place = spool.checkpoints_of(run) / uuid.uuid4().hex
+            place.mkdir(parents=True)
+            save_weights(state_dict, place / CHECKPOINT_FILE)
+        except (OSError, SafetensorError) as error:
+            raise NoRoomError(f"a checkpoint cannot be written below {spool.folder}: {_first_line(error)}") from error
         self._send()
         self.writer.put(Upload(run=run, place=place.name))
         return CHECKPOINT_FILE

@@ -42,6 +42,7 @@ from search.stopping import stop_if_asked
 from search.team import RankLostError, Team, make_trainer
 from search.time_limit import time_limit
 from search.tracking import Tracker
+from search.writer import NoRoomError
 from strategies import Plan, Space, Strategy, TrialError, UnfreezeError, sample
 from trainers import (
     TASKS,
@@ -355,6 +356,9 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
         if earlier < bench.config.retries:
             return Ended("killed", reason=str(lost))
         return Ended("failed", reason=f"{lost}, at attempt {earlier + 1} of {earlier + 1}")
+    except NoRoomError:
+        # It is no fault of the trial's, which is tried again once there is room.
+        raise
     except Exception as error:
         bench.tracker.log_text(asked.run, "traceback.txt", traceback.format_exc())
         ended = Ended("failed", reason=_reason(error))

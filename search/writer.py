@@ -31,6 +31,10 @@ class AwayError(WriteError):
     """A store cannot be reached; what waits for it is on disk."""
 
 
+class NoRoomError(WriteError):
+    """There is no room on the disk for what a trial has come to."""
+
+
 class Deliver(Protocol):
     """Does a write."""
 

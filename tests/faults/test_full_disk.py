@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def small_disk() -> Iterator[Callable[[Path], Path]]:
 def fill(disk: Path) -> Path:
     """A file that takes all the room that is left."""
     path = disk / "filler"
-    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+    with path.open("ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
     return path
@@ -44,12 +45,15 @@ def run_into_full(lab: Lab, disk: Path) -> tuple[int, str, str]:
     process = lab.start("budget.trials=4")
     lab.wait_until(lambda trials: sum(trial.state.is_finished() for trial in trials) >= 2, process)
     filler = fill(disk)
+    # What was on its way out when it was filled has left room behind.
+    time.sleep(0.2)
+    fill(disk)
     out, err = process.communicate(timeout=300)
     filler.unlink()
     return process.returncode, out, err
 
 
-def check_whole(lab: Lab, told_before: dict[int, float]) -> None:
+def check_whole(lab: Lab, told_before: dict[int, float], kept: int = 2) -> None:
     """The study has been brought to its end, with what had been told before as it was."""
     trials = lab.trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -57,7 +61,7 @@ def check_whole(lab: Lab, told_before: dict[int, float]) -> None:
     assert {number: trials[number].value for number in told_before} == told_before
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
     assert {run.info.status for run in lab.all_runs()} <= {"FINISHED", "KILLED", "FAILED"}
-    assert lab.checkpoints() == {trial.number for trial in sorted(complete, key=lambda trial: trial.value)[:2]}
+    assert lab.checkpoints() == {trial.number for trial in sorted(complete, key=lambda trial: trial.value)[:kept]}
     assert lab.parent().info.status == "FINISHED"
 
 
@@ -84,6 +88,19 @@ def test_a_study_whose_stores_are_full_stops_with_one_message_and_goes_on_once_t
     assert len(before) >= 2
     assert lab.run("budget.trials=4") == 0
     check_whole(lab, before)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_checkpoint_has_no_room_is_tried_again_once_there_is(tmp_path, empty_mlflow, small_disk):
+    lab = Lab(tmp_path, empty_mlflow, strategy=LONG, metric="loss", checkpoints={"keep": 4, "every_minutes": 0})
+    disk = small_disk(tmp_path / "mlruns" / "cache")
+    code, _, err = run_into_full(lab, disk)
+    assert code == 1
+    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert re.match(r"error: a checkpoint cannot be written below .*: .*No space left", error)
+    before = told(lab)
+    assert lab.run("budget.trials=4") == 0
+    check_whole(lab, before, kept=4)
 
 
 @pytest.mark.slow
