@@ -303,7 +303,7 @@ def _take_over(request: Mapping[str, Any]) -> None:
         os.chdir(request["folder"])
 
 
-def end_as_python_does(work: Callable[[], Any]) -> None:
+def _end_as_python_does(work: Callable[[], Any]) -> None:
     """Do the work, and end this process as the interpreter ends, without going back to who called this."""
     code = 1
     try:
@@ -358,4 +358,4 @@ def _live(channel: socket.socket, handlers: Mapping[int, Any]) -> None:
         Path("/proc/self/comm").write_text(request["module"])
         return int(importlib.import_module(request["module"]).main() or 0)
 
-    end_as_python_does(work)
+    _end_as_python_does(work)
