@@ -105,6 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
     scale = replace(QUICK if options.quick else FULL, keys=tuple(options.keys))
     if options.repeats is not None:
         scale = replace(scale, repeats=options.repeats)
+    if options.seeds is not None:
+        scale = replace(scale, seeds=tuple(options.seeds))
     result: dict[str, Any] = {"machine": machine(), "scale": asdict(scale)}
     with tempfile.TemporaryDirectory(prefix="unfreeze-search-") as name:
         folder = Path(name)
@@ -123,6 +125,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, help="by default all, or with --quick two")
     parser.add_argument("--repeats", type=int, help="runs of each case and side; the median counts")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the searches in time_to_best, 0 1 2 by default")
     parser.add_argument("--keys", nargs="+", default=[], metavar="KEY=VALUE", help="set on our command line alone")
     parser.add_argument("--quick", action="store_true", help="a tiny model on a few digits, to see that it works")
     parser.add_argument("--json", type=Path, help="where to write the result")

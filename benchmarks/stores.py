@@ -28,10 +28,13 @@ from rich.table import Table
 from benchmarks.bookkeeping import Quiet, Waiting
 from benchmarks.machine import machine, write_json
 from search import StudyConfig, compose_study
+from search.known import open_one
 from search.ledger import Ledger
 from search.preparation import prepare
 from search.ranking import ranked
 from search.recovery import open_storage
+from search.report import build
+from search.summary import summarize
 from search.terminal import Terminal
 from search.tracking import reachable
 from search.working import work
@@ -203,15 +206,32 @@ def check(config: StudyConfig, numbers: Sequence[int]) -> dict[str, Any]:
         if not token:
             break
     assert runs == Counter(range(len(trials))), "some trial has no run, or several"
-    return {"trials": len(trials), "table_seconds": table_seconds}
+    return {"trials": len(trials), "table_seconds": table_seconds, **report_of(config)}
+
+
+def report_of(config: StudyConfig) -> dict[str, Any]:
+    """How long the page about the study takes, its stores read anew, and how large it is."""
+    assert config.name is not None, "it was given one"
+    began = time.perf_counter()
+    page = build(summarize(open_one(config.store.url, config.tracking.uri, config.name)))
+    return {"report_seconds": time.perf_counter() - began, "report_mb": len(page.encode()) / 1e6}
 
 
 def show(result: dict[str, Any]) -> None:
     table = Table(title=f"{result['trials']:,} trials of {result['trial_ms']:g} ms by {result['workers']} workers")
-    for heading in ("store", "seconds", "ms a trial", "of workers' CPU", "ranking and table, s"):
+    for heading in (
+        "store",
+        "seconds",
+        "ms a trial",
+        "of workers' CPU",
+        "ranking and table, s",
+        "report, s",
+        "report, MB",
+    ):
         table.add_column(heading, justify="left" if heading == "store" else "right")
     for store, found in result["found"].items():
         row = [found["seconds"], found["ms_a_trial"], found["cpu_ms_a_trial"], found["table_seconds"]]
+        row += [found["report_seconds"], found["report_mb"]]
         table.add_row(store, *(f"{value:,.1f}" for value in row))
     Console().print(table)
     Console().print(f"every trial was trained once, told once and has one run; {json.dumps(result['machine'])}")

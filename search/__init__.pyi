@@ -1,3 +1,4 @@
+from .api import Study as Study
 from .compose import compose_jobs as compose_jobs
 from .compose import compose_study as compose_study
 from .compose import find_study as find_study

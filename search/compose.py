@@ -131,6 +131,39 @@ def compose_study(arguments: Sequence[str]) -> StudyConfig:
     return compose_jobs(arguments)[0]
 
 
+def configure(
+    study: str | Path | Mapping[str, Any], overrides: Sequence[str], changes: Mapping[str, Any]
+) -> StudyConfig:
+    """The configuration of one study, from Python.
+
+    Args:
+        study: A study's name or file, or what would stand in one.
+        overrides: Hydra overrides, as on the command line; they come last.
+        changes: Values by key. What is given of a section is merged with it, one level deep, as on the command line.
+
+    Raises:
+        ConfigError: One line a problem.
+    """
+    given = [Change(OverrideType.CHANGE, key, _as_yaml_has_it(value)) for key, value in changes.items()]
+    words = [change for word in overrides for change in _changes(_parse(word), multirun=False)]
+    if isinstance(study, Mapping):
+        values = _merged(_as_yaml_has_it(study))
+        if values["name"] is None and "name" not in changes:
+            raise ConfigError("name: missing; a study that is no file needs one")
+    else:
+        values = _read(find_study(str(study)))
+    return build_config(*_changed(values, [*given, *words]))
+
+
+def _as_yaml_has_it(value: Any) -> Any:
+    """A value of Python's as a study file would have it."""
+    if isinstance(value, Mapping):
+        return {key: _as_yaml_has_it(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_yaml_has_it(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def compose_jobs(arguments: Sequence[str], multirun: bool = False) -> list[StudyConfig]:
     """The configurations that the arguments ask for: one, or with ``multirun`` the product of all sweeps.
 
@@ -197,14 +230,23 @@ def _changes(override: Override, multirun: bool) -> list[Change]:
 def _draft(job: Job) -> tuple[dict[str, Any], list[str]]:
     """The values of a job before they are checked against the schema, and the problems met so far."""
     path = find_study(str([change.value for change in job if change.key == "study" and change.value][-1]))
+    return _changed(_read(path), [change for change in job if change.key != "study"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a study file says, over the defaults; without a name in it, it has the file's."""
     values = _merged(load_study(path))
     if values["name"] is None:
         values["name"] = path.stem
+    return values
+
+
+def _changed(values: dict[str, Any], changes: Iterable[Change]) -> tuple[dict[str, Any], list[str]]:
+    """The values with changes, and which of these cannot be made."""
     problems = []
-    for change in job:
+    for change in changes:
         try:
-            if change.key != "study":
-                _apply(values, change)
+            _apply(values, change)
         except ConfigError as error:
             problems.append(str(error))
     return _resolved(values), problems

@@ -288,6 +288,9 @@ class BudgetConfig(_Section):
 
     trials: int | None = Field(20, ge=1, description="trials in all, those of earlier runs included")
     hours: float | None = Field(None, gt=0, description="hours of this run; with trials, whichever ends first")
+    finish_trials: bool = Field(
+        True, description="train what is running to its end when the hours are over; false: it goes on next time"
+    )
     trial_minutes: float | None = Field(None, gt=0, description="minutes after which a trial is given up as failed")
     min_improvement: float | None = Field(
         None, gt=0, description="end when a better score than the best by so much can hardly be expected, in the metric"
@@ -352,6 +355,42 @@ class AfterConfig(_Section):
     wise_ft: bool = Field(False, description="try the winner's weights interpolated with those it started from")
     soups: bool = Field(False, description="try the mean of the checkpoints that are kept, and of the best of them")
     calibrate: bool = Field(True, description="fit a temperature, so that the winner's probabilities can be trusted")
+
+
+class ConfirmConfig(_Section):
+    """How the best strategies are tried again before one of them wins."""
+
+    seeds: int = Field(0, ge=0, le=100, description="new seeds with which each of the best is trained again; 0: none")
+    top: int = Field(3, ge=1, description="how many of the best; their checkpoints must be kept")
+
+
+class ChampionConfig(_Section):
+    """Which model is served, and what replaces it."""
+
+    name: str | None = Field(None, description="registered model in MLflow; by default the study's name")
+    promote: bool = Field(
+        False, description="register the winner at the end, and make it the champion if it is better beyond chance"
+    )
+    alpha: float = Field(
+        0.05, gt=0, lt=1, description="how often an equal model may pass for a better or worse one at most"
+    )
+    max_slowdown: float | None = Field(
+        None, gt=0, description="seconds an image of a new champion over those of the old one at most; null for any"
+    )
+    max_growth: float | None = Field(
+        None, gt=0, description="numbers in a new champion over those in the old one at most; null for any"
+    )
+
+
+class HousekeepingConfig(_Section):
+    """What nights remove."""
+
+    days: float | None = Field(
+        None, gt=0, description="checkpoints of trials that ended so many days ago, and caches unused since; null: none"
+    )
+    gib: float | None = Field(
+        None, ge=0, description="bound of the studies' checkpoints, of which the oldest go first; null for none"
+    )
 
 
 class ExecutorConfig(_Section):
@@ -541,6 +580,11 @@ class StudyConfig(_Section):
     pruner: PrunerConfig = Field(default_factory=PrunerConfig, description="when a hopeless trial is stopped")
     checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig, description="which are kept")
     after: AfterConfig = Field(default_factory=AfterConfig, description="what is done with the weights found")
+    confirm: ConfirmConfig = Field(
+        default_factory=ConfirmConfig, description="how the best are tried again before one wins"
+    )
+    champion: ChampionConfig = Field(default_factory=ChampionConfig, description="which model is served")
+    housekeeping: HousekeepingConfig = Field(default_factory=HousekeepingConfig, description="what nights remove")
     retries: int = Field(2, ge=0, description="times that a killed trial is tried again")
     store: StoreConfig = Field(default_factory=StoreConfig, description="where Optuna keeps the study")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where MLflow keeps runs")
@@ -737,6 +781,15 @@ class StudyConfig(_Section):
         if found:
             raise _problems(*found)
         return value
+
+    @model_validator(mode="after")
+    def _keeps_what_may_win(self) -> "StudyConfig":
+        if self.confirm.seeds and self.confirm.top > self.checkpoints.keep:
+            raise _problems(
+                f"confirm.top: {self.confirm.top} is more than checkpoints.keep: {self.checkpoints.keep}, so that a "
+                "winner's weights might be gone; keep as many, or confirm fewer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_expect_improvement(self) -> "StudyConfig":

@@ -6,13 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
+from search import writes
 from search.outage import is_outage
 from search.writes import Begin, Drop, End, Log, Upload, Write
 
@@ -22,6 +24,9 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 KEY_TAG = "unfreeze.spool_key"
 # What no id of a run begins with.
 _KEY_PREFIX = "key-"
+
+# MLflow 3.17 guesses between training and language models, and shows runs of the one among its pages for the other.
+_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 
 _ABSENT = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 
@@ -88,7 +93,7 @@ class Delivery:
             self._experiment_id = str(
                 found.experiment_id
                 if found is not None
-                else self._client.create_experiment(self._study, artifact_location=self._artifacts)
+                else self._client.create_experiment(self._study, artifact_location=self._artifacts, tags=_OF_EXPERIMENT)
             )
         return self._experiment_id
 
@@ -148,10 +153,13 @@ class Delivery:
             room = MAX_ENTITIES_PER_BATCH - len(params[:most]) - len(tags[:most])
             self._client.log_batch(run_id, metrics=metrics[:room], params=params[:most], tags=tags[:most])
             metrics, params, tags = metrics[room:], params[most:], tags[most:]
+        if write.datasets:
+            # Data sets that are there already are left as they are.
+            self._client.log_inputs(run_id, [_input(one) for one in write.datasets])
         if write.files:
             with tempfile.TemporaryDirectory() as folder:
                 for name, content in write.files.items():
-                    (Path(folder) / name).parent.mkdir(exist_ok=True)
+                    (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                     (Path(folder) / name).write_bytes(content)
                 self.artifacts_of(run_id).log_artifacts(folder)  # type: ignore[no-untyped-call]
 
@@ -179,3 +187,8 @@ class Delivery:
             # Another process may be faster.
             with suppress(FileNotFoundError):
                 repository.delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
+
+
+def _input(found: writes.Dataset) -> DatasetInput:
+    dataset = Dataset(found.name, found.digest, source_type="unfreeze", source=found.source, profile=found.profile)
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, found.context)])

@@ -34,8 +34,11 @@ class Snapshots:
 
     def write_if_due(self) -> None:
         """Write the state after a result; where it cannot be written, which is said once, the trial goes on without."""
-        if time.monotonic() < self._due:
-            return
+        if time.monotonic() >= self._due:
+            self.write()
+
+    def write(self) -> None:
+        """Write the state now, with the same patience."""
         began = time.monotonic()
         number = self._asked.trial.number
         try:

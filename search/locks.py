@@ -19,8 +19,8 @@ from strategies import ConfigError
 # Those who wait ask again so often; claiming a trial takes a few of it.
 _POLL_SECONDS = 0.01
 
-#: What one process at a time does: make a study ready, take a trial, crown the winner.
-Turn = Literal["begin", "claim", "finish"]
+#: What one process at a time does: make a study ready, take a trial, crown the winner, search for a night.
+Turn = Literal["begin", "claim", "finish", "night"]
 
 
 Lock = FileLock | SharedLock
@@ -67,7 +67,8 @@ def lock_of(config: StudyConfig, turn: Turn) -> Lock:
     else:
         digest = sha256(f"{shown} {config.name}".encode()).hexdigest()[:16]
         store, wrong = Path(config.data.cache).absolute() / digest, f"data.cache: {config.data.cache!r} cannot be used"
-    path = store.with_name(f"{store.name}.{turn}.lock")
+    # One process may search several studies of a store in a night.
+    path = store.with_name(f"{store.name}.{f'{turn}-{config.name}' if turn == 'night' else turn}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # FileLock would wait for ever to be allowed to.

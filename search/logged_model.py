@@ -88,6 +88,9 @@ def log_model(
     }
     card_file = folder / "card.json"
     card_file.write_text(json.dumps(card, indent=1))
+    seen_file = folder / "seen.npy"
+    taught = [bench.data.digests[split] for split in ("train", "val")]
+    np.save(seen_file, np.unique(np.concatenate(taught)))
     weights_file = folder / "weights.safetensors"
     save_weights(weights, weights_file)
     # Paths, bytes and arrays share no type that MLflow knows, so the hint is Any, of which it warns each time, past any
@@ -96,7 +99,7 @@ def log_model(
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"weights": str(weights_file), "card": str(card_file)},
+            artifacts={"weights": str(weights_file), "card": str(card_file), "seen": str(seen_file)},
             code_paths=[_copied(package, folder) for package in (strategies, trainers)],
             input_example=[_example_image(bench)],
             pip_requirements=_requirements(),
@@ -126,7 +129,7 @@ def _copied(package: ModuleType, folder: Path) -> str:
     """A copy of a package's code, without the embedded weights: the model brings its own."""
     assert package.__file__ is not None
     source = Path(package.__file__).parent
-    ignored = shutil.ignore_patterns("*.safetensors", "__pycache__")
+    ignored = shutil.ignore_patterns("*.safetensors", "__pycache__", "py.typed")
     return str(shutil.copytree(source, folder / source.name, ignore=ignored))
 
 

@@ -24,6 +24,9 @@ OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, MODEL,
     "seed",
 )
 
+#: Seconds that a trial would have taken longer, had it computed what it read; estimated.
+SPARED = "seconds_spared"
+
 # How trials follow one another: the killed one that is tried again, the paused one that goes on, where it was paused.
 RETRY_OF, CONTINUES, PAUSED = "retry_of", "continues", "paused_at_epoch"
 

@@ -12,10 +12,12 @@ from optuna.study import StudyDirection
 
 from search.centring import centred, suggested_lr
 from search.config import StudyConfig
+from search.datasets import datasets_of
 from search.identity import check_identity, check_space, identity
 from search.locks import lock_of, taking_turns
 from search.recovery import open_storage
 from search.samplers import make_pruner
+from search.similar import BLOCKS, FEATURES, features_of
 from search.teacher import load_teacher
 from search.team import Team
 from search.tracking import Tracker, absolute_sqlite, fetch_uri, git_commit
@@ -129,6 +131,9 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
         study = _open_study(config)
         check_identity(study, identity(config, data, list(sources.values())))
         check_space(study, space)
+        if not joins and FEATURES not in study.user_attrs:
+            study.set_user_attr(BLOCKS, {name: source.num_blocks for name, source in sources.items()})
+            study.set_user_attr(FEATURES, features_of(data))
         first = sources[config.model.names[0]]
         run_tags = {
             "unfreeze.study": config.name,
@@ -143,6 +148,7 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
             parent_tags = {"unfreeze.kind": "study", **run_tags, **model_tags(list(sources.values()))}
             parent = tracker.open_parent(study.user_attrs.get(PARENT_RUN), config.name, parent_tags)
             study.set_user_attr(PARENT_RUN, parent)
+            tracker.log(parent, datasets=datasets_of(config.data, data, ("train", "val", "test")))
             tracker.log_json(parent, "study.json", config.to_show())
     terminal.say(f"Study   {config.name}: {len(study.get_trials(deepcopy=False))} trials so far, {device.description}")
     terminal.say(f"Data    {data.summary()}")

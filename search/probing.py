@@ -128,7 +128,7 @@ def _follow(bench: Bench, probes: Probes, members: Sequence[Asked]) -> dict[Aske
     found: dict[Asked, Record | Exception] = {}
     for asked, strategy in zip(members, probes.strategies, strict=True):
         plan = make_plan(probes.model, strategy)
-        log_plan(bench, asked, strategy, plan, f"reuse: one of {len(members)} linear probes trained together")
+        log_plan(bench, asked.run, strategy, plan, f"reuse: one of {len(members)} linear probes trained together")
         found[asked] = Record(bench, asked, strategy.epochs, count_trained(probes.model, plan))
     for epoch in probes:
         for place, result in epoch.items():

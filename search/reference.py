@@ -1,21 +1,57 @@
-"""The reference of a strategy's fields, made from the code: ``python -m search.reference`` writes it into the docs."""
+"""References made from the code: ``python -m search.reference`` writes fields of strategies and keys into the docs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from search.compose import load_space
+from search.config import StudyConfig
+from search.run import in_words
+from search.schema import Key, schema_keys
 from strategies import CHOICES, CONDITIONS, Strategy
 
-_BEGIN, _END = "<!-- begin: fields -->", "<!-- end: fields -->"
+#: By the page, what is made between its two markers: the table of strategies' fields, or those of all other keys.
+PAGES = {"docs/strategies.md": "fields", "docs/configuration.md": "keys"}
 _COLUMNS = ("key", "default", "accepts", "range in `full`", "what it does", "only if", "source", "when it helps")
 
 
-def reference() -> str:
+def fields() -> str:
     """A Markdown table with a row for each field of a strategy."""
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *_rows()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _table(_COLUMNS, _rows())
+
+
+def keys() -> str:
+    """Markdown with a table for each section of a study file but ``strategy``, whose fields have their own page."""
+    found = [key for key in schema_keys() if not key.name.startswith("strategy.")]
+    plain = [key for key in found if "." not in key.name]
+    parts = ["## Keys without a section\n", _keys(plain)]
+    for section, of_section in groupby((key for key in found if "." in key.name), lambda key: key.name.split(".")[0]):
+        what = StudyConfig.model_fields[section].description or ""
+        parts += [f"\n## {section}\n", f"{what[:1].upper()}{what[1:]}.\n", _keys(list(of_section))]
+    return "\n".join(parts)
+
+
+def _keys(found: Sequence[Key]) -> str:
+    columns = ("key", "default", "accepts", "what it does")
+    return _table(
+        columns, ((f"`{key.name}`", f"`{_shown(key.default)}`", _cell(key.expected), _cell(key.help)) for key in found)
+    )
+
+
+def _shown(value: Any) -> str:
+    """A default in a few characters; long ones are looked up with ``--cfg job``."""
+    text = _cell(in_words(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _table(columns: Sequence[str], rows: Iterator[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows))
 
 
 def _rows() -> Iterator[tuple[str, ...]]:
@@ -24,7 +60,7 @@ def _rows() -> Iterator[tuple[str, ...]]:
         condition = CONDITIONS.get(name)
         yield (
             f"`strategy.{name}`",
-            _inline(defaults[name]),
+            in_words(defaults[name]),
             choices.expected(),
             _range(full.get(name)),
             choices.help,
@@ -40,30 +76,31 @@ def _range(entry: Any) -> str:
         case None:
             return ""
         case {"choices": choices}:
-            return ", ".join(map(_inline, choices))
+            return ", ".join(map(in_words, choices))
         case {"low": low, "high": high, **rest}:
-            return f"{_inline(low)} to {_inline(high)}" + (" (log)" if rest.get("log") else "")
+            return f"{in_words(low)} to {in_words(high)}" + (" (log)" if rest.get("log") else "")
         case _:
-            return _inline(entry)
+            return in_words(entry)
 
 
-def _inline(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+_MAKERS = {"fields": fields, "keys": keys}
 
 
-def with_reference(text: str) -> str:
-    """A page with the table between its two markers made anew."""
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    return f"{before}{_BEGIN}\n{reference()}\n{_END}{after}"
+def with_reference(text: str, what: str) -> str:
+    """A page with what stands between its two markers, ``fields`` or ``keys``, made anew."""
+    begin, end = f"<!-- begin: {what} -->", f"<!-- end: {what} -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    # A table needs an empty line in front of it.
+    return f"{before}{begin}\n\n{_MAKERS[what]()}\n\n{end}{after}"
 
 
 def main() -> None:
-    """Rewrite the table in the page named on the command line, by default docs/strategies.md."""
-    page = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/strategies.md")
-    page.write_text(with_reference(page.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the tables in the docs, below the folder named on the command line, by default the working folder."""
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    for name, what in PAGES.items():
+        page = root / name
+        page.write_text(with_reference(page.read_text(encoding="utf-8"), what), encoding="utf-8")
 
 
 if __name__ == "__main__":

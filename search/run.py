@@ -67,16 +67,16 @@ def help_text() -> str:
     """Usage, examples, and each key of the schema with what it accepts, its default and its help line."""
     rows = []
     for key in schema_keys():
-        rows.append(f"  {key.name} = {_inline(key.default)}\n      {key.help}\n      [{key.expected}]")
+        rows.append(f"  {key.name} = {in_words(key.default)}\n      {key.help}\n      [{key.expected}]")
     return _USAGE + "\n".join(rows)
 
 
-def _inline(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A default as it would be written on the command line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_inline(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {in_words(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_inline, value)) + "]"
+        return "[" + ", ".join(map(in_words, value)) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) or "''"

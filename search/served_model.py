@@ -28,7 +28,9 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the card and the weights."""
-        card = json.loads(Path(context.artifacts["card"]).read_text())
+        #: Digests of the images that the model was made with; models of earlier versions have none.
+        self.seen = np.load(context.artifacts["seen"]) if "seen" in context.artifacts else np.empty(0, dtype=np.uint64)
+        self.card = card = json.loads(Path(context.artifacts["card"]).read_text())
         self.task = TASKS[card["task"]]
         self.classes: list[str] = card["classes"]
         self.scale = card["scale"] and Scale(**{name: torch.tensor(values) for name, values in card["scale"].items()})

@@ -4,23 +4,23 @@ import logging
 import math
 import shlex
 import time
-import warnings
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-import optuna
-from optuna import Study
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
+from search.champion import VERDICT, describe_verdict, propose
 from search.config import StudyConfig
+from search.confirming import confirm
 from search.crew import run_crew
 from search.executors import Executor, executor_of
+from search.importance import importances
 from search.ledger import Ledger
 from search.locks import taking_turns
-from search.outcome import MODEL, PRESET, RUN_ID, score_of
+from search.outcome import MODEL, PRESET, RUN_ID
 from search.preparation import prepare
+from search.presentation import present
 from search.preset_order import each_from_the_last, frozen_in_front
 from search.ranking import pareto_front, ranked
 from search.settling import recover_trials, settle
@@ -112,6 +112,8 @@ def _queue_presets(bench: Bench) -> None:
 def _run_trials(bench: Bench, terminal: Terminal, executor: Executor | None) -> None:
     budget = bench.config.budget
     deadline = time.monotonic() + budget.hours * 3600 if budget.hours is not None else math.inf
+    if not budget.finish_trials:
+        bench = replace(bench, deadline=deadline)
     ledger = Ledger(bench.study)
     terminal.study_started(ledger.counted, budget.trials)
     if executor is None:
@@ -131,7 +133,9 @@ def _finish(bench: Bench, terminal: Terminal) -> None:
         raise NoTrialFinishedError("no trial completed, so there is no winner")
     if bench.config.after.wise_ft or bench.config.after.soups:
         terminal.say("Scoring what can be mixed from the best weights, on validation")
-    winner = crown(bench, best[0])
+    confirmed = confirm(bench, best) if bench.config.confirm.seeds else []
+    trial = confirmed[0][0] if confirmed else best[0]
+    winner = crown(bench, trial, [one for _, one in confirmed])
     entries = {name: entry for space in bench.spaces.values() for name, entry in space.items()}
     searched = [name for name, entry in entries.items() if not isinstance(entry, Fixed)]
     shares = importances(bench.study)
@@ -146,6 +150,11 @@ def _finish(bench: Bench, terminal: Terminal) -> None:
     terminal.counts(trials)
     terminal.importances(shares)
     terminal.winner(winner, _how_to_look(bench.tracker.uri))
+    present(bench, best, winner)
+    if bench.config.champion.promote:
+        verdict = propose(bench.config, winner.model_uri, None, bench.tracker.uri, bench.device)
+        bench.study.set_user_attr(VERDICT, asdict(verdict))
+        terminal.say(describe_verdict(verdict))
     bench.tracker.finish(bench.parent_run, "complete")
     bench.tracker.flush()
 
@@ -163,28 +172,3 @@ def _how_to_look(tracking_uri: str) -> str:
     if tracking_uri.startswith(("http://", "https://")):
         return f"open {without_password(tracking_uri)}"
     return f"mlflow ui --backend-store-uri {shlex.quote(without_password(tracking_uri))}"
-
-
-def importances(study: Study) -> dict[str, float]:
-    """Share of each field by Optuna's default evaluator; empty when trials are too few or all alike.
-
-    Of a space with conditions a field may have been drawn by two trials, of which anything can be said. Only those that
-    at least half of the completed trials drew take part.
-    """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < 4 or len({score_of(t) for t in complete}) == 1:
-        return {}
-    # Told what to look at, Optuna 5.0 looks for low values, and says so; by itself it goes in the study's direction.
-    sign = 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
-    target = (lambda trial: sign * trial.values[0]) if len(study.directions) > 1 else None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
-            found = optuna.importance.get_param_importances(study, target=target)
-    except (RuntimeError, ValueError) as error:
-        logger.info("importances cannot be estimated: %s", error)
-        return {}
-    drawn = Counter(name for trial in complete for name in trial.params)
-    shares = {name: share for name, share in found.items() if 2 * drawn[name] >= len(complete)}
-    total = sum(shares.values())
-    return {name: share / total for name, share in shares.items()} if total > 0 else {}

@@ -13,7 +13,7 @@ from rich.table import Table
 from search.after import TRIAL
 from search.config import Cost
 from search.outcome import CONTINUES, DEPTH, ENDINGS, MODEL, PRESET, REASON, STRATEGY, outcome_of, score_of
-from search.winner import Winner
+from search.winner import Confirmed, Winner
 from strategies import Strategy
 from trainers import EpochResult
 
@@ -143,12 +143,12 @@ class Terminal:
         """
         shown = trials[:count]
         ranks = {"rank": [str(rank + 1) for rank in range(len(shown))]}
-        self._print_table(f"Best strategies by validation {self._metric}", ranks | self._columns(shown, names))
+        print_table(self._console, f"Best strategies by validation {self._metric}", ranks | self._columns(shown, names))
 
     def front(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> None:
         """Print the Pareto front: trial, score, the searched fields in which the trials differ, and costs."""
         objectives = " and ".join((self._metric, *self._costs)).replace("_", " ")
-        self._print_table(f"Pareto front of validation {objectives}", self._columns(trials, names))
+        print_table(self._console, f"Pareto front of validation {objectives}", self._columns(trials, names))
 
     def _columns(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, list[str]]:
         searched = {name: [_searched_value(trial, name) for trial in trials] for name in names}
@@ -165,18 +165,6 @@ class Terminal:
             "seconds": [f"{trial.duration.total_seconds():.1f}" if trial.duration else "" for trial in trials],
             **costs,
         }
-
-    def _print_table(self, title: str, columns: Mapping[str, Sequence[str]]) -> None:
-        # As a title of rich's it would be broken to the width of a narrow table.
-        self._console.print(title, soft_wrap=True)
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        for heading, cells in columns.items():
-            # Spaces let a narrow terminal break headings and names in two lines; words and numbers are never cut.
-            words = " ".join((heading.replace("_", " "), *cells)).split()
-            table.add_column(heading.replace("_", " "), justify="right", min_width=max(map(len, words)))
-        for row in zip(*columns.values(), strict=True):
-            table.add_row(*row)
-        self._console.print(table)
 
     def importances(self, shares: Mapping[str, float]) -> None:
         """Print how much of the score's variation each field explains."""
@@ -200,6 +188,10 @@ class Terminal:
 
     def winner(self, winner: Winner, how_to_look: str) -> None:
         """Print the winner's test score, where its model is and how to look at everything."""
+        if winner.confirmed:
+            metric = winner.metric.replace("_", " ")
+            title = f"The best with {len(winner.confirmed[0].scores)} new seeds, by their mean validation {metric}"
+            print_table(self._console, title, columns_of(winner.confirmed))
         if len(winner.candidates) > 1:
             self._candidates(winner)
         trials = f"trial{'s' if len(winner.trials) > 1 else ''} {', '.join(map(str, winner.trials or (winner.trial,)))}"
@@ -231,6 +223,20 @@ class Terminal:
         self._console.print(table)
 
 
+def columns_of(confirmed: Sequence[Confirmed]) -> dict[str, list[str]]:
+    """Strategies with new seeds, as columns of a table."""
+    columns = {
+        "trial": [str(one.trial) for one in confirmed],
+        "in the search": [f"{one.searched:.4f}" for one in confirmed],
+        "mean": ["" if one.mean is None else f"{one.mean:.4f}" for one in confirmed],
+    }
+    if any(one.low is not None for one in confirmed):
+        columns["95% interval"] = ["" if one.low is None else f"{one.low:.4f} to {one.high:.4f}" for one in confirmed]
+    if any(one.mean is None for one in confirmed):
+        columns["failed"] = [str(one.scores.count(None)) for one in confirmed]
+    return columns
+
+
 def _searched_value(trial: FrozenTrial, name: str) -> str:
     """A field's value in a table; empty where the trial did not draw it."""
     if name not in trial.params:
@@ -242,3 +248,17 @@ def _searched_value(trial: FrozenTrial, name: str) -> str:
     else:
         value = trial.user_attrs[STRATEGY][name]
     return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")
+
+
+def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]]) -> None:
+    """Print a table by its columns; its words and numbers are never cut, however narrow the terminal."""
+    # As a title of rich's it would be broken to the width of a narrow table.
+    console.print(title, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading, cells in columns.items():
+        # Spaces let a narrow terminal break headings and names in two lines.
+        words = " ".join((heading.replace("_", " "), *cells)).split()
+        table.add_column(heading.replace("_", " "), justify="right", min_width=max(map(len, words)))
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    console.print(table)

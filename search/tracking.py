@@ -33,7 +33,7 @@ from search.spool import Spool, left_in
 from search.sqlite import write_ahead
 from search.urls import without_login, without_password
 from search.writer import NoRoomError, WriteError, Writer
-from search.writes import Begin, Drop, End, Log, Upload
+from search.writes import Begin, Dataset, Drop, End, Log, Upload
 from strategies import ConfigError, UnfreezeError, WeightsError
 
 # One bar a file, amid our own; MLflow reads the variable at each transfer.
@@ -268,13 +268,15 @@ class Tracker:
         metrics: Mapping[str, float] | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
+        datasets: Sequence[Dataset] = (),
     ) -> None:
-        """Write metrics, parameters and tags."""
+        """Write metrics, parameters, tags, and the data sets that a run uses."""
         now = _now()
         log = self._log_of(run)
         log.metrics += [(name, float(value), now, step) for name, value in (metrics or {}).items()]
         log.params += _texts(params or {}).items()
         log.tags += _texts(tags or {}).items()
+        log.datasets += datasets
         self._send_if_due()
 
     def log_json(self, run: str, name: str, content: Any) -> None:
@@ -283,16 +285,17 @@ class Tracker:
 
     def log_text(self, run: str, name: str, text: str) -> None:
         """Write ``text`` as an artifact."""
-        self._log_file(run, name, text.encode())
+        self.log_file(run, name, text.encode())
 
     def log_pictures(self, run: str, pictures: Sequence[NDArray[np.uint8]]) -> None:
         """Write pictures (H, W, 3) as PNG artifacts, over those that were there before."""
         for number, picture in enumerate(pictures):
             buffer = io.BytesIO()
             Image.fromarray(picture).save(buffer, format="PNG")
-            self._log_file(run, f"pictures/{number}.png", buffer.getvalue())
+            self.log_file(run, f"pictures/{number}.png", buffer.getvalue())
 
-    def _log_file(self, run: str, name: str, content: bytes) -> None:
+    def log_file(self, run: str, name: str, content: bytes) -> None:
+        """Write ``content`` as an artifact."""
         self._log_of(run).files[name] = content
         self._send_if_due()
 
@@ -338,7 +341,7 @@ class Tracker:
 
     def _log_of(self, run: str) -> Log:
         """What is being gathered of a run."""
-        return self._logs.setdefault(run, Log(run=run, metrics=[], params=[], tags=[], files={}))
+        return self._logs.setdefault(run, Log(run=run, metrics=[], params=[], tags=[], datasets=[], files={}))
 
     def _send_if_due(self) -> None:
         if self.writer.is_idle and time.monotonic() - self._last_sent >= BATCH_SECONDS:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from optuna.trial import FrozenTrial, Trial
 from torch import Tensor, nn
 
 from search.config import Cost, StudyConfig
+from search.datasets import datasets_of
 from search.going_on import Snapshots, drop_snapshots, go_on
 from search.ledger import Ledger
 from search.locks import Lock
+from search.machine_load import MachineLoad
 from search.outcome import (
     ATTEMPT,
     CHECKPOINT,
@@ -32,6 +35,7 @@ from search.outcome import (
     REASON,
     RUN_ID,
     SEED,
+    SPARED,
     STRATEGY,
     Outcome,
     score_of,
@@ -104,6 +108,8 @@ class Bench:
     compiler: Compiler | None
     lock: Lock
     team: Team
+    #: When, on ``time.monotonic``, running trials are put back to go on another time.
+    deadline: float = math.inf
 
     @property
     def lower_is_better(self) -> bool:
@@ -186,6 +192,10 @@ class PrunedError(Exception):
     """The pruner stopped the trial; the message says where, if more is to be said of it."""
 
 
+class OutOfTimeError(Exception):
+    """The search's hours are over, and the trial is to go on another time."""
+
+
 class Record:
     """What a trial's epochs have come to; each is logged and reported as it is added.
 
@@ -194,14 +204,17 @@ class Record:
         asked: The trial.
         epochs: How many it has.
         parameters_trained: Numbers of the model that are trained in some epoch.
+        spared: Seconds that reading what is frozen spares in an epoch.
     """
 
-    def __init__(self, bench: Bench, asked: Asked, epochs: int, parameters_trained: int) -> None:
+    def __init__(self, bench: Bench, asked: Asked, epochs: int, parameters_trained: int, spared: float = 0.0) -> None:
         self._bench = bench
         self._asked = asked
         self._epochs = epochs
+        self._spared = spared
         self._costs: dict[Cost, float] = {"seconds": 0.0, "parameters_trained": parameters_trained}
         self._best: _Best | None = None
+        self._load = MachineLoad()
         self.results: list[EpochResult] = []
         bench.tracker.log(asked.run, metrics={"parameters_trained": parameters_trained})
 
@@ -250,7 +263,7 @@ class Record:
         found = {**result.metrics, "epoch_seconds": result.seconds, "seconds": self._costs["seconds"]}
         if result.parts > 1:
             found["epoch"] = result.epoch
-        self._bench.tracker.log(self._asked.run, step=result.step, metrics=found)
+        self._bench.tracker.log(self._asked.run, step=result.step, metrics=found | self._load.metrics())
         score = self._score(result)
         self._bench.watcher.epoch_ended(result, score)
         # Optuna 5.0 takes reports for one objective only.
@@ -276,6 +289,11 @@ class Record:
         """The best epoch."""
         assert self._best is not None, "a strategy has at least one epoch"
         return self._best
+
+    @property
+    def seconds_spared(self) -> float:
+        """How much longer the epochs so far would have taken without reading what is frozen, as estimated."""
+        return self._spared * self.results[-1].epoch if self.results else 0.0
 
     @property
     def values(self) -> list[float]:
@@ -304,7 +322,19 @@ def run_trial(bench: Bench, ledger: Ledger, asked: Asked, sampled: Sampled | Exc
         except (KeyboardInterrupt, SystemExit):
             kill_asked(bench, asked)
             raise
+        except OutOfTimeError:
+            return _put_back(bench, ledger, asked)
     return tell(bench, ledger, asked, ending)
+
+
+def _put_back(bench: Bench, ledger: Ledger, asked: Asked) -> FrozenTrial:
+    """Tell a trial as killed and queue it again, since the hours are over; its state is on disk."""
+    kill_asked(bench, asked)
+    refresh(bench, ledger)
+    told = bench.study.get_trials(deepcopy=False)[asked.trial.number]
+    bench.watcher.trial_ended(told, score_of(ledger.ranked[0]) if ledger.ranked else None)
+    bench.watcher.say(f"The hours are over: trial {told.number} goes on next time")
+    return told
 
 
 def ask(bench: Bench) -> Asked:
@@ -356,12 +386,12 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
         if earlier < bench.config.retries:
             return Ended("killed", reason=str(lost))
         return Ended("failed", reason=f"{lost}, at attempt {earlier + 1} of {earlier + 1}")
-    except NoRoomError:
-        # It is no fault of the trial's, which is tried again once there is room.
+    except (NoRoomError, OutOfTimeError):
+        # It is no fault of the trial's, which is tried again once there is room, or time.
         raise
     except Exception as error:
         bench.tracker.log_text(asked.run, "traceback.txt", traceback.format_exc())
-        ended = Ended("failed", reason=_reason(error))
+        ended = Ended("failed", reason=reason_of(error))
     # Not before: the error holds what the trial has computed, which the next one may need the room of.
     free_memory()
     return ended
@@ -402,6 +432,7 @@ def open_trial(bench: Bench, ledger: Ledger, asked: Asked, alike: Mapping[str, i
             "unfreeze.attempt": attrs.get(ATTEMPT, 0),
             "unfreeze.preset": attrs.get(PRESET, ""),
         },
+        datasets=datasets_of(bench.config.data, bench.data),
     )
     facts = {STRATEGY: strategy.to_dict(), DEPTH: canonical.depth, SEED: seed}
     bench.tracker.writer.put(lambda: _note(trial, facts))
@@ -435,8 +466,9 @@ def _train(bench: Bench, asked: Asked, sampled: Sampled, micro_batches: int) -> 
 
 def _follow(bench: Bench, asked: Asked, sampled: Sampled, trainer: Trainer) -> Record:
     """Report, log and keep what a trainer gives, until its end or until the trial is pruned."""
-    log_plan(bench, asked, sampled.strategy, trainer.plan, trainer.reused.reason)
-    record = Record(bench, asked, trainer.strategy.epochs, count_trained(trainer.model, trainer.plan))
+    log_plan(bench, asked.run, sampled.strategy, trainer.plan, trainer.reused.reason)
+    trained, spared = count_trained(trainer.model, trainer.plan), trainer.reused.spared
+    record = Record(bench, asked, trainer.strategy.epochs, trained, spared)
     try:
         go_on(bench, asked, sampled, trainer, record)
         bench.team.pass_on(trainer)
@@ -449,10 +481,17 @@ def _follow(bench: Bench, asked: Asked, sampled: Sampled, trainer: Trainer) -> R
                 bench.tracker.log(asked.run, tags={"unfreeze.micro_batches": trainer.micro_batches})
             record.add(result, trainer.weights, trainer.look)
             snapshots.write_if_due()
+            if time.monotonic() >= bench.deadline and result.epoch < trainer.strategy.epochs:
+                snapshots.write()
+                raise OutOfTimeError
     except PrunedError:
         if bench.config.pruner.name == RUNGS:
             raise PrunedError(pause(bench, asked, sampled, trainer, record)) from None
         raise
+    finally:
+        seconds = record.seconds_spared
+        if seconds > 0:
+            bench.tracker.writer.put(lambda: _note(asked.trial, {SPARED: seconds}))
     return record
 
 
@@ -461,11 +500,11 @@ def _train_in_time(bench: Bench, asked: Asked, sampled: Sampled | Exception) -> 
         return train(bench, asked, sampled)
 
 
-def log_plan(bench: Bench, asked: Asked, strategy: Strategy, plan: Plan, reuse: str) -> None:
+def log_plan(bench: Bench, run: str, strategy: Strategy, plan: Plan, reuse: str) -> None:
     """Log what a strategy makes of the model, and in one line what is shared with other trials."""
-    bench.tracker.log(asked.run, tags={"unfreeze.reuse": reuse})
-    bench.tracker.log_json(asked.run, "manifest.json", plan.manifest())
-    bench.tracker.log_text(asked.run, "strategy.yaml", strategy.to_yaml())
+    bench.tracker.log(run, tags={"unfreeze.reuse": reuse})
+    bench.tracker.log_json(run, "manifest.json", plan.manifest())
+    bench.tracker.log_text(run, "strategy.yaml", strategy.to_yaml())
 
 
 def _note(trial: Trial, attributes: Mapping[str, Any]) -> None:
@@ -594,7 +633,8 @@ def describe(strategy: Strategy, model: str = "") -> str:
     return " · ".join(parts)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a training failed, in one line."""
     first = (str(error).splitlines() or [""])[0]
     if is_out_of_memory(error):
         return f"{OUT_OF_MEMORY}: {first}"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from search.after import GREEDY_SOUP, TRIAL, UNIFORM_SOUP, Candidate, Judge, choose, make_judge, soup_trials
+from search.evidence import log_evidence
 from search.logged_model import log_model
 from search.outcome import RUN_ID, score_of
 from search.trial import Bench
@@ -32,6 +33,27 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What a strategy that was among the best came to with new seeds.
+
+    Args:
+        trial: Number of the trial that had searched it.
+        searched: That trial's score, by which it was among the best, and which is too good for that.
+        scores: With each new seed; None where training failed.
+        mean: Of the scores; None if any failed.
+        low: Where the mean's 95% interval begins, by Student's t; None of a single seed.
+        high: Where it ends.
+    """
+
+    trial: int
+    searched: float
+    scores: tuple[float | None, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Winner:
     """The best trial, or what was mixed from it: its score on the untouched test split, and where its model is.
 
@@ -48,6 +70,7 @@ class Winner:
         candidates: All that were scored on validation, the best trial first.
         calibration: None where there are no probabilities, or nobody wanted it.
         asked: What the choice depended on besides the trial.
+        confirmed: The best strategies with new seeds, best first; empty if none was asked for.
     """
 
     trial: int
@@ -62,6 +85,7 @@ class Winner:
     candidates: tuple[Candidate, ...] = ()
     calibration: Calibration | None = None
     asked: dict[str, Any] | None = None
+    confirmed: tuple[Confirmed, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Winner":
@@ -70,15 +94,23 @@ class Winner:
         read["candidates"] = tuple(
             Candidate(one["kind"], tuple(one["trials"]), one["score"]) for one in values.get("candidates", ())
         )
+        read["confirmed"] = tuple(
+            Confirmed(**{**one, "scores": tuple(one["scores"])}) for one in values.get("confirmed", ())
+        )
         read["calibration"] = Calibration(**values["calibration"]) if values.get("calibration") else None
         return cls(**read)
 
 
-def crown(bench: Bench, trial: FrozenTrial) -> Winner:
+def crown(bench: Bench, trial: FrozenTrial, confirmed: Sequence[Confirmed] = ()) -> Winner:
     """Choose among the best trial and what is mixed from it, score the choice on the test split and log it as a model.
 
     A winner already crowned is returned as it was, unless more trials or other settings of ``after`` change what there
     is to choose from; and if the choice is then the same, its test score and its model stay.
+
+    Args:
+        bench: Of the study.
+        trial: Its best trial.
+        confirmed: Why that is the best, if new seeds have said so.
 
     Raises:
         UnfreezeError: Its checkpoint is gone.
@@ -87,7 +119,10 @@ def crown(bench: Bench, trial: FrozenTrial) -> Winner:
     known = Winner.from_dict(stored) if stored is not None and stored["trial"] == trial.number else None
     asked = _asked(bench)
     if known is not None and _is_answered(known, asked):
-        return known
+        winner = replace(known, confirmed=tuple(confirmed))
+        if winner != known:
+            bench.study.set_user_attr(WINNER, asdict(winner))
+        return winner
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = bench.tracker.fetch_checkpoint(trial.user_attrs[RUN_ID], folder)
@@ -98,6 +133,7 @@ def crown(bench: Bench, trial: FrozenTrial) -> Winner:
         else:
             winner = _present(bench, trial, judge, weights, folder, is_mixed=chosen.kind != TRIAL)
     winner = replace(winner, kind=chosen.kind, trials=chosen.trials, candidates=candidates, asked=asked)
+    winner = replace(winner, confirmed=tuple(confirmed))
     bench.tracker.log(bench.parent_run, tags={"unfreeze.winner_kind": winner.kind})
     bench.tracker.log_json(
         bench.parent_run,
@@ -144,6 +180,7 @@ def _present(bench: Bench, trial: FrozenTrial, judge: Judge, weights: State, fol
     found |= asdict(calibration) if calibration is not None else {}
     found |= _of_classes(task, outputs, targets, bench.data.classes)
     low, high = task.interval(metric, outputs, targets)
+    log_evidence(bench, outputs, targets, temperature)
     if not is_mixed:
         bench.tracker.log(run_id, metrics=found)
     bench.tracker.log(

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -120,6 +120,8 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
             cleanup.callback(bench.tracker.close)
             logging.disable(logging.NOTSET)
             relay.device = bench.device
+            if not orders.config.budget.finish_trials:
+                bench = replace(bench, deadline=deadline)
             work(bench, Ledger(bench.study), go_on, lambda text: logger.info("%s", text))
             bench.tracker.flush()
             relay.send("done")

@@ -23,13 +23,24 @@ class Begin(_Write):
     time: int
 
 
+class Dataset(BaseModel):
+    """A data set that a run used, as MLflow describes one; ``profile`` and ``source`` are JSON."""
+
+    name: str
+    digest: str
+    source: str
+    profile: str
+    context: str
+
+
 class Log(_Write):
-    """Log metrics as (name, value, time, step), parameters and tags as (name, value), and small files by name."""
+    """Log metrics as (name, value, time, step), parameters and tags as (name, value), data sets, and files by name."""
 
     kind: Literal["log"] = "log"
     metrics: list[tuple[str, float, int, int]] = []
     params: list[tuple[str, str]] = []
     tags: list[tuple[str, str]] = []
+    datasets: list[Dataset] = []
     files: dict[str, bytes] = {}
 
 

@@ -13,20 +13,25 @@ from search.config import (
     ONE_OBJECTIVE_SAMPLERS,
     TASK_METRICS,
     AfterConfig,
+    ChampionConfig,
+    ConfirmConfig,
     Cost,
     DataConfig,
     ExecutorConfig,
+    HousekeepingConfig,
     SamplerConfig,
 )
-from search.reference import with_reference
+from search.reference import PAGES, with_reference
 from strategies import CHOICES, TASK_LOSSES
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_table_of_strategies_says_what_the_code_says():
+    for name, what in PAGES.items():
+        page = (ROOT / name).read_text()
+        assert page == with_reference(page, what), "python -m search.reference makes the tables anew"
     page = (ROOT / "docs" / "strategies.md").read_text()
-    assert page == with_reference(page), "python -m search.reference makes the table anew"
     for name, choices in CHOICES.items():
         assert f"| `strategy.{name}` |" in page
         assert choices.help in page
@@ -63,6 +68,20 @@ def test_every_key_of_what_comes_after_a_search_is_explained():
     text = (ROOT / "docs" / "after.md").read_text()
     for key, field in AfterConfig.model_fields.items():
         assert f"| `after.{key}` | {str(field.default).lower()} |" in text
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "page"),
+    [
+        ("confirm", ConfirmConfig, "after"),
+        ("champion", ChampionConfig, "champion"),
+        ("housekeeping", HousekeepingConfig, "champion"),
+    ],
+)
+def test_every_key_of_a_section_is_explained(section: str, keys: type, page: str):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    for key in keys.model_fields:
+        assert f"{section}.{key}" in text
 
 
 def test_every_executor_and_every_key_of_ray_is_explained():

@@ -3,6 +3,7 @@ from .calibration import CALIBRATED_TASKS as CALIBRATED_TASKS
 from .calibration import calibration_error as calibration_error
 from .calibration import fit_temperature as fit_temperature
 from .compiled import Compiler as Compiler
+from .data import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .data import ImageData as ImageData
 from .data import Preprocessing as Preprocessing
 from .data import Split as Split
@@ -55,9 +56,11 @@ from .sweep import probe_parts as probe_parts
 from .sweep import sweep as sweep
 from .tasks import TASKS as TASKS
 from .tasks import Task as Task
+from .tasks import percentiles as percentiles
 from .teacher import Teacher as Teacher
 from .trainer import EpochResult as EpochResult
 from .trainer import ShortEpochs as ShortEpochs
 from .trainer import Trainer as Trainer
+from .unused import drop_unused as drop_unused
 from .weights import Weights as Weights
 from .weights import find_weights as find_weights

@@ -229,7 +229,7 @@ class ActivationStore:
         part.unlink(missing_ok=True)
         header, offsets, size = _header(content, layouts, images)
         with FileLock(self._locks / "activations.lock"):
-            if not make_room(self._sizes(), size, self._max_bytes, self._removed):
+            if not make_room(self.sizes(), size, self._max_bytes, self.removed):
                 raise NoRoomError(
                     f"the activation cache in {self._entries} is bounded to {self._max_bytes:,} bytes, which leaves no "
                     f"room for {size:,} bytes more"
@@ -269,15 +269,16 @@ class ActivationStore:
     def _path(self, content: Content) -> Path:
         return self._entries / f"{content.key}{_SUFFIX}"
 
-    def _sizes(self) -> dict[Path, int]:
+    def sizes(self) -> dict[Path, int]:
+        """Bytes of every entry, and of every part of one that is being built."""
         sizes = {}
-        for path in self._entries.iterdir():
+        for path in self._entries.iterdir() if self._entries.is_dir() else ():
             with suppress(OSError):
                 sizes[path] = path.stat().st_size
         return sizes
 
-    def _removed(self, path: Path) -> bool:
-        """Remove an entry, or a part unless a process is building it."""
+    def removed(self, path: Path) -> bool:
+        """Remove an entry, or a part unless a process is building it, and say whether it was."""
         if path.suffix != PART:
             path.unlink(missing_ok=True)
             return True

@@ -107,7 +107,11 @@ class Lab:
 
     @property
     def study(self) -> optuna.Study:
-        return optuna.load_study(study_name="lab", storage=self.optuna_url)
+        return self.open("lab")
+
+    def open(self, name: str) -> optuna.Study:
+        """One of several studies in the store."""
+        return optuna.load_study(study_name=name, storage=self.optuna_url)
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.trials

@@ -4,8 +4,13 @@ import base64
 import io
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -120,6 +125,53 @@ def test_loaded_elsewhere_without_the_repository_it_predicts_what_was_scored(don
         np.testing.assert_array_equal(answer["probability"], found.max(1))
     accuracy = np.mean([label == CLASSES[target] for label, target in zip(expected, targets, strict=True)])
     assert done.parent().data.metrics["test_accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.slow
+def test_served_over_http_it_says_the_same_of_every_test_image(done, evaluated, tmp_path):
+    data, logits, _ = evaluated
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    winner = done.study.user_attrs[WINNER]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", winner["model_uri"]]
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [*command, "--env-manager", "local", "--port", str(port), "--workers", "1"],
+            cwd=tmp_path,
+            env=os.environ | {"MLFLOW_TRACKING_URI": done.mlflow_uri},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            images = [base64.b64encode(Path(name).read_bytes()).decode() for name in data.test.names]
+            answers = ask(port, process, {"inputs": images})
+        except AssertionError:
+            log.seek(0)
+            raise AssertionError(log.read()) from None
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert [row["label"] for row in answers["predictions"]] == [CLASSES[i] for i in logits.argmax(1)]
+
+
+def ask(port: int, process: "subprocess.Popen[bytes]", content: dict) -> dict:
+    """What a server answers, once it does."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", json.dumps(content).encode(), {"Content-Type": "application/json"}
+    )
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        assert process.poll() is None
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("no answer in time")
 
 
 def test_the_test_score_and_its_interval_are_those_of_the_checkpoint(done, evaluated):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from trainers.tasks.box_intervals import box_interval, drawn_score, matched_boxes
+from trainers import TASKS
+from trainers.tasks.box_draws import drawn_score, matched_boxes
 from trainers.tasks.boxes import IOU_THRESHOLDS, average_precision_per_class, map50, mar, mean_average_precision, scores
 
 SIDE = 64
@@ -145,8 +146,8 @@ def test_an_interval_holds_the_score_and_is_narrower_for_more_images(metric):
     few, many = scene(3, 30, 3), scene(3, 300, 3)
     widths = []
     for rows, targets in (few, many):
-        low, high = box_interval(metric, rows, targets)
+        low, high = TASKS["detection"].interval(metric, rows, targets)
         assert low < scores(rows, targets)[metric] < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
-    assert box_interval(metric, *few) == box_interval(metric, *few)
+    assert TASKS["detection"].interval(metric, *few) == TASKS["detection"].interval(metric, *few)

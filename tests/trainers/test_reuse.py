@@ -59,6 +59,11 @@ def cost(**changes) -> Cost:
     return Cost(**values | changes)
 
 
+def test_what_is_spared_is_that_of_one_pass(store):
+    assert weigh(cost(), store).spared == pytest.approx(1000 * (1e-3 - 1e-5))
+    assert weigh(cost(read=1e-2), store).spared == 0
+
+
 @pytest.mark.parametrize(
     ("strategy", "frozen"),
     [

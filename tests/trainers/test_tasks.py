@@ -132,6 +132,16 @@ def test_an_interval_encloses_the_score_and_is_the_same_each_time(task, metric):
 
 
 @pytest.mark.parametrize(("task", "metric"), EVERY_METRIC)
+def test_draws_are_of_the_same_images_whatever_the_outputs(task, metric):
+    targets = TARGETS[task]
+    poor, good = (TASKS[task].draws(metric, outputs, targets) for outputs in (POOR[task], PERFECT[task]))
+    # Image by image the good ones are better, so that they are in whatever draw.
+    better = (good < poor) if metric in TASKS[task].lower_is_better else (good > poor)
+    assert len(poor) == len(good) == 500
+    assert better[np.isfinite(poor) & np.isfinite(good)].mean() > 0.9
+
+
+@pytest.mark.parametrize(("task", "metric"), EVERY_METRIC)
 def test_better_outputs_score_better_in_the_direction_that_the_task_says(task, metric):
     targets = TARGETS[task]
     poor, good = (TASKS[task].scores(outputs, targets)[metric] for outputs in (POOR[task], PERFECT[task]))

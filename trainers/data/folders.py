@@ -12,7 +12,7 @@ from trainers.data.places import check_task, checked_root, shown
 log = logging.getLogger(__name__)
 
 # fmt: off
-SUFFIXES = frozenset({
+IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })
@@ -112,7 +112,7 @@ def images_below(folder: Path) -> tuple[list[Path], int]:
     above = frozenset(map(_identity, {listed_in, *listed_in.parents, *folder.resolve().parents}))
     files = sorted(_walk(folder, above), key=lambda path: natural(path.relative_to(folder).as_posix()))
     # A folder here is a link to a folder that holds it; decoding will name it as a bad image.
-    images = [path for path in files if path.suffix.lower() in SUFFIXES or _is_folder(path)]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES or _is_folder(path)]
     return images, len(files) - len(images)
 
 

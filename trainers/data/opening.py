@@ -3,12 +3,13 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from strategies import IGNORED, DataError, nearest
 from trainers.data.decoding import Preprocessing
@@ -54,6 +55,7 @@ class ImageData:
         duplicates: Images that were found in more than one split, each as "a.png (train) = b.png (test)".
         source: Where the images come from, in words.
         preprocessing: How the images are decoded.
+        digests: By split, (N,) a number for the content of each image, whatever it is called and wherever it lies.
     """
 
     task: str
@@ -66,6 +68,7 @@ class ImageData:
     duplicates: tuple[str, ...]
     source: str
     preprocessing: Preprocessing
+    digests: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line: source, counts, classes, where the images are, fingerprint."""
@@ -204,6 +207,7 @@ def open_data(
         duplicates=duplicates,
         source=_in_words(source, place),
         preprocessing=how,
+        digests={split: _digests(part, read) for split, part in parts.items()},
     )
     log.info("%s", data.summary())
     return data
@@ -335,6 +339,10 @@ def _split(found: Found, values: torch.Tensor, part: Indices, read: Read, how: P
         return ResidentSplit(values, names, read.array.pixels, read.array.rows[part])
     images: list[ImageRef] = [found.images[k] for k in part.tolist()]
     return StreamedSplit(values, names, images, how, workers)
+
+
+def _digests(part: Indices, read: Read) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(read.samples[k][:8] for k in part.tolist()), dtype=np.uint64)
 
 
 def _fingerprint(task: str, learnt: Learnt, parts: Mapping[str, Indices], read: Read) -> str:

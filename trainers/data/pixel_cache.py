@@ -198,11 +198,14 @@ class PixelCache:
         return _opened(part, wanted.shape)
 
     def _make_room(self, need: int) -> bool:
-        sizes = {folder: _size(folder) for shelf in _folders(self._root) for folder in _folders(shelf)}
-        return make_room(sizes, need, self._max_bytes, self._removed)
+        return make_room(self.sizes(), need, self._max_bytes, self.removed)
 
-    def _removed(self, folder: Path) -> bool:
-        """Remove an array, or a part unless a process is building it."""
+    def sizes(self) -> dict[Path, int]:
+        """Bytes of every array, and of every part of one that is being decoded."""
+        return {folder: _size(folder) for shelf in _folders(self._root) for folder in _folders(shelf)}
+
+    def removed(self, folder: Path) -> bool:
+        """Remove an array, or a part unless a process is building it, and say whether it was."""
         if folder.suffix != PART:
             shutil.rmtree(folder, ignore_errors=True)
             return True

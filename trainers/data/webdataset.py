@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from strategies import DataError, nearest
 from trainers.data.cells import Row, read_labels
-from trainers.data.folders import SUFFIXES
+from trainers.data.folders import IMAGE_SUFFIXES
 from trainers.data.found import SPLIT_WORDS, SPLITS, Found, Part, Place, listing, natural
 from trainers.data.places import check_task, checked_root, shown
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # A sample's key ends at the first dot of its files' names; a file whose name begins with the dot has none.
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
-_IMAGE_SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES)
+_WITHOUT_DOT = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _TEXT_SUFFIXES = frozenset({"cls", "json", "txt"})
 _FIELD = "label"
 
@@ -155,7 +155,7 @@ def _split_by_name(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def _read_shards(shards: Sequence[tuple[Path, str]], image: str | None) -> list[_Sample]:
-    suffixes = _IMAGE_SUFFIXES if image is None else frozenset({image.removeprefix(".").lower()})
+    suffixes = _WITHOUT_DOT if image is None else frozenset({image.removeprefix(".").lower()})
     samples: list[_Sample] = []
     faults: list[str] = []
     for path, split in shards:

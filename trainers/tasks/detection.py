@@ -11,7 +11,7 @@ from torch import Tensor
 from strategies import Chance, Strategy, vary_dense
 from trainers.data import Placing
 from trainers.detectors import DETECTORS, Detector
-from trainers.tasks.box_intervals import box_interval
+from trainers.tasks.box_draws import box_draws
 from trainers.tasks.boxes import average_precision_per_class, map50, mar, mean_average_precision, scores
 from trainers.tasks.drawing import enlarged, palette, side_by_side
 from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task
@@ -83,7 +83,8 @@ DETECTION = Task(
     lower_is_better=frozenset(),
     scale=lambda targets: None,
     answers=None,
-    intervals={name: partial(box_interval, name) for name in ("map", "map50", "mar")},
+    intervals={},
+    drawn={name: partial(box_draws, name) for name in ("map", "map50", "mar")},
     unusable=UNUSABLE_IF_DENSE,
     together=scores,
     dense=Dense(

@@ -1,6 +1,6 @@
 """What the trainer and the search must know of a task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,9 +14,11 @@ from trainers.data import Placing
 
 Metric = Callable[[Tensor, Tensor], float]
 Answers = dict[str, NDArray[Any]]
+# Of outputs, targets and the images' indices of each draw, the scores of the draws.
+Drawn = Callable[[Tensor, Tensor, Iterable[NDArray[np.int64]]], NDArray[np.float64]]
 
 # Of a bootstrapped interval.
-_RESAMPLES = 500
+_DRAWS = 500
 
 #: Strategy fields that mean nothing for a classifier, and why.
 NO_DECODER: Mapping[str, str] = {"decoder_lr_scale": "a classifier has no decoder"}
@@ -113,6 +115,7 @@ class Task:
         answers: Columns of what a served model says, from raw outputs (N, C) and the names of the classes; a dense task
             has its own.
         intervals: 95% intervals with a formula of their own; the others are bootstrapped.
+        drawn: Metrics of draws of images, where that is cheaper than computing each anew.
         unusable: Strategy fields that mean nothing for the task, with the reason in a few words.
         together: Every metric at once, where that is cheaper than one by one.
         dense: What a task needs besides whose targets lie in the image.
@@ -124,6 +127,7 @@ class Task:
     scale: Callable[[Tensor], Scale | None]
     answers: Callable[[Tensor, Sequence[str]], Answers] | None
     intervals: Mapping[str, Callable[[Tensor, Tensor], tuple[float, float]]]
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
     together: Callable[[Tensor, Tensor], dict[str, float]] | None = None
     dense: Dense | None = None
@@ -158,10 +162,27 @@ class Task:
         """
         if metric in self.intervals:
             return self.intervals[metric](outputs, targets)
-        rng = np.random.default_rng(0)
-        draws = (torch.from_numpy(rng.integers(0, len(targets), len(targets))) for _ in range(_RESAMPLES))
-        # A draw may hold nothing to score, such as one image over and over.
-        low, high = np.nanquantile(
-            [self.metrics[metric](outputs[rows], targets[rows]) for rows in draws], [0.025, 0.975]
-        )
-        return float(low), float(high)
+        return percentiles(self.draws(metric, outputs, targets))
+
+    def draws(self, metric: str, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+        """The score of draws of as many images with replacement, (D,); of as many images the draws are always the same.
+
+        A draw may hold nothing to score, such as one image over and over; its score is not a number then.
+
+        Args:
+            metric: A key of ``metrics``.
+            outputs: As for :meth:`scores`.
+            targets: As for :meth:`scores`.
+        """
+        count, rng = len(targets), np.random.default_rng(0)
+        places = (rng.integers(0, count, count) for _ in range(_DRAWS))
+        if metric in self.drawn:
+            return self.drawn[metric](outputs, targets, places)
+        rows = map(torch.from_numpy, places)
+        return np.array([self.metrics[metric](outputs[chosen], targets[chosen]) for chosen in rows])
+
+
+def percentiles(draws: NDArray[np.float64], alpha: float = 0.05) -> tuple[float, float]:
+    """Where all but the outermost ``alpha`` of draws (D,) begin and end."""
+    low, high = np.nanquantile(draws, [alpha / 2, 1 - alpha / 2])
+    return float(low), float(high)

@@ -1,10 +1,10 @@
-"""Bootstrapped intervals of COCO's scores: boxes are matched once, and each draw of images only sorts anew what counts.
+"""COCO's scores of bootstrap draws of images: boxes are matched once, and each draw only sorts anew what counts.
 
 The scores themselves come from the library, see :mod:`trainers.tasks.boxes`, which takes most of a second for some
 hundreds of images; hundreds of draws would take minutes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,6 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from trainers.tasks.boxes import IOU_THRESHOLDS, RECALL_THRESHOLDS
-
-_DRAWS = 500
 
 _Floats = NDArray[np.float64]
 
@@ -35,22 +33,19 @@ class Matched:
     targets: NDArray[np.int64]
 
 
-def box_interval(metric: str, rows: Tensor, targets: Tensor) -> tuple[float, float]:
-    """A 95% interval: percentile bootstrap over images with a fixed seed.
+def box_draws(metric: str, rows: Tensor, targets: Tensor, places: Iterable[NDArray[np.int64]]) -> _Floats:
+    """The metric of draws of images, (D,).
 
     Args:
         metric: ``map``, ``map50`` or ``mar``.
         rows: (N, K, 6), see :mod:`trainers.tasks.boxes`.
         targets: (N, M, 5).
+        places: The images of each draw.
     """
     overlaps = IOU_THRESHOLDS[:1] if metric == "map50" else IOU_THRESHOLDS
     matched = matched_boxes(rows, targets, overlaps)
-    rng = np.random.default_rng(0)
-    images = len(rows)
-    draws = (np.bincount(rng.integers(0, images, images), minlength=images) for _ in range(_DRAWS))
-    # A draw may have no target at all.
-    low, high = np.nanquantile([drawn_score(metric, matched, draw) for draw in draws], [0.025, 0.975])
-    return float(low), float(high)
+    draws = (np.bincount(of_draw, minlength=len(rows)) for of_draw in places)
+    return np.array([drawn_score(metric, matched, draw) for draw in draws])
 
 
 def drawn_score(metric: str, classes: list[Matched], draw: NDArray[np.int64]) -> float:

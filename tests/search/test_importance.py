@@ -3,7 +3,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 
-from search.study import importances
+from search.importance import importances
 
 UNIT = FloatDistribution(0, 1)
 

@@ -1,0 +1,181 @@
+"""A study from Python, with the powers of the command lines."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.compose import configure
+from search.config import StudyConfig
+from strategies import ConfigError, Strategy
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+    from search.champion import Verdict
+    from search.known import Known
+    from search.winner import Winner
+
+
+class Study:
+    """A search over ways of fine-tuning a pretrained model, and what has come of it.
+
+    What is searched is configured as by ``python -m search.run study=...``; all that is found is in the stores, so that
+    another process, or the command line, goes on with the same study.
+
+    >>> study = Study("resnet_cls", data={"limit_train": 128}, budget={"trials": 4})
+    >>> study.config.budget.trials
+    4
+    >>> study.config.name
+    'resnet_cls'
+
+    Args:
+        study: A study's name or file, or what would stand in one.
+        *overrides: Words of the command line, such as ``"strategy.lr.high=0.01"``; they come last.
+        **changes: Values by key: ``seed=1``, ``budget={"trials": 30}``. What is given of a section is merged with it; a
+            whole ``strategy``, or whole ``presets``, take the place of those there.
+
+    Raises:
+        ConfigError: One line a problem.
+    """
+
+    def __init__(self, study: str | Path | Mapping[str, Any], *overrides: str, **changes: Any) -> None:
+        self.config: StudyConfig = configure(study, overrides, changes)
+
+    def __repr__(self) -> str:
+        return f"Study({self.config.name!r}, {self.config.task}, {self.config.model.name})"
+
+    def run(self) -> "Winner":
+        """Search, or go on, until the budget is spent; Ctrl-C loses nothing.
+
+        Returns:
+            The winner, with its score on the test split.
+
+        Raises:
+            UnfreezeError: The configuration, data or weights cannot be used, or no trial completed.
+            KeyboardInterrupt: After the running trial was queued again.
+        """
+        from search.study import run_study
+
+        run_study(self.config)
+        return self.winner
+
+    def trials(self, everything: bool = False) -> "pd.DataFrame":
+        """A row a trial, the best first: outcome, score, seconds, every field of its strategy, its run in MLflow.
+
+        Args:
+            everything: Those too that were pruned or killed or have failed.
+
+        Raises:
+            ConfigError: The study has not begun.
+        """
+        import pandas as pd
+
+        from search.compare import rows_of
+
+        return pd.DataFrame(rows_of(self._known(), top=None, everything=everything))
+
+    @property
+    def optuna(self) -> "optuna.Study":
+        """The study as Optuna has it.
+
+        Raises:
+            ConfigError: It has not begun.
+        """
+        return self._known().study
+
+    @property
+    def winner(self) -> "Winner":
+        """The winner.
+
+        Raises:
+            ConfigError: No search of it has come to its end.
+        """
+        from search.winner import WINNER, Winner
+
+        stored = self.optuna.user_attrs.get(WINNER)
+        if stored is None:
+            raise ConfigError(f"study {self.config.name!r} has no winner yet; run() has to come to its end")
+        return Winner.from_dict(stored)
+
+    @property
+    def strategy(self) -> Strategy:
+        """The winner's strategy.
+
+        Raises:
+            ConfigError: No search of it has come to its end.
+        """
+        from search.outcome import STRATEGY
+
+        return Strategy.from_dict(self.optuna.trials[self.winner.trial].user_attrs[STRATEGY])
+
+    def predict(self, images: Sequence[Any]) -> "pd.DataFrame":
+        """The winner's answers, a row an image.
+
+        Args:
+            images: Paths, encoded bytes, or uint8 arrays (H, W, C).
+
+        Raises:
+            ConfigError: No search of it has come to its end.
+            DataError: An image cannot be read.
+        """
+        import pandas as pd
+
+        from search.predict import load
+
+        return pd.DataFrame(load(self.winner.model_uri, self.config.tracking.uri).predict(list(images)))
+
+    def report(self, out: Path | str) -> Path:
+        """Write the page about the study, which needs nothing else, and return where it is.
+
+        Raises:
+            ConfigError: The study has not begun.
+        """
+        from search.report import build
+        from search.summary import summarize
+
+        path = Path(out)
+        path.write_text(build(summarize(self._known())), encoding="utf-8")
+        return path
+
+    def promote(self) -> "Verdict":
+        """Make the winner the challenger, and the champion if it is better beyond chance.
+
+        Raises:
+            ConfigError: No search of it has come to its end, or the registry cannot be used.
+        """
+        from search.champion import propose
+        from search.tracking import reachable
+        from trainers import choose_device
+
+        device = choose_device(self.config.device, self.config.precision)
+        return propose(self.config, self.winner.model_uri, None, reachable(self.config.tracking.uri), device)
+
+    def rollback(self) -> "Verdict":
+        """Make the version champion that the present one replaced.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        from search.champion import rollback
+        from search.tracking import reachable
+
+        return rollback(self.config, reachable(self.config.tracking.uri))
+
+    def export(self, out: Path | str) -> Path:
+        """Write the winner as ``.onnx``, as ``.pt2`` (torch.export) or as a folder that timm loads; see docs/using.md.
+
+        Raises:
+            ConfigError: No search of it has come to its end, or it cannot be written so.
+            TrialError: What was written does not do what the model does.
+        """
+        from search.export import export
+
+        export(self.winner.model_uri, Path(out), self.config.tracking.uri, None)
+        return Path(out)
+
+    def _known(self) -> "Known":
+        from search.known import open_one
+
+        assert self.config.name is not None, "composition names every study"
+        return open_one(self.config.store.url, self.config.tracking.uri, self.config.name)

@@ -1,0 +1,40 @@
+"""How busy the machine is while a trial trains, under the names by which MLflow shows system metrics."""
+
+import logging
+import time
+
+from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+# MLflow's own monitors look as often.
+_SECONDS = 10.0
+_PREFIX = "system/"
+
+logger = logging.getLogger(__name__)
+
+
+class MachineLoad:
+    """Reads processors, memory and GPUs (with ``nvidia-ml-py``) at once and then every ten seconds at most."""
+
+    def __init__(self) -> None:
+        self._monitors: list[BaseMetricsMonitor] = [CPUMonitor()]  # type: ignore[no-untyped-call]
+        try:
+            self._monitors.append(GPUMonitor())  # type: ignore[no-untyped-call]
+        except (ImportError, RuntimeError) as error:
+            logger.debug("no GPU is watched: %s", error)
+        self._last = -_SECONDS
+
+    def metrics(self) -> dict[str, float]:
+        """What the machine does, as of now; nothing if it was read a moment ago."""
+        now = time.monotonic()
+        if now - self._last < _SECONDS:
+            return {}
+        self._last = now
+        found: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.clear_metrics()  # type: ignore[no-untyped-call]
+            monitor.collect_metrics()  # type: ignore[no-untyped-call]
+            values: dict[str, float] = monitor.aggregate_metrics()  # type: ignore[no-untyped-call]
+            found |= {_PREFIX + name: value for name, value in values.items()}
+        return found

@@ -1,0 +1,125 @@
+"""The best strategies with new seeds, and which of them wins then."""
+
+from statistics import mean
+
+import pytest
+
+from search.confirming import confirm
+from search.outcome import score_of
+from search.preparation import prepare
+from search.ranking import ranked
+from search.report import main
+from search.terminal import Terminal
+
+KEYS = ("confirm.seeds=2", "confirm.top=2")
+
+
+@pytest.fixture(scope="module")
+def searched(new_lab):
+    lab = new_lab()
+    assert lab.run("budget.trials=4", *KEYS) == 0
+    return lab
+
+
+def confirmations(lab):
+    return [run for run in lab.all_runs() if run.data.tags.get("unfreeze.kind") == "confirmation"]
+
+
+def test_the_best_by_their_mean_with_new_seeds_wins(searched):
+    best = ranked(searched.study)[:2]
+    winner = searched.study.user_attrs["winner"]
+    assert {one["trial"] for one in winner["confirmed"]} == {trial.number for trial in best}
+    means = [one["mean"] for one in winner["confirmed"]]
+    assert means == sorted(means, reverse=True)
+    assert winner["trial"] == winner["confirmed"][0]["trial"]
+    for one in winner["confirmed"]:
+        assert one["searched"] == score_of(searched.trials()[one["trial"]])
+        assert one["mean"] == pytest.approx(mean(one["scores"]))
+        assert one["low"] <= one["mean"] <= one["high"]
+
+
+def test_each_is_a_run_of_its_own_with_what_trains_it_again(searched):
+    winner = searched.study.user_attrs["winner"]
+    found = confirmations(searched)
+    assert len(found) == 4
+    assert {run.info.status for run in found} == {"FINISHED"}
+    by_trial = {one["trial"]: one for one in winner["confirmed"]}
+    for run in found:
+        of_trial = by_trial[int(run.data.tags["unfreeze.confirms"])]
+        assert run.data.metrics["score"] in of_trial["scores"]
+        trial = searched.runs()[of_trial["trial"]]
+        differing = {name for name in trial.data.params if trial.data.params[name] != run.data.params[name]}
+        assert differing == {"seed"}
+        assert searched.artifact(run, "strategy.yaml").exists()
+    assert len({run.data.params["seed"] for run in found}) == 2
+
+
+def test_they_are_no_trials(searched):
+    assert len(searched.trials()) == 4
+    assert searched.outcomes() == ["complete"] * 4
+
+
+def test_the_same_command_trains_nothing_again(searched):
+    before = {run.info.run_id for run in confirmations(searched)}
+    assert searched.run("budget.trials=4", *KEYS) == 0
+    assert {run.info.run_id for run in confirmations(searched)} == before
+
+
+def test_what_is_not_asked_for_any_more_does_not_decide(searched):
+    assert searched.run("budget.trials=4") == 0
+    winner = searched.study.user_attrs["winner"]
+    assert winner["confirmed"] == []
+    assert winner["trial"] == ranked(searched.study)[0].number
+
+
+def test_a_strategy_that_fails_with_a_new_seed_comes_last(new_lab, capsys):
+    lab = new_lab()
+    assert lab.run("budget.trials=3") == 0
+    best = ranked(lab.study)
+    # As an earlier end left it: the best of the search has failed with the new seed.
+    known = {str(trial.number): {"100000": None if place == 0 else 0.1 * place} for place, trial in enumerate(best)}
+    lab.study.set_user_attr("confirmations", known)
+    config = lab.config("confirm.seeds=1", "confirm.top=3")
+    with Terminal(config.metric) as terminal:
+        bench = prepare(config, terminal)
+        try:
+            found = confirm(bench, best)
+        finally:
+            bench.tracker.close()
+    assert [trial.number for trial, _ in found] == [best[2].number, best[1].number, best[0].number]
+    assert found[-1][1].mean is None
+    assert found[0][1].low is None
+
+
+def test_a_training_that_diverges_is_recorded_with_its_reason(new_lab, capsys):
+    lab = new_lab()
+    assert lab.run("budget.trials=1") == 0
+    trial = lab.trials()[0]
+    diverging = trial.user_attrs["strategy"] | {"depth": 1.0, "lr": 100.0, "optimizer": "sgd", "momentum": 0.99}
+    config = lab.config("confirm.seeds=1", "confirm.top=1")
+    trial.user_attrs["strategy"] = diverging
+    with Terminal(config.metric) as terminal:
+        bench = prepare(config, terminal)
+        try:
+            ((_, found),) = confirm(bench, [trial])
+        finally:
+            bench.tracker.close()
+    assert found.mean is None
+    (run,) = confirmations(lab)
+    assert run.info.status == "FAILED"
+    assert " nan" in run.data.tags["unfreeze.reason"]
+
+
+def test_more_than_are_kept_cannot_be_confirmed(new_lab, capsys):
+    lab = new_lab(checkpoints={"keep": 2})
+    assert lab.run("confirm.seeds=1") == 2
+    assert "confirm.top: 3 is more than checkpoints.keep: 2" in capsys.readouterr().err
+
+
+def test_the_report_shows_by_how_much_the_search_was_too_good(searched, tmp_path):
+    assert searched.run("budget.trials=4", *KEYS) == 0
+    assert main([str(searched.file), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "The best again, with new seeds" in page
+    one = searched.study.user_attrs["winner"]["confirmed"][0]
+    assert f"the search's own score was off by {one['searched'] - one['mean']:+.4f}" in page

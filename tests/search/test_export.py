@@ -1,0 +1,98 @@
+"""Models for other programs give what was scored."""
+
+import json
+
+import mlflow
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from lab import SMALL
+
+from search.export import main, push
+from strategies import ConfigError
+from trainers import open_data
+
+
+@pytest.fixture(scope="module")
+def searched(new_lab):
+    lab = new_lab(strategy=SMALL["strategy"] | {"depth": 1.0, "epochs": 4, "tta": "flip"})
+    assert lab.run("budget.trials=1") == 0
+    return lab
+
+
+def export(lab, out, *words: str) -> int:
+    return main(
+        [lab.study.user_attrs["winner"]["model_uri"], "--out", str(out), "--tracking-uri", lab.mlflow_uri, *words]
+    )
+
+
+def scored(lab) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Test images between 0 and 1, the classes of the served model's answers, and their probabilities."""
+    data = open_data(task="classification", in_chans=3, **lab.config().data.model_dump())
+    images, _ = next(data.test.batches(torch.arange(len(data.test)), len(data.test), torch.device("cpu")))
+    mlflow.set_tracking_uri(lab.mlflow_uri)
+    model = mlflow.pyfunc.load_model(lab.study.user_attrs["winner"]["model_uri"])
+    answers = model.predict(list(images.permute(0, 2, 3, 1).numpy()))
+    columns = [f"probability_{name}" for name in data.classes]
+    labels = [data.classes.index(label) for label in answers["label"]]
+    return images.float() / 255, np.array(labels), answers[columns].to_numpy()
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_labels_and_probabilities_of_every_test_image(searched, tmp_path, capsys):
+    path = tmp_path / "model.onnx"
+    assert export(searched, path) == 0
+    assert "what the model says" in capsys.readouterr().out
+    images, labels, probabilities = scored(searched)
+    (found,) = onnxruntime.InferenceSession(str(path)).run(None, {"images": images.numpy()})
+    assert found.argmax(1).tolist() == labels.tolist()
+    assert found == pytest.approx(probabilities, abs=1e-4)
+    card = json.loads((tmp_path / "model.onnx.json").read_text())
+    assert card["images"] == {"size": 32, "channels": 3, "values": "0 to 1", "fit": "crop"}
+    assert len(card["classes"]) == found.shape[1]
+
+
+@pytest.mark.slow
+def test_a_torch_program_gives_the_same_without_our_code(searched, tmp_path):
+    path = tmp_path / "model.pt2"
+    assert export(searched, path) == 0
+    images, labels, probabilities = scored(searched)
+    found = torch.export.load(str(path)).module()(images).detach().numpy()
+    assert found.argmax(1).tolist() == labels.tolist()
+    assert found == pytest.approx(probabilities, abs=1e-4)
+
+
+def test_a_folder_is_a_timm_model(searched, tmp_path):
+    folder = tmp_path / "digits"
+    assert export(searched, folder) == 0
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    config = json.loads((folder / "config.json").read_text())
+    images, labels, _ = scored(searched)
+    mean, std = (torch.tensor(config["pretrained_cfg"][name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    shown = (images - mean) / std
+    with torch.inference_mode():
+        # As the trial was scored: the image and its mirror image.
+        found = (model(shown) + model(shown.flip(-1))) / 2
+    assert found.argmax(1).tolist() == labels.tolist()
+    assert "library_name: timm" in (folder / "README.md").read_text()
+
+
+def test_the_hub_out_of_reach_is_said_in_one_line(searched, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="--push: me/digits cannot be written on the hub"):
+        push(folder, "me/digits")
+
+
+def test_what_cannot_be_written_is_said_before_anything_is(searched, tmp_path, capsys):
+    for out, words, message in (
+        (tmp_path / "model.tflite", [], "ends in none of .onnx, .pt2"),
+        (tmp_path / "model.onnx", ["--push", "me/digits"], "the hub takes a timm folder"),
+        (tmp_path / "none" / "model.pt2", [], "cannot be written"),
+    ):
+        assert export(searched, out, *words) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

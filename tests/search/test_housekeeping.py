@@ -1,0 +1,82 @@
+"""Old checkpoints and caches: what goes, and what never does."""
+
+import os
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from search.config import HousekeepingConfig
+from search.housekeeping import Checkpoint, main, too_many
+from search.outcome import CHECKPOINT
+
+
+def checkpoint(days: float, mib: float) -> Checkpoint:
+    return Checkpoint("pets", 0, "file:///x", int(mib * 2**20), datetime.now() - timedelta(days=days))
+
+
+def test_what_is_too_old_goes_and_of_the_rest_the_oldest_until_the_bound_is_kept():
+    old, middle, new = checkpoint(30, 512), checkpoint(10, 512), checkpoint(1, 512)
+    everyone = [new, old, middle]
+    assert too_many(everyone, HousekeepingConfig(days=20)) == [old]
+    assert too_many(everyone, HousekeepingConfig(gib=1)) == [old]
+    assert too_many(everyone, HousekeepingConfig(gib=0.6)) == [old, middle]
+    assert too_many(everyone, HousekeepingConfig(days=5, gib=0.1)) == [old, middle, new]
+    assert too_many(everyone, HousekeepingConfig(days=60, gib=2)) == []
+
+
+@pytest.fixture
+def searched(new_lab):
+    lab = new_lab(checkpoints={"keep": 3}, reuse="on")
+    assert lab.run("budget.trials=4") == 0
+    assert len(lab.checkpoints()) == 3
+    return lab
+
+
+def tidy(lab, *options: str) -> int:
+    stores = [f"store.url={lab.optuna_url}", f"tracking.uri={lab.mlflow_uri}"]
+    return main(["lab", *stores, "--cache", str(lab.folder / "mlruns" / "cache"), *options])
+
+
+def entries(lab) -> list[Path]:
+    cache = lab.folder / "mlruns" / "cache"
+    return [*cache.glob("images/*/*"), *cache.glob("activations/*")]
+
+
+def test_the_winners_checkpoint_and_its_model_stay(searched, capsys):
+    winner = searched.study.user_attrs["winner"]
+    assert tidy(searched, "--gib", "0", "--dry-run") == 0
+    assert capsys.readouterr().out.endswith("2 would be removed\n")
+    assert len(searched.checkpoints()) == 3
+    assert tidy(searched, "--gib", "0") == 0
+    assert searched.checkpoints() == {winner["trial"]}
+    assert capsys.readouterr().out.count("checkpoint of trial ") == 2
+    assert searched.run("budget.trials=5") == 0
+    assert CHECKPOINT in searched.trials()[winner["trial"]].user_attrs
+
+
+def test_cached_images_and_activations_go_once_nobody_has_used_them_for_so_long(searched, capsys):
+    found = entries(searched)
+    assert len(found) >= 2
+    assert tidy(searched, "--days", "1") == 0
+    assert entries(searched) == found
+    for path in found:
+        os.utime(path, (0, time.time() - 2 * 86_400))
+    assert tidy(searched, "--days", "1") == 0
+    assert entries(searched) == []
+    said = capsys.readouterr().out
+    assert all(str(path) in said for path in found)
+    # They are made anew.
+    assert searched.run("budget.trials=5") == 0
+
+
+def test_what_to_remove_has_to_be_said(searched, capsys):
+    assert tidy(searched) == 2
+    assert "say what is too old or too much: --days N, --gib N" in capsys.readouterr().err
+
+
+def test_a_study_that_is_running_keeps_everything(searched, capsys):
+    searched.study.ask()
+    assert tidy(searched, "--gib", "0") == 0
+    assert len(searched.checkpoints()) == 3

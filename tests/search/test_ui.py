@@ -1,0 +1,54 @@
+"""The pages of the stores, really served."""
+
+import json
+import os
+import signal
+import socket
+import urllib.request
+
+import pytest
+
+from search.ui import main
+
+START = "import sys; from search.ui import main; sys.exit(main())"
+
+
+@pytest.mark.slow
+def test_mlflow_and_optuna_are_served_for_the_stores_of_a_study_until_ctrl_c(lab):
+    assert lab.run("budget.trials=1") == 0
+    with socket.socket() as taken:
+        # Whoever does not ask for a port gets one that is free.
+        taken.bind(("127.0.0.1", 0))
+        process = lab.start_code(START, str(lab.file))
+        name, address = process.stdout.readline().split()
+        assert name == "MLflow"
+        name, dashboard = process.stdout.readline().split()
+        assert name == "Optuna"
+    assert process.stdout.readline() == "Ctrl-C ends them\n"
+    body = json.dumps({"max_results": 10}).encode()
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        assert "lab" in [experiment["name"] for experiment in json.load(answer)["experiments"]]
+    with urllib.request.urlopen(f"{dashboard}/api/studies") as answer:
+        assert [study["study_name"] for study in json.load(answer)["study_summaries"]] == ["lab"]
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    for page in (address, dashboard):
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(page)
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_refused(lab, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main([str(lab.file), "--port", str(port)]) == 2
+    assert f"--port: port {port} is taken" in capsys.readouterr().err
+
+
+def test_stores_of_different_studies_are_not_guessed(lab, new_lab, capsys):
+    assert main([str(lab.file), str(new_lab().file)]) == 2
+    assert "these studies are in several stores; name one" in capsys.readouterr().err
