@@ -4,6 +4,7 @@ import argparse
 import glob
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,9 @@ def load(uri: str, tracking_uri: str) -> Any:
 
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
-        with patient():
+        with patient(), warnings.catch_warnings():
+            # Images come as paths, bytes and arrays, which no type hint of MLflow's can say.
+            warnings.filterwarnings("ignore", message=".*Any type hint is inferred")
             return mlflow.pyfunc.load_model(uri)
     except (MlflowException, OSError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import Any, cast
 
 import psutil
 from optuna import Study
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -191,12 +192,15 @@ def open_storage(url: str, retries: Callable[[], int]) -> BaseStorage:
     if is_proxy(url):
         return Proxy(url, HEARTBEAT_SECONDS, on_stale)
     write_ahead(url)
-    return (SteadyStorage if is_postgres(url) else RDBStorage)(
-        with_driver(url),
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=GRACE_SECONDS,
-        heartbeat_stale_trial_callback=on_stale,
-    )
+    with warnings.catch_warnings():
+        # Of heartbeats and what is done when they stop.
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        return (SteadyStorage if is_postgres(url) else RDBStorage)(
+            with_driver(url),
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=on_stale,
+        )
 
 
 class Heartbeat:

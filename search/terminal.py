@@ -36,7 +36,7 @@ class Terminal:
     """
 
     def __init__(self, metric: str, console: Console | None = None, costs: Sequence[Cost] = ()) -> None:
-        self._console = console or Console(highlight=False)
+        self._console = console or new_console()
         if not self._console.is_terminal:
             self._console.width = _LOG_WIDTH
         self._metric = metric
@@ -190,7 +190,8 @@ class Terminal:
         """Print the winner's test score, where its model is and how to look at everything."""
         if winner.confirmed:
             metric = winner.metric.replace("_", " ")
-            title = f"The best with {len(winner.confirmed[0].scores)} new seeds, by their mean validation {metric}"
+            count = len(winner.confirmed[0].scores)
+            title = f"The best with {count} new seed{'s' if count > 1 else ''}, by their mean validation {metric}"
             print_table(self._console, title, columns_of(winner.confirmed))
         if len(winner.candidates) > 1:
             self._candidates(winner)
@@ -250,15 +251,30 @@ def _searched_value(trial: FrozenTrial, name: str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
+def new_console() -> Console:
+    """A console whose lines in a file or a pipe are as long as those of a wide terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    return console
+
+
 def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]]) -> None:
     """Print a table by its columns; its words and numbers are never cut, however narrow the terminal."""
     # As a title of rich's it would be broken to the width of a narrow table.
     console.print(title, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    needed = 0
     for heading, cells in columns.items():
         # Spaces let a narrow terminal break headings and names in two lines.
         words = " ".join((heading.replace("_", " "), *cells)).split()
-        table.add_column(heading.replace("_", " "), justify="right", min_width=max(map(len, words)))
+        width = max(map(len, words))
+        needed += width + 2
+        table.add_column(heading.replace("_", " "), justify="right", min_width=width)
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
-    console.print(table)
+    before = console.width
+    # What is too wide even so the terminal breaks; rich would cut words.
+    console.width = max(before, needed)
+    console.print(table, crop=False)
+    console.width = before

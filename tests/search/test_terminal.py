@@ -8,7 +8,7 @@ from rich.console import Console
 
 from search.after import Candidate
 from search.outcome import DEPTH, OUTCOME, PRESET, REASON, STRATEGY
-from search.terminal import Terminal
+from search.terminal import Terminal, print_table
 from search.winner import Calibration, Winner
 from strategies import Strategy, parse_space, sample
 from trainers import EpochResult
@@ -183,6 +183,14 @@ def test_what_was_mixed_is_a_table_with_a_star_at_the_winner_and_calibration_a_l
     assert any(line.startswith("Winner: greedy_soup (trials 4, 2), test accuracy 0.9500 (95%") for line in log.lines)
     error = "expected calibration error on the test images 0.0834 -> 0.0219"
     assert f"Calibration: temperature 1.52, {error}" in log.lines
+
+
+def test_a_table_that_is_wider_than_the_terminal_has_every_word_in_whole():
+    console = Console(file=io.StringIO(), width=30)
+    print_table(console, "Wide", {f"column_{place}": [f"value{place}"] for place in range(8)})
+    text = console.file.getvalue()
+    assert all(f"value{place}" in text for place in range(8))
+    assert console.width == 30
 
 
 def test_the_size_of_a_download_is_said_once_and_its_bar_counts_megabytes(log):
