@@ -147,13 +147,15 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
         ConfigError: A study is nowhere, or the file cannot be written.
     """
     # Only here: they take seconds to import.
+    from rich.console import Console
+
     from search.known import open_known
-    from search.terminal import new_console, print_table
+    from search.terminal import print_table, widened
 
     studies = open_known(words)
     rows = [row for known in studies for row in rows_of(known, top, everything)]
     if form == "table" and out is None:
-        console = new_console()
+        console = widened(Console(highlight=False))
         if not rows:
             console.print("No trial has completed yet")
             return 0

@@ -125,14 +125,19 @@ def _size(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-def housekeeping(words: Sequence[str], cache: Path, how: HousekeepingConfig, only_says: bool) -> int:
+def housekeeping(words: Sequence[str], cache: Path, days: float | None, gib: float | None, only_says: bool) -> int:
     """Remove, and say what.
 
     Raises:
-        ConfigError: Neither an age nor a size is given, or a study is nowhere.
+        ConfigError: Neither an age nor a size is given, one of them cannot be, or a study is nowhere.
     """
-    if how.days is None and how.gib is None:
+    if days is None and gib is None:
         raise ConfigError("say what is too old or too much: --days N, --gib N")
+    if days is not None and not days > 0:
+        raise ConfigError(f"--days: {days:g} is not above 0")
+    if gib is not None and not gib >= 0:
+        raise ConfigError(f"--gib: {gib:g} is not at least 0")
+    how = HousekeepingConfig(days=days, gib=gib)
     # Only here: it takes seconds to import.
     from search.known import open_known
 
@@ -161,9 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     return exit_code(
-        lambda: housekeeping(
-            options.words, options.cache, HousekeepingConfig(days=options.days, gib=options.gib), options.dry_run
-        ),
+        lambda: housekeeping(options.words, options.cache, options.days, options.gib, options.dry_run),
         "what was removed is gone, the rest is there",
     )
 

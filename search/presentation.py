@@ -69,4 +69,4 @@ def note(bench: Bench, known: Known, winner: Winner) -> str:
 
 def _page(bench: Bench, run: str) -> str:
     """Where MLflow shows a run, from any of its pages."""
-    return f"#/experiments/{bench.tracker.experiment_id}/runs/{bench.tracker.known_id(run)}"
+    return f"#/experiments/{bench.tracker.experiment_id}/runs/{bench.tracker.id_of(run)}"

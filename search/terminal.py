@@ -36,9 +36,7 @@ class Terminal:
     """
 
     def __init__(self, metric: str, console: Console | None = None, costs: Sequence[Cost] = ()) -> None:
-        self._console = console or new_console()
-        if not self._console.is_terminal:
-            self._console.width = _LOG_WIDTH
+        self._console = widened(console or Console(highlight=False))
         self._metric = metric
         self._costs = costs
         # By trial: linear probes are trained together.
@@ -251,9 +249,8 @@ def _searched_value(trial: FrozenTrial, name: str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
-def new_console() -> Console:
-    """A console whose lines in a file or a pipe are as long as those of a wide terminal."""
-    console = Console(highlight=False)
+def widened(console: Console) -> Console:
+    """The console, whose lines in a file or a pipe are as long as those of a wide terminal."""
     if not console.is_terminal:
         console.width = _LOG_WIDTH
     return console

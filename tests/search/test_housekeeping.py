@@ -76,6 +76,12 @@ def test_what_to_remove_has_to_be_said(searched, capsys):
     assert "say what is too old or too much: --days N, --gib N" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("words", "said"), [(("--days", "-1"), "--days: -1"), (("--gib", "-0.5"), "--gib: -0.5")])
+def test_ages_and_sizes_that_cannot_be_are_refused(searched, capsys, words, said):
+    assert tidy(searched, *words) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_study_that_is_running_keeps_everything(searched, capsys):
     searched.study.ask()
     assert tidy(searched, "--gib", "0") == 0
