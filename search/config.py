@@ -287,7 +287,9 @@ class BudgetConfig(_Section):
     """When the search ends."""
 
     trials: int | None = Field(20, ge=1, description="trials in all, those of earlier runs included")
-    hours: float | None = Field(None, gt=0, description="hours of this run; with trials, whichever ends first")
+    hours: float | None = Field(
+        None, gt=0, description="hours of this run, those of confirm in it; with trials, whichever ends first"
+    )
     finish_trials: bool = Field(
         True, description="train what is running to its end when the hours are over; false: it goes on next time"
     )

@@ -1,6 +1,7 @@
 """The best strategies trained once more with new seeds: a score that was the best of many is too good to rank by."""
 
 import math
+import time
 from collections.abc import Sequence
 from statistics import mean
 
@@ -11,7 +12,7 @@ from search.statistics import half_width
 from search.stopping import stop_if_asked
 from search.team import make_trainer
 from search.time_limit import time_limit
-from search.trial import Bench, Sampled, describe, log_plan, reason_of
+from search.trial import Bench, OutOfTimeError, Sampled, describe, log_plan, reason_of
 from search.winner import Confirmed
 from strategies import Strategy, TrialError
 from trainers import free_memory
@@ -24,28 +25,58 @@ _FIRST_SEED = 100_000
 _SIGNED = ("r2", "spearman")
 
 
+def search_deadline(bench: Bench, best: Sequence[FrozenTrial]) -> float:
+    """When, on ``time.monotonic``, the search has to end so that the best can be confirmed within the hours.
+
+    Args:
+        bench: Of the study.
+        best: Its completed trials so far, best first; training them again is taken to take as long as they took, and
+            has half of the hours at most.
+    """
+    hours = bench.config.budget.hours
+    if not bench.config.confirm.seeds or hours is None:
+        return bench.deadline
+    known = _known(bench)
+    needed = 0.0
+    for trial in _contenders(bench, best):
+        assert trial.duration is not None, "only completed trials are confirmed"
+        missing = set(map(str, _seeds(bench))) - known.get(str(trial.number), {}).keys()
+        needed += len(missing) * trial.duration.total_seconds()
+    return bench.deadline - min(needed, hours * 3600 / 2)
+
+
 def confirm(bench: Bench, best: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, Confirmed]]:
     """Train the best strategies with the study's number of new seeds, and rank them by their mean score.
 
-    All get the same seeds. What was trained by an earlier end of the study is not trained again.
+    All get the same seeds: where the hours end before (``budget.finish_trials=false``), the seeds count that all had.
+    What was trained by an earlier end of the study is not trained again.
 
     Args:
         bench: Of the study.
         best: Its completed trials, best first.
 
     Returns:
-        Trials and what their strategies came to, the best first. A strategy that failed with any seed comes last.
+        Trials and what their strategies came to, the best first; nothing where there was no time for all of them. A
+        strategy that failed with any seed comes last.
 
     Raises:
         KeyboardInterrupt, SystemExit: A signal asked for it.
     """
-    found = []
+    contenders, seeds = _contenders(bench, best), _seeds(bench)
+    scores: list[list[float | None]] = []
     try:
-        for trial in _contenders(bench, best):
-            scores = [_score(bench, trial, seed) for seed in _seeds(bench)]
-            found.append((trial, _confirmed(bench, trial, scores)))
+        for seed in seeds:
+            scores.append([_score(bench, trial, seed) for trial in contenders])
+    except OutOfTimeError:
+        bench.watcher.say(f"The hours are over: the best were trained with {len(scores)} of {len(seeds)} new seeds")
     finally:
         bench.team.close()
+    if not scores:
+        return []
+    found = [
+        (trial, _confirmed(bench, trial, of_trial))
+        for trial, of_trial in zip(contenders, zip(*scores, strict=True), strict=True)
+    ]
     sign = 1 if bench.lower_is_better else -1
     # Equals stay in the order of the search.
     return sorted(found, key=lambda one: math.inf if one[1].mean is None else sign * one[1].mean)
@@ -63,9 +94,14 @@ def _seeds(bench: Bench) -> list[int]:
     return [(bench.config.seed + _FIRST_SEED + place) % 2**32 for place in range(bench.config.confirm.seeds)]
 
 
+def _known(bench: Bench) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = bench.study.user_attrs.get(_SCORES, {})
+    return found
+
+
 def _score(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
     """The best epoch's score of a strategy with a seed; None where training it failed."""
-    known: dict[str, dict[str, float | None]] = bench.study.user_attrs.get(_SCORES, {})
+    known = _known(bench)
     of_trial = known.setdefault(str(trial.number), {})
     if str(seed) not in of_trial:
         of_trial[str(seed)] = _train(bench, trial, seed)
@@ -74,6 +110,8 @@ def _score(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
 
 
 def _train(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
+    if _is_over(bench):
+        raise OutOfTimeError
     source, strategy = bench.source_of(trial), Strategy.from_dict(trial.user_attrs[STRATEGY])
     label = describe(strategy.canonical(source.num_blocks), source.name if bench.chooses_model else "")
     what = f"{trial.number} · {label} · seed {seed}"
@@ -87,7 +125,7 @@ def _train(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
             score = _best_score(bench, run, Sampled(source, strategy, seed, trial.user_attrs[FINGERPRINT]))
         bench.tracker.log(run, metrics={"score": score})
         bench.tracker.finish(run, "complete")
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, OutOfTimeError):
         bench.tracker.try_to_finish(run, "killed")
         raise
     except Exception as error:  # whatever it is, it is this training's reason
@@ -110,9 +148,15 @@ def _best_score(bench: Bench, run: str, sampled: Sampled) -> float:
             bench.tracker.log(run, step=result.step, metrics=result.metrics)
             if result.ends_epoch:
                 scores.append(result.metrics[f"val_{bench.config.metric}"])
+            if _is_over(bench) and result.epoch < trainer.strategy.epochs:
+                raise OutOfTimeError
     if any(map(math.isnan, scores)):
         raise TrialError(f"validation {bench.config.metric} is not a number")
     return min(scores) if bench.lower_is_better else max(scores)
+
+
+def _is_over(bench: Bench) -> bool:
+    return not bench.config.budget.finish_trials and time.monotonic() >= bench.deadline
 
 
 def _confirmed(bench: Bench, trial: FrozenTrial, scores: Sequence[float | None]) -> Confirmed:

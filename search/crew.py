@@ -69,7 +69,7 @@ class _Worker:
     was_ended: bool = False
 
 
-def run_crew(bench: Bench, executor: Executor, terminal: Terminal, ledger: Ledger, deadline: float) -> None:
+def run_crew(bench: Bench, executor: Executor, terminal: Terminal, ledger: Ledger) -> None:
     """Have worker processes train trials until the budget ends.
 
     A worker that dies is replaced, and its trial queued again.
@@ -79,13 +79,12 @@ def run_crew(bench: Bench, executor: Executor, terminal: Terminal, ledger: Ledge
         executor: Starts workers.
         terminal: Shows what workers do.
         ledger: The study's.
-        deadline: On :func:`time.monotonic`, when workers begin no more trials.
 
     Raises:
         UnfreezeError: A worker was refused.
         CrewError: Workers keep dying, whatever they train.
     """
-    crew = _Crew(bench, executor, terminal, ledger, deadline)
+    crew = _Crew(bench, executor, terminal, ledger)
     try:
         crew.run()
     finally:
@@ -95,9 +94,9 @@ def run_crew(bench: Bench, executor: Executor, terminal: Terminal, ledger: Ledge
 class _Crew:
     """Workers and what they say; see :func:`run_crew`."""
 
-    def __init__(self, bench: Bench, executor: Executor, terminal: Terminal, ledger: Ledger, deadline: float) -> None:
+    def __init__(self, bench: Bench, executor: Executor, terminal: Terminal, ledger: Ledger) -> None:
         self._bench, self._executor, self._terminal = bench, executor, terminal
-        self._ledger, self._deadline = ledger, deadline
+        self._ledger = ledger
         self._workers: list[_Worker] = []
         self._listeners: list[threading.Thread] = []
         self._said: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
@@ -112,7 +111,7 @@ class _Crew:
     def run(self) -> None:
         """Start workers and follow what they say until the last has ended."""
         most = self._bench.config.budget.trials
-        if time.monotonic() >= self._deadline or (most is not None and self._ledger.counted >= most):
+        if time.monotonic() >= self._bench.deadline or (most is not None and self._ledger.counted >= most):
             return
         # Where others train the last of the budget, one is there in case that they end before their time.
         first = max(1, min(self._wanted, self._room()))
@@ -193,7 +192,7 @@ class _Crew:
     def _room(self) -> int:
         """How many trials may begin; more than there are workers where the budget has no number."""
         most = self._bench.config.budget.trials
-        if time.monotonic() >= self._deadline:
+        if time.monotonic() >= self._bench.deadline:
             return 0
         if most is None:
             return sys.maxsize
@@ -214,7 +213,7 @@ class _Crew:
     def _listen(self, worker: _Worker, share: Share) -> None:
         """Give a worker its orders, pass on what it says, and an empty line when it has ended."""
         if worker.process.is_placed():
-            left = self._deadline - time.monotonic()
+            left = self._bench.deadline - time.monotonic()
             config = self._executor.config_for_worker(self._bench.config)
             orders = Orders(
                 config=config.model_copy(update={"threads": share.threads}),

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +35,23 @@ _ABSENT = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 def new_key(unique: str) -> str:
     """A key for a run that is still to be begun."""
     return _KEY_PREFIX + unique
+
+
+def find_run(client: MlflowClient, run: str, experiments: Sequence[str]) -> str | None:
+    """The id of a run that may be known by its key alone; ``None`` where no run has that.
+
+    Args:
+        client: Of the store.
+        run: An id, which is given back without asking, or a key.
+        experiments: Ids of those that may have it.
+
+    Raises:
+        MlflowException: The store cannot be read.
+    """
+    if not run.startswith(_KEY_PREFIX):
+        return run
+    runs = client.search_runs(list(experiments), f"tags.`{KEY_TAG}` = '{run}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
 def is_absent(error: MlflowException) -> bool:
@@ -134,8 +152,7 @@ class Delivery:
         return self.known_id(run)
 
     def _look_up(self, key: str) -> str | None:
-        runs = self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        return str(runs[0].info.run_id) if runs else None
+        return find_run(self._client, key, [self.experiment_id])
 
     def artifacts_of(self, run: str) -> ArtifactRepository:
         """Where the files of a run lie."""

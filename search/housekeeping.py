@@ -15,6 +15,9 @@ from search.run import exit_code
 from strategies import ConfigError
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
     from search.known import Known
 
 _USAGE = """\
@@ -88,29 +91,44 @@ def too_many(checkpoints: Sequence[Checkpoint], how: HousekeepingConfig) -> list
 
 def _checkpoints(studies: Sequence["Known"]) -> Iterator[Checkpoint]:
     """Those of trials of studies that are not running, but for winners'."""
-    from mlflow import MlflowClient
     from optuna.trial import TrialState
 
-    from search.delivery import CHECKPOINT_FILE
     from search.outcome import CHECKPOINT, RUN_ID
-    from search.tracking import patient, reachable
     from search.winner import WINNER
 
     for known in studies:
         trials = known.study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.RUNNING for trial in trials):
             continue
-        client = MlflowClient(reachable(known.tracking_uri))
         winner = known.study.user_attrs.get(WINNER, {}).get("trial")
-        for trial in trials:
-            if CHECKPOINT not in trial.user_attrs or trial.number == winner or trial.datetime_complete is None:
-                continue
-            with patient():
-                files = client.list_artifacts(trial.user_attrs[RUN_ID])
-                sizes = [file.file_size or 0 for file in files if file.path == CHECKPOINT_FILE]
-                if sizes:
-                    uri = str(client.get_run(trial.user_attrs[RUN_ID]).info.artifact_uri)
-                    yield Checkpoint(known.name, trial.number, uri, sizes[0], trial.datetime_complete)
+        with known.reading_runs() as client:
+            experiment = client.get_experiment_by_name(known.name)
+            for trial in trials:
+                if CHECKPOINT not in trial.user_attrs or trial.number == winner or trial.datetime_complete is None:
+                    continue
+                stored = _stored(client, trial.user_attrs[RUN_ID], experiment)
+                if stored is not None:
+                    yield Checkpoint(known.name, trial.number, *stored, trial.datetime_complete)
+
+
+def _stored(client: "MlflowClient", run: str, experiment: "Experiment | None") -> tuple[str, int] | None:
+    """Folder and size of a run's checkpoint; None where that, or the whole run, is gone."""
+    from mlflow.exceptions import MlflowException
+
+    from search.delivery import CHECKPOINT_FILE, find_run, is_absent
+
+    run_id = find_run(client, run, [] if experiment is None else [str(experiment.experiment_id)])
+    if run_id is None:
+        return None
+    try:
+        files = client.list_artifacts(run_id)
+        uri = str(client.get_run(run_id).info.artifact_uri)
+    except MlflowException as error:
+        if not is_absent(error):
+            raise
+        return None
+    sizes = [file.file_size or 0 for file in files if file.path == CHECKPOINT_FILE]
+    return (uri, sizes[0]) if sizes else None
 
 
 def _remove(checkpoint: Checkpoint) -> None:

@@ -1,7 +1,8 @@
 """Studies that are there already, opened to be read: by the name of a study file, or by their own in the store."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,21 @@ class Known:
         """What is minimised beside the metric."""
         return list(self.study.user_attrs[IDENTITY].get("costs", ()))
 
+    @contextmanager
+    def reading_runs(self) -> Iterator[MlflowClient]:
+        """While the ``with`` block runs, read from MLflow, and ask again for some seconds where it does not answer.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        try:
+            with patient():
+                yield MlflowClient(reachable(self.tracking_uri))
+        except (MlflowException, OSError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            shown = without_password(self.tracking_uri)
+            raise ConfigError(f"study {self.name!r} cannot be read at {shown}: {first}") from error
+
 
 def open_known(words: Sequence[str]) -> list[Known]:
     """Open studies that have begun.
@@ -79,18 +95,13 @@ def config_of(known: Known, overrides: Sequence[str] = ()) -> StudyConfig:
     Raises:
         ConfigError: MLflow does not have it.
     """
-    parent, shown = known.study.user_attrs.get(PARENT_RUN), without_password(known.tracking_uri)
+    parent = known.study.user_attrs.get(PARENT_RUN)
     if parent is None:
         raise ConfigError(f"study {known.name!r} has no run in MLflow yet")
-    try:
-        client = MlflowClient(reachable(known.tracking_uri))
-        with patient(), tempfile.TemporaryDirectory() as folder:
-            # Every configuration, written out, is a study file that composes to it.
-            file = Path(client.download_artifacts(parent, "study.json", folder)).rename(Path(folder) / "study.yaml")
-            return compose_study([f"study={file}", f"tracking.uri={known.tracking_uri}", *overrides])
-    except (MlflowException, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"study {known.name!r} cannot be read at {shown}: {first}") from error
+    with known.reading_runs() as client, tempfile.TemporaryDirectory() as folder:
+        # Every configuration, written out, is a study file that composes to it.
+        file = Path(client.download_artifacts(parent, "study.json", folder)).rename(Path(folder) / "study.yaml")
+        return compose_study([f"study={file}", f"tracking.uri={known.tracking_uri}", *overrides])
 
 
 def stores_of(words: Sequence[str]) -> tuple[str, str]:

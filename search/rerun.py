@@ -18,8 +18,9 @@ from search.run import FAILED, exit_code
 from strategies import ConfigError
 
 _USAGE = """\
-A run is that of a trial; MLflow shows its id. Keys of the study may be given anew, in the grammar of search.run: where
-the stores and the images are now (tracking.uri, data.root), device, threads.
+A run is that of a trial; MLflow shows its id. What search.compare says serves as well: of a trial that was told while
+MLflow was away, that is its tag unfreeze.spool_key. Keys of the study may be given anew, in the grammar of search.run:
+where the stores and the images are now (tracking.uri, data.root), device, threads.
 
 The exit code is 0 where all epochs agree, 1 where they do not, 2 after bad input. On the machine of the trial, with as
 many threads, they agree to the last digit; elsewhere, to rounding."""
@@ -57,6 +58,7 @@ def read_run(tracking_uri: str, run_id: str) -> Logged:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from search.delivery import find_run
     from search.outcome import MODEL, SEED
     from search.tracking import PARENT_TAG, patient, reachable
     from search.urls import without_password
@@ -65,7 +67,9 @@ def read_run(tracking_uri: str, run_id: str) -> Logged:
     try:
         client = MlflowClient(reachable(tracking_uri))
         with patient():
-            run = client.get_run(run_id)
+            experiments = [str(found.experiment_id) for found in client.search_experiments()]
+            run = client.get_run(find_run(client, run_id, experiments) or run_id)
+        run_id = run.info.run_id
         parent = run.data.tags.get(PARENT_TAG)
         if parent is None or SEED not in run.data.params:
             raise ConfigError(f"run {run_id} at {shown} is not that of a trial that was trained")

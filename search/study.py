@@ -70,6 +70,8 @@ def run_study(config: StudyConfig) -> None:
                 settle(bench)
                 sweep_probes(bench)
                 _queue_presets(bench)
+            hours = config.budget.hours
+            bench = replace(bench, deadline=math.inf if hours is None else time.monotonic() + hours * 3600)
             _run_trials(bench, terminal, executor)
             # Lest two processes that end at once crown two winners.
             with taking_turns(config, "finish", terminal.say), bench.tracker.needed():
@@ -110,16 +112,12 @@ def _queue_presets(bench: Bench) -> None:
 
 
 def _run_trials(bench: Bench, terminal: Terminal, executor: Executor | None) -> None:
-    budget = bench.config.budget
-    deadline = time.monotonic() + budget.hours * 3600 if budget.hours is not None else math.inf
-    if not budget.finish_trials:
-        bench = replace(bench, deadline=deadline)
     ledger = Ledger(bench.study)
-    terminal.study_started(ledger.counted, budget.trials)
+    terminal.study_started(ledger.counted, bench.config.budget.trials)
     if executor is None:
-        work(bench, ledger, lambda: time.monotonic() < deadline, terminal.say)
+        work(bench, ledger, lambda: True, terminal.say)
     else:
-        run_crew(bench, executor, terminal, ledger, deadline)
+        run_crew(bench, executor, terminal, ledger)
 
 
 def _finish(bench: Bench, terminal: Terminal) -> None:

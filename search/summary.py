@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
@@ -19,8 +18,6 @@ from search.known import Known
 from search.outcome import SPARED, outcome_of
 from search.preparation import PARENT_RUN
 from search.ranking import pareto_front, ranked
-from search.tracking import patient, reachable
-from search.urls import without_password
 from search.winner import WINNER, Winner
 from strategies import ConfigError
 
@@ -169,29 +166,23 @@ class _OfRuns:
 
 def _read_runs(known: Known) -> _OfRuns:
     parent = known.study.user_attrs.get(PARENT_RUN)
-    shown = without_password(known.tracking_uri)
     if parent is None:
         raise ConfigError(f"study {known.name!r} has no run in MLflow yet")
-    try:
-        client = MlflowClient(reachable(known.tracking_uri))
-        with patient(), tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            run = client.get_run(parent)
-            config = json.loads(_fetched(client, parent, "study.json", folder).read_text(encoding="utf-8"))
-            evidence, mistakes = None, []
-            if _has(client, parent, EVIDENCE_FILE):
-                evidence = json.loads(_fetched(client, parent, EVIDENCE_FILE, folder).read_text(encoding="utf-8"))
-                mistakes = [
-                    _fetched(client, parent, f"{MISTAKES_FOLDER}/{place}.png", folder).read_bytes()
-                    for place in range(len(evidence["mistakes"]))
-                ]
-            pictures = [
-                _fetched(client, parent, found.path, folder).read_bytes()
-                for found in sorted(client.list_artifacts(parent, "pictures"), key=lambda found: found.path)
+    with known.reading_runs() as client, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = client.get_run(parent)
+        config = json.loads(_fetched(client, parent, "study.json", folder).read_text(encoding="utf-8"))
+        evidence, mistakes = None, []
+        if _has(client, parent, EVIDENCE_FILE):
+            evidence = json.loads(_fetched(client, parent, EVIDENCE_FILE, folder).read_text(encoding="utf-8"))
+            mistakes = [
+                _fetched(client, parent, f"{MISTAKES_FOLDER}/{place}.png", folder).read_bytes()
+                for place in range(len(evidence["mistakes"]))
             ]
-    except (MlflowException, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"study {known.name!r} cannot be read at {shown}: {first}") from error
+        pictures = [
+            _fetched(client, parent, found.path, folder).read_bytes()
+            for found in sorted(client.list_artifacts(parent, "pictures"), key=lambda found: found.path)
+        ]
     return _OfRuns(evidence, mistakes, pictures, config, dict(run.data.tags))
 
 

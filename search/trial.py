@@ -108,7 +108,7 @@ class Bench:
     compiler: Compiler | None
     lock: Lock
     team: Team
-    #: When, on ``time.monotonic``, running trials are put back to go on another time.
+    #: When, on ``time.monotonic``, the hours are over.
     deadline: float = math.inf
 
     @property
@@ -481,7 +481,8 @@ def _follow(bench: Bench, asked: Asked, sampled: Sampled, trainer: Trainer) -> R
                 bench.tracker.log(asked.run, tags={"unfreeze.micro_batches": trainer.micro_batches})
             record.add(result, trainer.weights, trainer.look)
             snapshots.write_if_due()
-            if time.monotonic() >= bench.deadline and result.epoch < trainer.strategy.epochs:
+            is_over = not bench.config.budget.finish_trials and time.monotonic() >= bench.deadline
+            if is_over and result.epoch < trainer.strategy.epochs:
                 snapshots.write()
                 raise OutOfTimeError
     except PrunedError:

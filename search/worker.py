@@ -31,7 +31,7 @@ class Orders(BaseModel):
     Args:
         config: The study's, but that its ``threads`` are those of this worker.
         cores: That it runs on; none for any.
-        seconds: Until it begins no more trials; None for no end.
+        seconds: Until the hours are over; None for no end.
         log_level: Of our own packages.
     """
 
@@ -107,7 +107,7 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
     def go_on() -> bool:
         if wishes.threads is not None:
             torch.set_num_threads(wishes.threads)
-        return not wishes.leave and time.monotonic() < deadline
+        return not wishes.leave
 
     several = orders.config.executor.gpus_per_trial > 1
     with nursery(is_wanted=several), stopped_by_signals(), ExitStack() as cleanup:
@@ -120,8 +120,7 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
             cleanup.callback(bench.tracker.close)
             logging.disable(logging.NOTSET)
             relay.device = bench.device
-            if not orders.config.budget.finish_trials:
-                bench = replace(bench, deadline=deadline)
+            bench = replace(bench, deadline=deadline)
             work(bench, Ledger(bench.study), go_on, lambda text: logger.info("%s", text))
             bench.tracker.flush()
             relay.send("done")

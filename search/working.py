@@ -3,9 +3,11 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from optuna.exceptions import UpdateFinishedTrialError
 
+from search.confirming import search_deadline
 from search.improvement import is_exhausted
 from search.ledger import Ledger
 from search.locks import TurnLostError, held_all_along
@@ -22,7 +24,7 @@ _LOOK_SECONDS = 1.0
 
 
 def work(bench: Bench, ledger: Ledger, go_on: Callable[[], bool], note: Callable[[str], None]) -> None:
-    """Run trials until the budget has as many as it allows, or ``go_on`` says no.
+    """Run trials until the budget has as many as it allows, its hours are over, or ``go_on`` says no.
 
     What others train counts as if it were told. Trials of processes of this host that ended are queued again; while
     living ones train the last of the budget this waits, since they may end before their time.
@@ -43,6 +45,9 @@ def _work(bench: Bench, ledger: Ledger, go_on: Callable[[], bool], note: Callabl
     """Do so, and return whether no more strategies will be drawn."""
     most, is_waiting = bench.config.budget.trials, False
     while go_on():
+        searching = replace(bench, deadline=search_deadline(bench, ledger.ranked))
+        if time.monotonic() >= searching.deadline:
+            break
         # Raised again here, lest a signal that something swallowed costs a whole trial.
         stop_if_asked()
         try:
@@ -73,7 +78,7 @@ def _work(bench: Bench, ledger: Ledger, go_on: Callable[[], bool], note: Callabl
             run_probes(bench, ledger, opened)
         else:
             ((asked, sampled),) = opened.items()
-            run_trial(bench, ledger, asked, sampled)
+            run_trial(searching, ledger, asked, sampled)
             drop_paused(bench, ledger)
     return False
 

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow_server import MlflowServer, Proxy
 from optuna import Study
 
-from search import writer
+from search import housekeeping, rerun, writer
 from search.delivery import KEY_TAG, Delivery
 from search.outcome import ENDINGS, RUN_ID
 from search.spool import REFUSED_FILE, Spool
@@ -123,6 +123,18 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_of_the_trials_tha
     said = capsys.readouterr().out
     assert said.count("is away since") == said.count("is back; ") == 1
     assert f"what is written waits in {lab.spools}/lab-" in said
+
+
+def test_a_trial_told_while_mlflow_was_away_is_found_by_what_its_trial_knows_of_its_run(lab, capsys):
+    with at_tells({1: lab.server.kill, 3: lab.server.start}):
+        assert lab.run("budget.trials=4", "checkpoints.keep=4") == 0
+    assert len(lab.checkpoints()) == 4
+    run = next(trial.user_attrs[RUN_ID] for trial in lab.trials() if trial.user_attrs[RUN_ID].startswith("key-"))
+    assert rerun.main([run, f"tracking.uri={lab.mlflow_uri}"]) == 0
+    assert "The trial was reproduced" in capsys.readouterr().out
+    stores = [f"store.url={lab.optuna_url}", f"tracking.uri={lab.mlflow_uri}"]
+    assert housekeeping.main(["lab", *stores, "--gib", "0"]) == 0
+    assert lab.checkpoints() == {lab.study.user_attrs["winner"]["trial"]}
 
 
 def test_what_was_answered_with_500_or_not_at_all_is_there_once(lab):

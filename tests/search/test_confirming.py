@@ -1,15 +1,20 @@
 """The best strategies with new seeds, and which of them wins then."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from statistics import mean
 
 import pytest
 
-from search.confirming import confirm
+from search.confirming import confirm, search_deadline
 from search.outcome import score_of
 from search.preparation import prepare
 from search.ranking import ranked
 from search.report import main
 from search.terminal import Terminal
+from search.trial import Bench
 
 KEYS = ("confirm.seeds=2", "confirm.top=2")
 
@@ -23,6 +28,17 @@ def searched(new_lab):
 
 def confirmations(lab):
     return [run for run in lab.all_runs() if run.data.tags.get("unfreeze.kind") == "confirmation"]
+
+
+@contextmanager
+def bench_of(lab, *keys: str) -> Iterator[Bench]:
+    config = lab.config(*keys)
+    with Terminal(config.metric) as terminal:
+        bench = prepare(config, terminal)
+        try:
+            yield bench
+        finally:
+            bench.tracker.close()
 
 
 def test_the_best_by_their_mean_with_new_seeds_wins(searched):
@@ -79,13 +95,8 @@ def test_a_strategy_that_fails_with_a_new_seed_comes_last(new_lab, capsys):
     # As an earlier end left it: the best of the search has failed with the new seed.
     known = {str(trial.number): {"100000": None if place == 0 else 0.1 * place} for place, trial in enumerate(best)}
     lab.study.set_user_attr("confirmations", known)
-    config = lab.config("confirm.seeds=1", "confirm.top=3")
-    with Terminal(config.metric) as terminal:
-        bench = prepare(config, terminal)
-        try:
-            found = confirm(bench, best)
-        finally:
-            bench.tracker.close()
+    with bench_of(lab, "confirm.seeds=1", "confirm.top=3") as bench:
+        found = confirm(bench, best)
     assert [trial.number for trial, _ in found] == [best[2].number, best[1].number, best[0].number]
     assert found[-1][1].mean is None
     assert found[0][1].low is None
@@ -96,18 +107,61 @@ def test_a_training_that_diverges_is_recorded_with_its_reason(new_lab, capsys):
     assert lab.run("budget.trials=1") == 0
     trial = lab.trials()[0]
     diverging = trial.user_attrs["strategy"] | {"depth": 1.0, "lr": 100.0, "optimizer": "sgd", "momentum": 0.99}
-    config = lab.config("confirm.seeds=1", "confirm.top=1")
     trial.user_attrs["strategy"] = diverging
-    with Terminal(config.metric) as terminal:
-        bench = prepare(config, terminal)
-        try:
-            ((_, found),) = confirm(bench, [trial])
-        finally:
-            bench.tracker.close()
+    with bench_of(lab, "confirm.seeds=1", "confirm.top=1") as bench:
+        ((_, found),) = confirm(bench, [trial])
     assert found.mean is None
     (run,) = confirmations(lab)
     assert run.info.status == "FAILED"
     assert " nan" in run.data.tags["unfreeze.reason"]
+
+
+def test_the_search_leaves_them_time_within_its_hours(searched):
+    best = ranked(searched.study)
+    with bench_of(searched, "budget.hours=1", "confirm.seeds=5", "confirm.top=2") as bench:
+        took = sum(trial.duration.total_seconds() for trial in best[:2])
+        # Two of the five seeds are known.
+        assert 0.0 - search_deadline(replace(bench, deadline=0.0), best) == pytest.approx(3 * took)
+    with bench_of(searched, "budget.hours=1e-5", "confirm.seeds=5", "confirm.top=2") as bench:
+        # At most half of them.
+        assert 0.0 - search_deadline(replace(bench, deadline=0.0), best) == pytest.approx(0.018)
+    with bench_of(searched, "budget.hours=1") as bench:
+        assert search_deadline(replace(bench, deadline=0.0), best) == 0.0
+
+
+def test_a_search_by_the_hours_confirms_within_them(new_lab):
+    lab = new_lab(budget={"hours": 0.003, "finish_trials": False})
+    assert lab.run("confirm.seeds=1", "confirm.top=1") == 0
+    winner = lab.study.user_attrs["winner"]
+    assert [one["trial"] for one in winner["confirmed"]] == [winner["trial"]]
+
+
+def test_only_seeds_count_that_all_had_before_the_hours_were_over(searched, capsys):
+    runs = len(searched.all_runs())
+    keys = ("budget.hours=1", "budget.finish_trials=false", "confirm.seeds=3", "confirm.top=2")
+    best = ranked(searched.study)
+    with bench_of(searched, *keys) as bench:
+        found = confirm(replace(bench, deadline=time.monotonic()), best)
+        assert [len(one.scores) for _, one in found] == [2, 2]
+        assert "the best were trained with 2 of 3 new seeds" in capsys.readouterr().out
+        assert len(searched.all_runs()) == runs
+        known = searched.study.user_attrs["confirmations"]
+        searched.study.set_user_attr("confirmations", {})
+        assert confirm(replace(bench, deadline=time.monotonic()), best) == []
+        searched.study.set_user_attr("confirmations", known)
+
+
+def test_a_training_is_given_up_when_the_hours_end(new_lab, capsys):
+    lab = new_lab()
+    assert lab.run("budget.trials=1") == 0
+    trial = lab.trials()[0]
+    trial.user_attrs["strategy"] = trial.user_attrs["strategy"] | {"epochs": 2000}
+    keys = ("budget.hours=1", "budget.finish_trials=false", "confirm.seeds=1", "confirm.top=1")
+    with bench_of(lab, *keys) as bench:
+        assert confirm(replace(bench, deadline=time.monotonic() + 1), [trial]) == []
+    (run,) = confirmations(lab)
+    assert run.info.status == "KILLED"
+    assert "score" not in run.data.metrics
 
 
 def test_more_than_are_kept_cannot_be_confirmed(new_lab, capsys):

@@ -1,7 +1,12 @@
 """Models for other programs give what was scored."""
 
+import base64
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub.constants
 import mlflow
 import numpy as np
 import onnxruntime
@@ -79,8 +84,63 @@ def test_a_folder_is_a_timm_model(searched, tmp_path):
     assert "library_name: timm" in (folder / "README.md").read_text()
 
 
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as takes a commit; large files too come within it."""
+
+    made: list[str]
+    files: dict[str, bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = self.path.partition("?")[0]
+        if path == "/api/repos/create":
+            self.made.append(json.loads(body)["name"])
+            self.answer({"url": "https://huggingface.co/me/digits"})
+        elif path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif path.endswith("/preupload/main"):
+            asked = [file["path"] for file in json.loads(body)["files"]]
+            taken = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked]
+            self.answer({"files": taken})
+        elif path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer({"commitUrl": "https://huggingface.co/me/digits/commit/1", "commitOid": "1"})
+        else:
+            self.send_error(404)
+
+    def answer(self, content: object) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Into the terminal goes nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[type[Hub]]:
+    Hub.made, Hub.files = [], {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_folder_is_uploaded_to_the_hub_with_its_card(searched, hub, tmp_path, capsys):
+    folder = tmp_path / "digits"
+    assert export(searched, folder, "--push", "me/digits") == 0
+    assert hub.made == ["digits"]
+    assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert hub.files["README.md"].startswith(b"---\nlibrary_name: timm\n")
+    assert "me/digits" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_the_hub_out_of_reach_is_said_in_one_line(searched, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     folder = tmp_path / "digits"
     folder.mkdir()
     with pytest.raises(ConfigError, match="--push: me/digits cannot be written on the hub"):

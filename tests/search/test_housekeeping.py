@@ -1,6 +1,8 @@
 """Old checkpoints and caches: what goes, and what never does."""
 
 import os
+import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -80,6 +82,23 @@ def test_what_to_remove_has_to_be_said(searched, capsys):
 def test_ages_and_sizes_that_cannot_be_are_refused(searched, capsys, words, said):
     assert tidy(searched, *words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_run_that_was_deleted_for_good_is_passed_over(searched, capsys):
+    gone = next(number for number in searched.checkpoints() if number != searched.study.user_attrs["winner"]["trial"])
+    run = searched.runs()[gone].info.run_id
+    searched.client.delete_run(run)
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", searched.mlflow_uri, "--run-ids", run]
+    subprocess.run(command, env=os.environ | {"MLFLOW_TRACKING_URI": searched.mlflow_uri}, check=True)
+    capsys.readouterr()
+    assert tidy(searched, "--gib", "0") == 0
+    assert capsys.readouterr().out.endswith("1 were removed\n")
+
+
+def test_mlflow_that_cannot_be_read_is_said(searched, capsys):
+    stores = [f"store.url={searched.optuna_url}", "tracking.uri=http://127.0.0.1:9"]
+    assert main(["lab", *stores, "--gib", "0"]) == 2
+    assert "study 'lab' cannot be read at http://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_a_study_that_is_running_keeps_everything(searched, capsys):

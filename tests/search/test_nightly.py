@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from lab import SMALL
@@ -118,6 +120,34 @@ def test_a_fault_that_nobody_foresaw_costs_one_study_its_night(new_lab, tmp_path
     assert main(words) == 1
     assert re.search(r"- Failed: \w+Error: ", (tmp_path / "night.md").read_text())
     assert good.outcomes() == ["complete"]
+
+
+def test_the_summary_is_sent_to_who_asked_for_it(new_lab, tmp_path):
+    received = []
+
+    class Inbox(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    server = HTTPServer(("127.0.0.1", 0), Inbox)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    lab, summary = new_lab(), tmp_path / "night.md"
+    words = ["budget.trials=1", "--summary", str(summary), "--notify", f"json://127.0.0.1:{server.server_port}"]
+    assert night(lab, *words) == 0
+    server.shutdown()
+    server.server_close()
+    (message,) = received
+    assert message["title"] == "Unfreeze: 1 new champion"
+    assert message["message"].strip() == summary.read_text().strip()
+
+
+def test_a_summary_that_cannot_be_sent_is_said_and_the_night_was_none_the_worse(new_lab, caplog):
+    lab = new_lab()
+    assert night(lab, "budget.trials=1", "--notify", "json://me:secret@127.0.0.1:9") == 0
+    assert "the summary could not be sent to json://" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_what_a_night_needs_is_asked_for_before_it_begins(lab, capsys):
