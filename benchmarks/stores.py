@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.bookkeeping import Quiet, Waiting
 from benchmarks.machine import machine, write_json
 from search import StudyConfig, compose_study
-from search.known import open_one
+from search.known import Known
 from search.ledger import Ledger
 from search.preparation import prepare
 from search.ranking import ranked
@@ -206,14 +206,13 @@ def check(config: StudyConfig, numbers: Sequence[int]) -> dict[str, Any]:
         if not token:
             break
     assert runs == Counter(range(len(trials))), "some trial has no run, or several"
-    return {"trials": len(trials), "table_seconds": table_seconds, **report_of(config)}
+    return {"trials": len(trials), "table_seconds": table_seconds, **report_of(Known(study, config.tracking.uri))}
 
 
-def report_of(config: StudyConfig) -> dict[str, Any]:
-    """How long the page about the study takes, its stores read anew, and how large it is."""
-    assert config.name is not None, "it was given one"
+def report_of(known: Known) -> dict[str, Any]:
+    """How long the page about a study takes whose trials were read before, and how large it is."""
     began = time.perf_counter()
-    page = build(summarize(open_one(config.store.url, config.tracking.uri, config.name)))
+    page = build(summarize(known))
     return {"report_seconds": time.perf_counter() - began, "report_mb": len(page.encode()) / 1e6}
 
 
