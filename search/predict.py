@@ -15,6 +15,8 @@ from strategies import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+logger = logging.getLogger(__name__)
+
 _USAGE = """\
 MODEL is what a search prints (models:/m-...), a champion (models:/NAME@champion), another version (models:/NAME/3), or
 a folder that MLflow has stored a model in. IMAGES are files, folders, which are searched through, and patterns such as
@@ -140,13 +142,15 @@ def load(uri: str, tracking_uri: str) -> Any:
 
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
-        with patient(), warnings.catch_warnings():
-            # Images come as paths, bytes and arrays, which no type hint of MLflow's can say.
-            warnings.filterwarnings("ignore", message=".*Any type hint is inferred")
-            return mlflow.pyfunc.load_model(uri)
+        # No type hint of MLflow's says paths, bytes and arrays; it warns of that past any filter.
+        with patient(), warnings.catch_warnings(record=True) as caught:
+            model = mlflow.pyfunc.load_model(uri)
     except (MlflowException, OSError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{uri}: this model cannot be loaded: {first}") from error
+    for warning in caught:
+        logger.info("%s", warning.message)
+    return model
 
 
 def _with_mask_files(table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":

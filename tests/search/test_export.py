@@ -69,9 +69,10 @@ def test_a_torch_program_gives_the_same_without_our_code(searched, tmp_path):
     assert found == pytest.approx(probabilities, abs=1e-4)
 
 
-def test_a_folder_is_a_timm_model(searched, tmp_path):
+def test_a_folder_is_a_timm_model(searched, tmp_path, recwarn):
     folder = tmp_path / "digits"
     assert export(searched, folder) == 0
+    assert not [warning for warning in recwarn if "type hint" in str(warning.message)]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config = json.loads((folder / "config.json").read_text())
     images, labels, _ = scored(searched)
