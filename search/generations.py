@@ -11,6 +11,7 @@ from optuna.storages import BaseStorage
 from search.champion import rescore
 from search.config import StudyConfig
 from search.identity import IDENTITY
+from search.ledger import Ledger
 from search.recovery import open_storage
 from search.similar import features_of, strategies_of_similar
 from search.tracking import absolute_sqlite, reachable
@@ -26,7 +27,7 @@ class Generation:
 
     Args:
         config: The study's, under its generation's name; a new one has presets from studies of similar images.
-        trials: How many there are already.
+        trials: How many count against its budget already.
         rescored: Where images have changed, what the champion scores on them, in words; else empty.
     """
 
@@ -52,7 +53,7 @@ def generation_of(config: StudyConfig) -> Generation:
     study = optuna.load_study(study_name=name_of(config.name, newest), storage=storage)
     if _is_of(study, data):
         now = config.model_copy(update={"name": study.study_name})
-        return Generation(now, len(study.get_trials(deepcopy=False)))
+        return Generation(now, Ledger(study).counted)
     config = config.model_copy(update={"name": name_of(config.name, newest + 1)})
     device = choose_device(config.device, config.precision)
     rescored = rescore(config, reachable(config.tracking.uri), device) if config.champion.promote else ""

@@ -42,8 +42,8 @@ class Night:
 
     Args:
         study: Its name, that of its generation.
-        began: How many trials there were before.
-        trials: How many there are.
+        began: How many trials counted against the budget before.
+        trials: How many do now; a killed one and the one that tries it again are one.
         best: The best validation score; None without one.
         winner: The winner, if there is one.
         verdict: What became of it as the challenger.
@@ -148,6 +148,7 @@ def _searched(config: StudyConfig, hours: float, night: Night) -> Night:
     from search.generations import first_name
     from search.housekeeping import tidy
     from search.known import open_known, open_one
+    from search.ledger import Ledger
     from search.outcome import score_of
     from search.ranking import ranked
     from search.study import NoTrialFinishedError, run_study
@@ -173,7 +174,7 @@ def _searched(config: StudyConfig, hours: float, night: Night) -> Night:
     stored = known.study.user_attrs.get(WINNER)
     return replace(
         night,
-        trials=len(known.study.get_trials(deepcopy=False)),
+        trials=Ledger(known.study).counted,
         best=score_of(best[0]) if best else None,
         winner=Winner.from_dict(stored) if stored is not None else None,
         verdict=last_verdict(known.study) if config.champion.promote else None,
