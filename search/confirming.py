@@ -1,7 +1,6 @@
 """The best strategies trained once more with new seeds: a score that was the best of many is too good to rank by."""
 
 import math
-import time
 from collections.abc import Sequence
 from statistics import mean
 
@@ -110,7 +109,7 @@ def _score(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
 
 
 def _train(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
-    if _is_over(bench):
+    if bench.is_out_of_time:
         raise OutOfTimeError
     source, strategy = bench.source_of(trial), Strategy.from_dict(trial.user_attrs[STRATEGY])
     label = describe(strategy.canonical(source.num_blocks), source.name if bench.chooses_model else "")
@@ -148,15 +147,11 @@ def _best_score(bench: Bench, run: str, sampled: Sampled) -> float:
             bench.tracker.log(run, step=result.step, metrics=result.metrics)
             if result.ends_epoch:
                 scores.append(result.metrics[f"val_{bench.config.metric}"])
-            if _is_over(bench) and result.epoch < trainer.strategy.epochs:
+            if bench.is_out_of_time and result.epoch < trainer.strategy.epochs:
                 raise OutOfTimeError
     if any(map(math.isnan, scores)):
         raise TrialError(f"validation {bench.config.metric} is not a number")
     return min(scores) if bench.lower_is_better else max(scores)
-
-
-def _is_over(bench: Bench) -> bool:
-    return not bench.config.budget.finish_trials and time.monotonic() >= bench.deadline
 
 
 def _confirmed(bench: Bench, trial: FrozenTrial, scores: Sequence[float | None]) -> Confirmed:

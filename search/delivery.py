@@ -37,19 +37,21 @@ def new_key(unique: str) -> str:
     return _KEY_PREFIX + unique
 
 
-def find_run(client: MlflowClient, run: str, experiments: Sequence[str]) -> str | None:
+def find_run(client: MlflowClient, run: str, experiments: Sequence[str] | None = None) -> str | None:
     """The id of a run that may be known by its key alone; ``None`` where no run has that.
 
     Args:
         client: Of the store.
         run: An id, which is given back without asking, or a key.
-        experiments: Ids of those that may have it.
+        experiments: Ids of those that may have it; ``None`` for all.
 
     Raises:
         MlflowException: The store cannot be read.
     """
     if not run.startswith(_KEY_PREFIX):
         return run
+    if experiments is None:
+        experiments = [str(found.experiment_id) for found in client.search_experiments()]
     runs = client.search_runs(list(experiments), f"tags.`{KEY_TAG}` = '{run}'", max_results=1)
     return str(runs[0].info.run_id) if runs else None
 

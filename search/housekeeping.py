@@ -16,7 +16,6 @@ from strategies import ConfigError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
 
     from search.known import Known
 
@@ -102,22 +101,21 @@ def _checkpoints(studies: Sequence["Known"]) -> Iterator[Checkpoint]:
             continue
         winner = known.study.user_attrs.get(WINNER, {}).get("trial")
         with known.reading_runs() as client:
-            experiment = client.get_experiment_by_name(known.name)
             for trial in trials:
                 if CHECKPOINT not in trial.user_attrs or trial.number == winner or trial.datetime_complete is None:
                     continue
-                stored = _stored(client, trial.user_attrs[RUN_ID], experiment)
+                stored = _stored(client, trial.user_attrs[RUN_ID])
                 if stored is not None:
                     yield Checkpoint(known.name, trial.number, *stored, trial.datetime_complete)
 
 
-def _stored(client: "MlflowClient", run: str, experiment: "Experiment | None") -> tuple[str, int] | None:
+def _stored(client: "MlflowClient", run: str) -> tuple[str, int] | None:
     """Folder and size of a run's checkpoint; None where that, or the whole run, is gone."""
     from mlflow.exceptions import MlflowException
 
     from search.delivery import CHECKPOINT_FILE, find_run, is_absent
 
-    run_id = find_run(client, run, [] if experiment is None else [str(experiment.experiment_id)])
+    run_id = find_run(client, run)
     if run_id is None:
         return None
     try:

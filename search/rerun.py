@@ -67,8 +67,7 @@ def read_run(tracking_uri: str, run_id: str) -> Logged:
     try:
         client = MlflowClient(reachable(tracking_uri))
         with patient():
-            experiments = [str(found.experiment_id) for found in client.search_experiments()]
-            run = client.get_run(find_run(client, run_id, experiments) or run_id)
+            run = client.get_run(find_run(client, run_id) or run_id)
         run_id = run.info.run_id
         parent = run.data.tags.get(PARENT_TAG)
         if parent is None or SEED not in run.data.params:

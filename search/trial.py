@@ -117,6 +117,11 @@ class Bench:
         return self.config.metric in TASKS[self.config.task].lower_is_better
 
     @property
+    def is_out_of_time(self) -> bool:
+        """Whether the hours are over, and what is being trained then is not trained to its end."""
+        return not self.config.budget.finish_trials and time.monotonic() >= self.deadline
+
+    @property
     def paused(self) -> Path:
         """Folder of what paused trials need to go on; its name is this study's alone, whatever shares the cache."""
         return self._folder("paused")
@@ -481,8 +486,7 @@ def _follow(bench: Bench, asked: Asked, sampled: Sampled, trainer: Trainer) -> R
                 bench.tracker.log(asked.run, tags={"unfreeze.micro_batches": trainer.micro_batches})
             record.add(result, trainer.weights, trainer.look)
             snapshots.write_if_due()
-            is_over = not bench.config.budget.finish_trials and time.monotonic() >= bench.deadline
-            if is_over and result.epoch < trainer.strategy.epochs:
+            if bench.is_out_of_time and result.epoch < trainer.strategy.epochs:
                 snapshots.write()
                 raise OutOfTimeError
     except PrunedError:
