@@ -144,6 +144,8 @@ def _set_up_logging(verbose: int) -> None:
     if sys.stderr.isatty():
         # On a terminal there are progress bars to print above, which only rich knows how to do.
         handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+        # It has the level in a column of its own.
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     for package in ("search", "trainers", "strategies"):

@@ -1,8 +1,14 @@
 import io
+import os
+import pty
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import optuna
 import pytest
+from lab import REPOSITORY
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -202,3 +208,21 @@ def test_the_size_of_a_download_is_said_once_and_its_bar_counts_megabytes(log):
     with screen.terminal as terminal:
         terminal.downloading("downloading timm/resnet18.a1_in1k", 23_400_000, 46_800_000)
     assert "23/46" in screen.text
+
+
+def test_on_a_terminal_a_warning_says_its_level_once(lab):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "search.run", f"study={lab.file}", "budget.trials=1"]
+    wide = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
+    process = subprocess.Popen(command, cwd=lab.folder, env=wide, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    # Where all others have closed a terminal, reading from it is an error instead of an end.
+    with suppress(OSError):
+        while block := os.read(ours, 65536):
+            shown += block
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    (warned,) = [line for line in shown.decode().splitlines() if "random weights" in line]
+    assert warned.count("WARNING") == 1
+    assert "trainers.weights: model.weights: none" in warned
