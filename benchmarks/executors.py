@@ -36,12 +36,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, help="runs of each side; the median counts")
+    parser.add_argument("--trials", type=int, help="of the study")
     parser.add_argument("--quick", action="store_true", help="a tiny model on a few digits, to see that it works")
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     scale: dict[str, Any] = dict(QUICK if options.quick else FULL)
     scale["repeats"] = options.repeats or scale["repeats"]
+    scale["trials"] = options.trials or scale["trials"]
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory(prefix="unfreeze-executors-") as name:
         for repeat in range(scale["repeats"]):

@@ -28,7 +28,7 @@ SIDES = {"plain": ["-m", "benchmarks.plain_loop", "{file}"], "ours": ["-m", "sea
 # What each side must have imported before it can begin; reported, and contained in its seconds.
 IMPORTS = {"plain": "import benchmarks.plain_loop", "ours": "import search.study, trainers.trainer"}
 CASES = ("probes", "shallow", "any", "time_to_best")
-# Ours may take so many times the plain loop's trials to find as good a score.
+# Ours may take so many times the plain loop's trials to find as good a score, though no longer than its whole search.
 PATIENCE = 4
 
 
@@ -161,7 +161,7 @@ def race_to_best(scale: Scale, folder: Path) -> dict[str, Any]:
         home = fresh(folder / f"ours-{seed}")
         # Without presets of its own here, ours has those that every study has.
         study = study_of(scale, home, space, None, PATIENCE * scale.trials, seed, "median")
-        ours = run(command_of("ours", scale), study, home, plain.best)
+        ours = run(command_of("ours", scale), study, home, plain.best, plain.seconds)
         runs["plain"].append(plain)
         runs["ours"].append(ours)
         print(f"seed {seed}: {plain.best:.4f} after {plain.first_best} s, ours after {ours.first_best} s", flush=True)

@@ -1,5 +1,6 @@
 """Whole searches by the command, each in a process of its own, and what their scores come to."""
 
+import math
 import os
 import signal
 import sqlite3
@@ -66,7 +67,13 @@ def summary(values: list[float]) -> str:
     return f"{mean(values):.4f} ± {half:.4f}"
 
 
-def run(command: list[str], study: dict[str, Any], home: Path, until: float | None = None) -> Run:
+def run(
+    command: list[str],
+    study: dict[str, Any],
+    home: Path,
+    until: float | None = None,
+    longest: float = math.inf,
+) -> Run:
     """Search with a command, until it ends or a trial is told that is as good as ``until``.
 
     Args:
@@ -74,6 +81,7 @@ def run(command: list[str], study: dict[str, Any], home: Path, until: float | No
         study: What is written to that file.
         home: An empty folder for it.
         until: The score looked for.
+        longest: Seconds after which it is not looked for any more.
 
     Raises:
         RuntimeError: The command failed; with the end of its log.
@@ -81,8 +89,12 @@ def run(command: list[str], study: dict[str, Any], home: Path, until: float | No
     file = home / "study.yaml"
     file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     words = [word.format(file=file) for word in command]
-    began = datetime.now()
-    seconds = seconds_of(words, home, stop=None if until is None else lambda: best_told(home / "optuna.db") >= until)
+    began, end = datetime.now(), time.monotonic() + longest
+
+    def is_over() -> bool:
+        return time.monotonic() > end or (until is not None and best_told(home / "optuna.db") >= until)
+
+    seconds = seconds_of(words, home, stop=None if until is None else is_over)
     trials = optuna.load_study(study_name="study", storage=study["store"]["url"]).trials
     scored = [(t.values[0], t.datetime_complete) for t in trials if t.values and t.datetime_complete]
     best = max(value for value, _ in scored)

@@ -20,7 +20,7 @@ from search.belief import Difference, compare
 from search.config import ChampionConfig, StudyConfig
 from search.outage import is_outage
 from search.urls import without_password
-from strategies import ConfigError, Strategy, TrialError
+from strategies import ConfigError, Strategy, TrialError, first_line
 from trainers import TASKS, Device, normaliser, open_data, predict
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -214,9 +214,8 @@ def _registry(uri: str) -> Iterator[MlflowClient]:
     try:
         yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         kind = TrialError if is_outage(error) else ConfigError
-        raise kind(f"the model registry at {without_password(uri)} cannot be used: {first}") from error
+        raise kind(f"the model registry at {without_password(uri)} cannot be used: {first_line(error)}") from error
     finally:
         mlflow.set_tracking_uri(before)
 

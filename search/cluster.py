@@ -17,7 +17,7 @@ from typing import Any
 from search.config import MOST_RAY_WORKERS, ExecutorConfig, StudyConfig
 from search.executors import Share, for_worker
 from search.processes import LocalProcess, WorkerProcess
-from strategies import ConfigError
+from strategies import ConfigError, first_line
 
 # How long a worker may take to be placed: a machine that an autoscaler asked for has to boot first.
 _PLACED_SECONDS = 900.0
@@ -86,7 +86,7 @@ class RayProcess:
                 self._placed.set()
             except self._ray.exceptions.RayError as error:
                 if not self._lost:
-                    logger.warning("a worker cannot be placed: %s", _first_line(error) or "no node has room for it")
+                    logger.warning("a worker cannot be placed: %s", first_line(error) or "no node has room for it")
                 self._give_up()
         return not self._lost
 
@@ -232,7 +232,7 @@ def _connect(ray: Any, config: StudyConfig) -> None:
     try:
         ray.init(address or "local", logging_level=logging.ERROR, **options)
     except Exception as error:  # it has no one family of errors for what may be wrong with an address
-        raise ConfigError(f"executor.address: {address or 'null'}: {_first_line(error)}") from error
+        raise ConfigError(f"executor.address: {address or 'null'}: {first_line(error)}") from error
     finally:
         # Ray's own would end this process without a word to anybody.
         signal.signal(signal.SIGTERM, terminated)
@@ -318,7 +318,3 @@ def refuse_files(config: StudyConfig, hosts: Iterable[str]) -> None:
                 f"{key}: {url} is a file of this host, which SQLite cannot share with {', '.join(others[:3])}; "
                 "docs/cluster.md says what can be shared"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from search.config import StudyConfig
 from search.schema import build_config, section_names
 from search.urls import without_password
-from strategies import ConfigError, nearest
+from strategies import ConfigError, first_line, nearest
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -113,7 +113,7 @@ def load_study(path: Path) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: {error.problem or error.context}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: not a readable study file: {_first_line(error)}") from error
+        raise ConfigError(f"{path}: not a readable study file: {first_line(error)}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path}: holds a list, a study is a mapping of keys to values")
     return {str(key): value for key, value in _plain(node, resolve=False).items()}
@@ -314,17 +314,13 @@ def _resolved(values: dict[str, Any]) -> dict[str, Any]:
     try:
         return _plain(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'study'}: {_first_line(error)}") from error
+        raise ConfigError(f"{error.full_key or 'study'}: {first_line(error)}") from error
 
 
 def _plain(node: DictConfig, resolve: bool) -> dict[str, Any]:
     plain = OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(plain, dict)
     return plain  # type: ignore[return-value]  # keys that are no strings are the schema's to refuse
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _tell_apart(jobs: Sequence[Job], drafts: Sequence[dict[str, Any]]) -> None:

@@ -37,6 +37,8 @@ DEFAULT_SPACE: dict[str, Any] = {
 DEFAULT_PRESETS: dict[str, dict[str, Any]] = {
     "linear_probe": {"depth": 0, "lr": 3e-3},
     "last_block": {"depth": 1, "lr": 1e-3},
+    # On convolutional networks better than with decay, which transformers need.
+    "full": {"depth": 1.0, "lr": 2e-3},
     "full_layer_decay": {"depth": 1.0, "lr": 2e-3, "layer_decay": 0.8},
 }
 

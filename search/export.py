@@ -10,7 +10,7 @@ from typing import Any
 
 from search.predict import load
 from search.run import exit_code
-from strategies import ConfigError, TrialError
+from strategies import ConfigError, TrialError, first_line
 
 _USAGE = """\
 MODEL is what a search prints (models:/m-...), a champion (models:/NAME@champion) or another version (models:/NAME/3).
@@ -262,8 +262,7 @@ def push(folder: Path, repository: str) -> str:
         api.create_repo(repository, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=str(folder)))
     except Exception as error:  # its own, those of its HTTP library and those of the socket
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"--push: {repository} cannot be written on the hub: {first}") from error
+        raise ConfigError(f"--push: {repository} cannot be written on the hub: {first_line(error)}") from error
 
 
 def export(model: str, out: Path, tracking_uri: str, repository: str | None) -> int:

@@ -19,7 +19,7 @@ from search.preparation import PARENT_RUN
 from search.recovery import open_storage
 from search.tracking import absolute_sqlite, patient, reachable
 from search.urls import without_password
-from strategies import ConfigError, nearest
+from strategies import ConfigError, first_line, nearest
 
 #: Keys that say where a study is.
 STORE_KEYS = ("store.url", "tracking.uri")
@@ -63,9 +63,8 @@ class Known:
             with patient():
                 yield MlflowClient(reachable(self.tracking_uri))
         except (MlflowException, OSError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
             shown = without_password(self.tracking_uri)
-            raise ConfigError(f"study {self.name!r} cannot be read at {shown}: {first}") from error
+            raise ConfigError(f"study {self.name!r} cannot be read at {shown}: {first_line(error)}") from error
 
 
 def open_known(words: Sequence[str]) -> list[Known]:
@@ -104,18 +103,21 @@ def config_of(known: Known, overrides: Sequence[str] = ()) -> StudyConfig:
         return compose_study([f"study={file}", f"tracking.uri={known.tracking_uri}", *overrides])
 
 
-def stores_of(words: Sequence[str]) -> tuple[str, str]:
-    """Optuna's and MLflow's store of studies, named as for :func:`open_known`; those by default without one.
+def stores_of(words: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Optuna's and MLflow's store of studies, named as for :func:`open_known`, and the names that they have there.
+
+    Without a study they are the stores by default.
 
     Raises:
         ConfigError: They are in several stores.
     """
     names = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
-    found = {_place_of(name, overrides)[:2] for name in names} or {_stores_of(overrides)}
+    places = [_place_of(name, overrides) for name in names]
+    found = {place[:2] for place in places} or {_stores_of(overrides)}
     if len(found) > 1:
         raise ConfigError(f"{', '.join(names)}: these studies are in several stores; name one")
-    return found.pop()
+    return (*found.pop(), [name for _, _, name in places])
 
 
 def _place_of(name: str, overrides: Sequence[str]) -> tuple[str, str, str]:
@@ -181,8 +183,7 @@ def _storage(url: str) -> BaseStorage:
     try:
         return open_storage(absolute_sqlite(url), retries=lambda: 0)
     except Exception as error:  # each database driver has errors of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {reason}") from error
+        raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {first_line(error)}") from error
 
 
 def _names_in(storage: BaseStorage) -> list[str]:

@@ -14,7 +14,7 @@ from search.postgres import AdvisoryLock, is_postgres, with_driver
 from search.proxy import ProxyLock, is_proxy
 from search.shared_lock import SharedLock
 from search.urls import without_password
-from strategies import ConfigError
+from strategies import ConfigError, first_line
 
 # Those who wait ask again so often; claiming a trial takes a few of it.
 _POLL_SECONDS = 0.01
@@ -59,8 +59,7 @@ def lock_of(config: StudyConfig, turn: Turn) -> Lock:
                 shared.connect()
             return shared
     except Exception as error:  # each database driver has errors of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"store.url: {shown!r} cannot be opened: {reason}") from error
+        raise ConfigError(f"store.url: {shown!r} cannot be opened: {first_line(error)}") from error
     url = make_url(config.store.url)
     if url.get_backend_name() == "sqlite" and url.database:
         store, wrong = Path(url.database).absolute(), f"store.url: {shown!r} cannot be opened"

@@ -7,6 +7,8 @@ import sqlalchemy
 import urllib3
 from mlflow.exceptions import MlflowException
 
+from strategies import first_line
+
 # Too many requests, and a request that took too long.
 _PASSING = (408, 429)
 _UNREACHABLE = (
@@ -47,7 +49,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def reason_of(error: BaseException) -> str:
     """The first line of what began it."""
     *_, first = chain(error)
-    return (str(first).splitlines() or [type(first).__name__])[0]
+    return first_line(first)
 
 
 def _passes(status: int) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.run import FAILED, exit_code
-from strategies import ConfigError, DataError
+from strategies import ConfigError, DataError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,8 +146,7 @@ def load(uri: str, tracking_uri: str) -> Any:
         with patient(), warnings.catch_warnings(record=True) as caught:
             model = mlflow.pyfunc.load_model(uri)
     except (MlflowException, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{uri}: this model cannot be loaded: {first}") from error
+        raise ConfigError(f"{uri}: this model cannot be loaded: {first_line(error)}") from error
     for warning in caught:
         logger.info("%s", warning.message)
     return model

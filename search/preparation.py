@@ -10,6 +10,7 @@ import torch
 from optuna import Study
 from optuna.study import StudyDirection
 
+from search.best_first import best_first
 from search.centring import centred, suggested_lr
 from search.config import StudyConfig
 from search.datasets import datasets_of
@@ -32,6 +33,7 @@ from strategies import (
     Strategy,
     check_depths,
     check_optimizer_names,
+    first_line,
     without,
 )
 from trainers import (
@@ -147,6 +149,7 @@ def prepare(config: StudyConfig, terminal: Watcher, joins: bool = False) -> Benc
         else:
             parent_tags = {"unfreeze.kind": "study", **run_tags, **model_tags(list(sources.values()))}
             parent = tracker.open_parent(study.user_attrs.get(PARENT_RUN), config.name, parent_tags)
+            tracker.save_view(best_first(space, len(sources) > 1, study.directions[0] == StudyDirection.MINIMIZE))
             study.set_user_attr(PARENT_RUN, parent)
             tracker.log(parent, datasets=datasets_of(config.data, data, ("train", "val", "test")))
             tracker.log_json(parent, "study.json", config.to_show())
@@ -252,8 +255,9 @@ def _open_study(config: StudyConfig) -> Study:
             load_if_exists=True,
         )
     except Exception as error:  # each database driver has errors of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"store.url: {without_password(config.store.url)!r} cannot be opened: {reason}") from error
+        raise ConfigError(
+            f"store.url: {without_password(config.store.url)!r} cannot be opened: {first_line(error)}"
+        ) from error
     if study.directions != directions:
         raise ConfigError(
             f"study {study.study_name!r} has trials that would not be comparable: it was searched to "

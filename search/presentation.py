@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial
 
 from search import plots
+from search.best_first import page_of
 from search.compare import rows_of
 from search.known import Known
 from search.outage import is_outage
@@ -55,7 +56,8 @@ def note(bench: Bench, known: Known, winner: Winner) -> str:
     metric = bench.config.metric.replace("_", " ")
     # The way to the report first: MLflow folds all but the first lines.
     above = [
-        f"[Report]({_page(bench, bench.parent_run)}/artifacts/{REPORT_FILE}) · {bench.config.description}",
+        f"[Report]({_page(bench, bench.parent_run)}/artifacts/{REPORT_FILE}) · "
+        f"[all trials, the best first]({page_of(bench.tracker.experiment_id)}) · {bench.config.description}",
         f"Winner: trial {winner.trial}, test {metric} {winner.test_score:.4f} (95% interval {winner.test_low:.4f} to "
         f"{winner.test_high:.4f}, {winner.test_images:,} images). Model: `{winner.model_uri}`",
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search.compose import compose_study
 from search.run import FAILED, exit_code
-from strategies import ConfigError
+from strategies import ConfigError, first_line
 
 _USAGE = """\
 A run is that of a trial; MLflow shows its id. What search.compare says serves as well: of a trial that was told while
@@ -81,8 +81,7 @@ def read_run(tracking_uri: str, run_id: str) -> Logged:
                 for entry in client.get_metric_history(run_id, name):
                     metrics.setdefault(entry.step, {})[name] = entry.value
     except (MlflowException, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"run {run_id} cannot be read at {shown}: {first}") from error
+        raise ConfigError(f"run {run_id} cannot be read at {shown}: {first_line(error)}") from error
     if not metrics:
         raise ConfigError(f"run {run_id} at {shown} has no epoch to compare with")
     return Logged(study, strategy, run.data.params[MODEL], int(run.data.params[SEED]), metrics)

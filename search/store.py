@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from search.config import StoreConfig
 from search.run import exit_code
 from search.urls import without_password
-from strategies import ConfigError
+from strategies import ConfigError, first_line
 
 _USAGE = """\
 Workers on any host then say store.url=grpc://HOST:PORT. The proxy has neither encryption nor passwords: let it listen
@@ -42,8 +42,7 @@ def run_store(overrides: Sequence[str], host: str, port: int) -> int:
         # Those who ask know how often a trial may be tried again, and queue it.
         storage = get_storage(open_storage(absolute_sqlite(url), retries=lambda: 0))
     except Exception as error:  # each database driver has errors of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {reason}") from error
+        raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {first_line(error)}") from error
     server, port = serve(storage, host, port)
     print(f"Proxy of {without_password(url)} at grpc://{host}:{port}", flush=True)
     server.wait_for_termination()

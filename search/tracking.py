@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from search.best_first import VIEW_TAG
 from search.delivery import CHECKPOINT_FILE, Delivery, new_key
 from search.outage import is_outage, reason_of
 from search.outcome import ENDINGS, Outcome
@@ -34,7 +35,7 @@ from search.sqlite import write_ahead
 from search.urls import without_login, without_password
 from search.writer import NoRoomError, WriteError, Writer
 from search.writes import Begin, Dataset, Drop, End, Log, Upload
-from strategies import ConfigError, UnfreezeError, WeightsError
+from strategies import ConfigError, UnfreezeError, WeightsError, first_line
 
 # One bar a file, amid our own; MLflow reads the variable at each transfer.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -119,7 +120,7 @@ class Tracker:
             yield
         except Exception as error:  # each database driver has errors of its own
             uri = without_password(self._given_uri)
-            raise ConfigError(f"tracking.uri: {uri!r} cannot be used: {_first_line(error)}") from error
+            raise ConfigError(f"tracking.uri: {uri!r} cannot be used: {first_line(error)}") from error
 
     @property
     def experiment_id(self) -> str:
@@ -155,6 +156,15 @@ class Tracker:
             run_id = self._delivery.begin(begin, again=False)
         self.join(run_id)
         return run_id
+
+    def save_view(self, view: str) -> None:
+        """Save what :func:`search.best_first.best_first` gives with the study's experiment.
+
+        Raises:
+            ConfigError: MLflow went away meanwhile.
+        """
+        with self._usable(), patient():
+            self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, view)
 
     def join(self, parent: str) -> None:
         """Name the study's run, by which it is known whose writes wait on disk."""
@@ -195,7 +205,7 @@ class Tracker:
         except (MlflowException, OSError) as error:
             if is_outage(error):
                 raise self.writer.away(error) from error
-            raise UnfreezeError(f"{what} cannot be read: {_first_line(error)}") from error
+            raise UnfreezeError(f"{what} cannot be read: {first_line(error)}") from error
 
     @contextmanager
     def needed(self) -> Iterator[None]:
@@ -388,7 +398,7 @@ class Tracker:
             place.mkdir(parents=True)
             save_weights(state_dict, place / CHECKPOINT_FILE)
         except (OSError, SafetensorError) as error:
-            raise NoRoomError(f"a checkpoint cannot be written below {spool.folder}: {_first_line(error)}") from error
+            raise NoRoomError(f"a checkpoint cannot be written below {spool.folder}: {first_line(error)}") from error
         self._send()
         self.writer.put(Upload(run=run, place=place.name))
         return CHECKPOINT_FILE
@@ -439,7 +449,7 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
         with patient():
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
-        raise WeightsError(_first_line(error)) from error
+        raise WeightsError(first_line(error)) from error
 
 
 def _check_database(uri: str) -> None:
@@ -495,7 +505,3 @@ def git_commit() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.error import URLError
 
 from search.run import FAILED, exit_code
-from strategies import ConfigError
+from strategies import ConfigError, first_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,30 +150,54 @@ def show(words: Sequence[str], ports: tuple[int | None, int | None]) -> int:
     from search.known import stores_of
     from search.stopping import stopped_by_signals
     from search.tracking import absolute_sqlite, reachable
-    from search.urls import without_password
 
-    url, uri = stores_of(words)
+    url, uri, studies = stores_of(words)
     console = Console(highlight=False)
     pages: list[Page] = []
     with stopped_by_signals():
         try:
             if uri.startswith(("http://", "https://")):
-                console.print(f"MLflow  {without_password(uri)}  (a server of its own)", soft_wrap=True)
+                _show_mlflow(uri, "  (a server of its own)", studies, console)
             else:
                 port = free_port(ports[0] or _MLFLOW_PORT, "--port" if ports[0] else None)
                 pages.append(serve_mlflow(reachable(uri), port))
             if importlib.util.find_spec("optuna_dashboard") is not None:
                 port = free_port(ports[1] or _OPTUNA_PORT, "--optuna-port" if ports[1] else None)
                 pages.append(serve_optuna(absolute_sqlite(url), port))
-            return _keep(pages, console)
+            return _keep(pages, studies, console)
         finally:
             end(pages)
 
 
-def _keep(pages: Sequence[Page], console: "Console") -> int:
+def _show_mlflow(address: str, remark: str, studies: Sequence[str], console: "Console") -> None:
+    """Print where MLflow is, and below it where it lists the trials of the studies that have begun."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from search.best_first import page_of
+    from search.tracking import patient
+    from search.urls import without_password
+
+    shown = without_password(address).rstrip("/")
+    console.print(f"MLflow  {shown}{remark}", soft_wrap=True)
+    try:
+        with patient():
+            client = MlflowClient(tracking_uri=address)
+            found = {study: client.get_experiment_by_name(study) for study in studies}
+    except MlflowException as error:
+        raise ConfigError(f"MLflow at {shown} cannot be read: {first_line(error)}") from error
+    for study, experiment in found.items():
+        if experiment is not None:
+            console.print(f"        {study}: {shown}/{page_of(experiment.experiment_id)}", soft_wrap=True)
+
+
+def _keep(pages: Sequence[Page], studies: Sequence[str], console: "Console") -> int:
     for page in pages:
         wait_until_served(page)
-        console.print(f"{page.name:<7} {page.address}", soft_wrap=True)
+        if page.name == "MLflow":
+            _show_mlflow(page.address, "", studies, console)
+        else:
+            console.print(f"{page.name:<7} {page.address}", soft_wrap=True)
     if not pages:
         return 0
     console.print("Ctrl-C ends them")

@@ -24,6 +24,11 @@ class TrialError(UnfreezeError):
     """A single trial cannot go on, such as by a non-finite loss; the study itself goes on."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint naming the known word closest to ``word``, or all of them when none is close.
 

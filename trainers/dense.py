@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from strategies import ConfigError
+from strategies import ConfigError, first_line
 from trainers.tasks import TASKS
 
 
@@ -118,9 +118,8 @@ def dress(classifier: Any, image_size: int, in_chans: int, top: Top) -> DenseMod
         # Pruned it may count its maps anew.
         shapes = [shapes[index] for index in indices]
     except Exception as error:  # timm's architectures lack the methods, or refuse in whatever way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"model.name: {name} does not give the feature maps that masks and boxes need: {reason}"
+            f"model.name: {name} does not give the feature maps that masks and boxes need: {first_line(error)}"
         ) from error
     channels = [shape[0] for shape in shapes]
     strides = [max(1, round(image_size / shape[1])) for shape in shapes]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from strategies import UnfreezeError
+from strategies import UnfreezeError, first_line
 from trainers.durable import PART, sync
 
 
@@ -46,7 +46,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise StateError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise StateError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(found, dict):
         raise StateError(f"{path} cannot be read: it holds no state")
     return found
@@ -56,8 +56,4 @@ def _reason(error: BaseException) -> str:
     """What the system has said, if it was the system."""
     while not isinstance(error, OSError) and error.__context__ is not None:
         error = error.__context__
-    return (error.strerror if isinstance(error, OSError) else None) or _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)

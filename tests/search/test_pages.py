@@ -8,6 +8,7 @@ import pytest
 from mlflow_server import MlflowServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
+from search.best_first import page_of
 from search.presentation import REPORT_FILE
 from search.report import main
 
@@ -26,7 +27,9 @@ PATIENCE = 120_000
 
 @pytest.fixture(scope="module")
 def searched(new_lab):
-    lab = new_lab(strategy=SPACE, presets={"probe": {"depth": 0, "lr": 3e-3}, "half": {"depth": 0.5, "lr": 1e-3}})
+    presets = {"probe": {"depth": 0, "lr": 3e-3}, "half": {"depth": 0.5, "lr": 1e-3}}
+    # Six models that guess have one accuracy, but losses of their own.
+    lab = new_lab(strategy=SPACE, presets=presets, metric="loss")
     assert lab.run("budget.trials=6") == 0
     return lab
 
@@ -120,6 +123,20 @@ def test_mlflow_compares_the_runs_by_name_and_parameters(searched, browser, serv
     text = page.inner_text("body")
     for run in runs:
         assert run.data.params["lr"] in text
+
+
+def test_mlflow_lists_the_trials_by_score_with_what_was_searched(searched, browser, server):
+    page, _, _ = opened(browser, 1800)
+    page.goto(f"{server}/{page_of(searched.parent().info.experiment_id)}")
+    page.get_by_test_id("saved-views-trigger").get_by_text("Best first").wait_for()
+    for name in ("score", "depth_blocks", "loss", "lr", "seconds"):
+        page.get_by_role("columnheader", name=name, exact=True).first.wait_for()
+    assert page.get_by_role("columnheader", name="optimizer").count() == 0
+    scores = {f"{trial.number} · depth": trial.value for trial in searched.trials()}
+    found = {name: page.get_by_role("link", name=name).first.bounding_box() for name in scores}
+    listed = sorted(found, key=lambda name: found[name]["y"])
+    assert [scores[name] for name in listed] == sorted(scores.values())
+    assert len(set(scores.values())) > 2
 
 
 def test_mlflow_shows_the_note_and_the_report_it_links_to(searched, browser, server):

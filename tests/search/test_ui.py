@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from search.best_first import page_of
 from search.ui import main
 
 START = "import sys; from search.ui import main; sys.exit(main())"
@@ -22,6 +23,7 @@ def test_mlflow_and_optuna_are_served_for_the_stores_of_a_study_until_ctrl_c(lab
         process = lab.start_code(START, str(lab.file))
         name, address = process.stdout.readline().split()
         assert name == "MLflow"
+        assert process.stdout.readline().split() == ["lab:", f"{address}/{page_of(lab.parent().info.experiment_id)}"]
         name, dashboard = process.stdout.readline().split()
         assert name == "Optuna"
     assert process.stdout.readline() == "Ctrl-C ends them\n"
