@@ -1,6 +1,7 @@
 """A logged model for other programs: ``python -m search.export MODEL --out model.onnx``."""
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
@@ -27,6 +28,8 @@ _STORE = "sqlite:///mlruns/mlflow.db"
 # What a program may be off the model, by rounding.
 _TOLERANCE = 1e-4
 _CHECKED = 8
+# What the extra "onnx" installs.
+_ONNX = ("onnx", "onnxruntime", "onnxscript")
 
 
 def deployed(served: Any) -> Any:
@@ -79,20 +82,10 @@ def deployed(served: Any) -> Any:
 
 
 def write_onnx(module: Any, example: Any, path: Path) -> Callable[[Any], Any]:
-    """Write an ONNX file, and return what runs it.
-
-    Raises:
-        ConfigError: What that takes is not installed.
-    """
+    """Write an ONNX file, and return what runs it."""
+    import onnxruntime
     import torch
 
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "--out: .onnx takes onnx, onnxruntime and onnxscript; pip install 'unfreeze[onnx]'"
-        ) from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.onnx.export(
         module,
@@ -133,8 +126,6 @@ def export_file(served: Any, path: Path) -> float:
     """
     import torch
 
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out: {path} cannot be written: there is no folder {path.parent}")
     module, how = deployed(served), served.preprocessing
     images = torch.rand(
         _CHECKED, how.in_chans, how.image_size, how.image_size, generator=torch.Generator().manual_seed(0)
@@ -265,6 +256,24 @@ def push(folder: Path, repository: str) -> str:
         raise ConfigError(f"--push: {repository} cannot be written on the hub: {first_line(error)}") from error
 
 
+def _check(out: Path, repository: str | None) -> None:
+    """Refuse what cannot be written, whatever the model.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if out.suffix in _WRITERS:
+        if repository is not None:
+            raise ConfigError("--push: the hub takes a timm folder; let --out name one")
+        if not out.parent.is_dir():
+            raise ConfigError(f"--out: {out} cannot be written: there is no folder {out.parent}")
+    elif out.suffix:
+        raise ConfigError(f"--out: {out} ends in none of {', '.join(_WRITERS)}, and a folder's name has no dot")
+    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None] if out.suffix == ".onnx" else []
+    if missing:
+        raise ConfigError(f"--out: .onnx takes {', '.join(missing)}; pip install 'unfreeze[onnx]'")
+
+
 def export(model: str, out: Path, tracking_uri: str, repository: str | None) -> int:
     """Write a logged model for other programs.
 
@@ -272,13 +281,9 @@ def export(model: str, out: Path, tracking_uri: str, repository: str | None) -> 
         ConfigError: There is no such model, or it cannot be written so.
         TrialError: What was written does not do what the model does.
     """
-    is_folder = out.suffix not in _WRITERS
-    if is_folder and out.suffix:
-        raise ConfigError(f"--out: {out} ends in none of {', '.join(_WRITERS)}, and a folder's name has no dot")
-    if repository is not None and not is_folder:
-        raise ConfigError("--push: the hub takes a timm folder; let --out name one")
+    _check(out, repository)
     served = load(model, tracking_uri).unwrap_python_model()
-    off = export_timm(served, out) if is_folder else export_file(served, out)
+    off = export_file(served, out) if out.suffix in _WRITERS else export_timm(served, out)
     print(f"{out}: {'exactly' if off == 0 else f'to {off:.1e}'} what the model says")
     if repository is not None:
         print(push(out, repository))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -157,3 +158,10 @@ def test_what_cannot_be_written_is_said_before_anything_is(searched, tmp_path, c
         assert export(searched, out, *words) == 2
         assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_extra_is_refused_before_a_model_is_looked_for(tmp_path, monkeypatch, capsys):
+    # As Python has it of a module that is not installed.
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["models:/nowhere@champion", "--out", str(tmp_path / "model.onnx")]) == 2
+    assert ".onnx takes onnxscript; pip install 'unfreeze[onnx]'" in capsys.readouterr().err
