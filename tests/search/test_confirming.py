@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import mean
 
 import pytest
+from lab import SMALL
 
 from search.confirming import confirm, search_deadline
 from search.outcome import score_of
@@ -162,6 +163,27 @@ def test_a_training_is_given_up_when_the_hours_end(new_lab, capsys):
     (run,) = confirmations(lab)
     assert run.info.status == "KILLED"
     assert "score" not in run.data.metrics
+
+
+@pytest.mark.slow
+def test_what_was_confirmed_before_a_kill_is_kept_and_the_rest_trained_anew(new_lab):
+    # Long enough to be killed in the second training, between the first one's end and its own.
+    lab = new_lab(strategy=SMALL["strategy"] | {"epochs": 100}, budget={"trials": 1})
+    keys = ("confirm.seeds=2", "confirm.top=1")
+    process = lab.start(*keys)
+    lab.wait_until(lambda _: len(lab.study.user_attrs.get("confirmations", {}).get("0", {})) == 1, process)
+    process.kill()
+    process.wait()
+    assert [run.info.status for run in confirmations(lab)].count("RUNNING") <= 1
+    before = lab.study.user_attrs["confirmations"]["0"]
+    assert lab.run(*keys) == 0
+    after = lab.study.user_attrs["confirmations"]["0"]
+    assert len(after) == 2
+    assert after.items() >= before.items()
+    runs = confirmations(lab)
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "FINISHED", *["KILLED"] * (len(runs) - 2)]
+    assert lab.study.user_attrs["winner"]["confirmed"][0]["scores"] == list(after.values())
+    assert {run.info.status for run in lab.all_runs()} <= {"FINISHED", "KILLED"}
 
 
 def test_more_than_are_kept_cannot_be_confirmed(new_lab, capsys):
