@@ -104,6 +104,8 @@ def _score(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
     of_trial = known.setdefault(str(trial.number), {})
     if str(seed) not in of_trial:
         of_trial[str(seed)] = _train(bench, trial, seed)
+        # What counts as trained is not trained again, so its run has to be whole by then.
+        bench.tracker.flush()
         bench.study.set_user_attr(_SCORES, known)
     return of_trial[str(seed)]
 

@@ -12,7 +12,7 @@ from search.outcome import score_of
 from search.ranking import ranked
 
 SPACE = {"depth": {"low": 0.0, "high": 1.0}, "lr": {"choices": [1e-3, 100.0]}, "optimizer": "sgd", "momentum": 0.99}
-SPACE |= {"epochs": 2, "batch_size": 8}
+SPACE |= {"epochs": 2, "batch_size": 8, "loss": "mse"}
 PRESETS = {"one": {"lr": 1e-3, "depth": 0.5}, "two": {"lr": 1e-3, "depth": 0}, "broken": {"lr": 100.0, "depth": 1.0}}
 
 

@@ -107,7 +107,7 @@ def test_a_training_that_diverges_is_recorded_with_its_reason(new_lab, capsys):
     lab = new_lab()
     assert lab.run("budget.trials=1") == 0
     trial = lab.trials()[0]
-    diverging = trial.user_attrs["strategy"] | {"depth": 1.0, "lr": 100.0, "optimizer": "sgd", "momentum": 0.99}
+    diverging = trial.user_attrs["strategy"] | {"depth": 1.0, "lr": 100.0, "optimizer": "sgd", "loss": "mse"}
     trial.user_attrs["strategy"] = diverging
     with bench_of(lab, "confirm.seeds=1", "confirm.top=1") as bench:
         ((_, found),) = confirm(bench, [trial])
