@@ -127,7 +127,7 @@ def test_what_reuse_has_spared_is_counted_and_said(new_lab, tmp_path):
 
 
 def test_a_study_without_a_winner_says_so(new_lab, tmp_path):
-    diverging = {"depth": 1.0, "lr": 100.0, "optimizer": "sgd", "momentum": 0.99, "epochs": 2, "batch_size": 8, "loss": "mse"}
+    diverging = {"depth": 1.0, "lr": 100.0, "optimizer": "sgd", "loss": "mse", "epochs": 2, "batch_size": 8}
     lab = new_lab(strategy=diverging, metric="loss")
     assert lab.run("budget.trials=2") == 1
     page = page_of(lab, tmp_path)
