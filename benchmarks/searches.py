@@ -81,7 +81,7 @@ def run(
         study: What is written to that file.
         home: An empty folder for it.
         until: The score looked for.
-        longest: Seconds after which it is not looked for any more.
+        longest: Seconds after which that is not looked for any more.
 
     Raises:
         RuntimeError: The command failed; with the end of its log.
@@ -90,11 +90,8 @@ def run(
     file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     words = [word.format(file=file) for word in command]
     began, end = datetime.now(), time.monotonic() + longest
-
-    def is_over() -> bool:
-        return time.monotonic() > end or (until is not None and best_told(home / "optuna.db") >= until)
-
-    seconds = seconds_of(words, home, stop=None if until is None else is_over)
+    stop = None if until is None else lambda: time.monotonic() > end or best_told(home / "optuna.db") >= until
+    seconds = seconds_of(words, home, stop)
     trials = optuna.load_study(study_name="study", storage=study["store"]["url"]).trials
     scored = [(t.values[0], t.datetime_complete) for t in trials if t.values and t.datetime_complete]
     best = max(value for value, _ in scored)

@@ -5,7 +5,7 @@ import time
 
 from strategies import Fixed, Space
 
-#: Names the view in the address of MLflow's page.
+# Names the view in the address of MLflow's page.
 _VIEW = "best_first"
 #: MLflow's tag of an experiment that holds a view of its runs, of which its button "Views" shows all.
 VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"

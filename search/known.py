@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,19 +52,27 @@ class Known:
         """What is minimised beside the metric."""
         return list(self.study.user_attrs[IDENTITY].get("costs", ()))
 
-    @contextmanager
-    def reading_runs(self) -> Iterator[MlflowClient]:
-        """While the ``with`` block runs, read from MLflow, and ask again for some seconds where it does not answer.
+    def reading_runs(self) -> AbstractContextManager[MlflowClient]:
+        """:func:`reading_mlflow` of the study's runs."""
+        return reading_mlflow(self.tracking_uri, f"study {self.name!r}")
 
-        Raises:
-            ConfigError: It cannot be read.
-        """
-        try:
-            with patient():
-                yield MlflowClient(reachable(self.tracking_uri))
-        except (MlflowException, OSError) as error:
-            shown = without_password(self.tracking_uri)
-            raise ConfigError(f"study {self.name!r} cannot be read at {shown}: {first_line(error)}") from error
+
+@contextmanager
+def reading_mlflow(uri: str, what: str) -> Iterator[MlflowClient]:
+    """While the ``with`` block runs, read from MLflow, and ask again for some seconds where it does not answer.
+
+    Args:
+        uri: Of the store.
+        what: Is read, as the message names it.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        with patient():
+            yield MlflowClient(reachable(uri))
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"{what} cannot be read at {without_password(uri)}: {first_line(error)}") from error
 
 
 def open_known(words: Sequence[str]) -> list[Known]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from search.compose import compose_jobs
 from search.config import HousekeepingConfig, StudyConfig
 from search.run import FAILED, exit_code
-from strategies import ConfigError, TrialError, UnfreezeError
+from strategies import ConfigError, TrialError, UnfreezeError, first_line
 
 if TYPE_CHECKING:
     from search.champion import Verdict
@@ -135,7 +135,7 @@ def search_for(config: StudyConfig, hours: float) -> Night:
     except UnfreezeError as error:
         is_input = not isinstance(error, TrialError)
         print(f"error: study {night.study}: {error}", file=sys.stderr)
-        return replace(night, problem=str(error).splitlines()[0], is_input=is_input)
+        return replace(night, problem=first_line(error), is_input=is_input)
     except Exception as error:  # a fault of one study's store must not cost the others their night
         traceback.print_exc()
         return replace(night, problem=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search.compose import compose_study
 from search.run import FAILED, exit_code
-from strategies import ConfigError, first_line
+from strategies import ConfigError
 
 _USAGE = """\
 A run is that of a trial; MLflow shows its id. What search.compare says serves as well: of a trial that was told while
@@ -55,33 +55,26 @@ def read_run(tracking_uri: str, run_id: str) -> Logged:
     Raises:
         ConfigError: The store has no such run, or it is none of a trial's that was sampled.
     """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
     from search.delivery import find_run
+    from search.known import reading_mlflow
     from search.outcome import MODEL, SEED
-    from search.tracking import PARENT_TAG, patient, reachable
+    from search.tracking import PARENT_TAG
     from search.urls import without_password
 
     shown = without_password(tracking_uri)
-    try:
-        client = MlflowClient(reachable(tracking_uri))
-        with patient():
-            run = client.get_run(find_run(client, run_id) or run_id)
+    with reading_mlflow(tracking_uri, f"run {run_id}") as client, tempfile.TemporaryDirectory() as folder:
+        run = client.get_run(find_run(client, run_id) or run_id)
         run_id = run.info.run_id
         parent = run.data.tags.get(PARENT_TAG)
         if parent is None or SEED not in run.data.params:
             raise ConfigError(f"run {run_id} at {shown} is not that of a trial that was trained")
-        with tempfile.TemporaryDirectory() as folder, patient():
-            study = Path(client.download_artifacts(parent, "study.json", folder)).read_text(encoding="utf-8")
-            strategy = Path(client.download_artifacts(run_id, "strategy.yaml", folder)).read_text(encoding="utf-8")
+        study = Path(client.download_artifacts(parent, "study.json", folder)).read_text(encoding="utf-8")
+        strategy = Path(client.download_artifacts(run_id, "strategy.yaml", folder)).read_text(encoding="utf-8")
         metrics: dict[int, dict[str, float]] = {}
         for name in run.data.metrics:
             if name == "train_loss" or name.startswith("val_"):
                 for entry in client.get_metric_history(run_id, name):
                     metrics.setdefault(entry.step, {})[name] = entry.value
-    except (MlflowException, OSError) as error:
-        raise ConfigError(f"run {run_id} cannot be read at {shown}: {first_line(error)}") from error
     if not metrics:
         raise ConfigError(f"run {run_id} at {shown} has no epoch to compare with")
     return Logged(study, strategy, run.data.params[MODEL], int(run.data.params[SEED]), metrics)

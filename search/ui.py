@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.error import URLError
 
 from search.run import FAILED, exit_code
-from strategies import ConfigError, first_line
+from strategies import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,21 +171,19 @@ def show(words: Sequence[str], ports: tuple[int | None, int | None]) -> int:
 
 def _show_mlflow(address: str, remark: str, studies: Sequence[str], console: "Console") -> None:
     """Print where MLflow is, and below it where it lists the trials of the studies that have begun."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
     from search.best_first import page_of
-    from search.tracking import patient
+    from search.known import reading_mlflow
     from search.urls import without_password
 
     shown = without_password(address).rstrip("/")
     console.print(f"MLflow  {shown}{remark}", soft_wrap=True)
     try:
-        with patient():
-            client = MlflowClient(tracking_uri=address)
+        with reading_mlflow(address, "the list of studies") as client:
             found = {study: client.get_experiment_by_name(study) for study in studies}
-    except MlflowException as error:
-        raise ConfigError(f"MLflow at {shown} cannot be read: {first_line(error)}") from error
+    except ConfigError as error:
+        # Optuna's pages are there all the same.
+        console.print(f"        {error}", soft_wrap=True)
+        return
     for study, experiment in found.items():
         if experiment is not None:
             console.print(f"        {study}: {shown}/{page_of(experiment.experiment_id)}", soft_wrap=True)

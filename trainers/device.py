@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from strategies import ConfigError
+from strategies import ConfigError, first_line
 
 # What CUDA and its libraries take of a GPU for each process, beside tensors; generous, since torch cannot tell.
 _CONTEXT_BYTES = 2**30
@@ -74,7 +74,7 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device: {name!r} cannot be used: {first_line(error)}") from error
     if device.type == "cuda":
         allow_tf32(precision != "fp32")
     # On CPUs bf16 is emulated unless they have AMX or AVX512-BF16, and is slower where it is.

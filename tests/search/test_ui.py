@@ -54,3 +54,15 @@ def test_a_port_that_was_asked_for_and_is_taken_is_refused(lab, capsys):
 def test_stores_of_different_studies_are_not_guessed(lab, new_lab, capsys):
     assert main([str(lab.file), str(new_lab().file)]) == 2
     assert "these studies are in several stores; name one" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_optuna_is_served_where_a_server_of_ones_own_does_not_answer(lab):
+    process = lab.start_code(START, str(lab.file), "tracking.uri=http://me:secret@127.0.0.1:9")
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert lines[0] == "MLflow  http://me:***@127.0.0.1:9  (a server of its own)\n"
+    assert "the list of studies cannot be read at http://me:***@127.0.0.1:9: " in lines[1]
+    assert lines[2].startswith("Optuna  http://127.0.0.1:")
+    assert "secret" not in "".join(lines)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
