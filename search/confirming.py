@@ -13,6 +13,7 @@ from search.team import make_trainer
 from search.time_limit import time_limit
 from search.trial import Bench, OutOfTimeError, Sampled, describe, log_plan, reason_of
 from search.winner import Confirmed
+from search.writer import WriteError
 from strategies import Strategy, TrialError
 from trainers import free_memory
 
@@ -60,6 +61,7 @@ def confirm(bench: Bench, best: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial
 
     Raises:
         KeyboardInterrupt, SystemExit: A signal asked for it.
+        WriteError: MLflow refuses what is written, such as for lack of room.
     """
     contenders, seeds = _contenders(bench, best), _seeds(bench)
     scores: list[list[float | None]] = []
@@ -104,13 +106,12 @@ def _score(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
     of_trial = known.setdefault(str(trial.number), {})
     if str(seed) not in of_trial:
         of_trial[str(seed)] = _train(bench, trial, seed)
-        # What counts as trained is not trained again, so its run has to be whole by then.
-        bench.tracker.flush()
         bench.study.set_user_attr(_SCORES, known)
     return of_trial[str(seed)]
 
 
 def _train(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
+    """Train so; whatever is logged of it is there when this returns, since what was trained is not trained again."""
     if bench.is_out_of_time:
         raise OutOfTimeError
     source, strategy = bench.source_of(trial), Strategy.from_dict(trial.user_attrs[STRATEGY])
@@ -126,11 +127,14 @@ def _train(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
             score = _best_score(bench, run, Sampled(source, strategy, seed, trial.user_attrs[FINGERPRINT]))
         bench.tracker.log(run, metrics={"score": score})
         bench.tracker.finish(run, "complete")
-    except (KeyboardInterrupt, SystemExit, OutOfTimeError):
+        bench.tracker.flush()
+    except (KeyboardInterrupt, SystemExit, OutOfTimeError, WriteError):
+        # It is no fault of the strategy's, which is trained again by the next end of the study.
         bench.tracker.try_to_finish(run, "killed")
         raise
     except Exception as error:  # whatever it is, it is this training's reason
         bench.tracker.finish(run, "failed", reason_of(error))
+        bench.tracker.flush()
         bench.watcher.say(f"confirm {what}: failed: {reason_of(error)}")
     free_memory()
     if score is not None:

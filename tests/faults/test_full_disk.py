@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lab import SMALL, Lab
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 LONG = SMALL["strategy"] | {"depth": 1.0, "epochs": 8}
 # A state after every epoch, where that takes no more than a fiftieth of the time.
@@ -40,10 +40,16 @@ def fill(disk: Path) -> Path:
     return path
 
 
-def run_into_full(lab: Lab, disk: Path) -> tuple[int, str, str]:
-    """Run four trials on a disk that is full once two are told, and give it room again; what the command has said."""
-    process = lab.start("budget.trials=4")
-    lab.wait_until(lambda trials: sum(trial.state.is_finished() for trial in trials) >= 2, process)
+def two_told(trials: list[FrozenTrial]) -> bool:
+    return sum(trial.state.is_finished() for trial in trials) >= 2
+
+
+def run_into_full(
+    lab: Lab, disk: Path, *keys: str, until: Callable[[list[FrozenTrial]], bool] = two_told
+) -> tuple[int, str, str]:
+    """Run four trials on a disk that is full once ``until`` holds, and give it room again; what the command has said."""
+    process = lab.start("budget.trials=4", *keys)
+    lab.wait_until(until, process)
     filler = fill(disk)
     # What was on its way out when it was filled has left room behind.
     time.sleep(0.2)
@@ -88,6 +94,31 @@ def test_a_study_whose_stores_are_full_stops_with_one_message_and_goes_on_once_t
     assert len(before) >= 2
     assert lab.run("budget.trials=4") == 0
     check_whole(lab, before)
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_the_best_are_confirmed_is_no_strategys_failure(tmp_path, empty_mlflow, small_disk):
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    disk = small_disk(folder)
+    lab = Lab(folder, empty_mlflow, strategy=LONG, metric="loss", checkpoints=KEPT)
+    keys = ("confirm.seeds=4", "confirm.top=1")
+
+    def scores() -> dict[str, float]:
+        confirmed = lab.study.user_attrs.get("confirmations", {})
+        return next(iter(confirmed.values()), {})
+
+    code, _, err = run_into_full(lab, disk, *keys, until=lambda _: bool(scores()))
+    assert code == 1
+    assert "Traceback" not in err
+    assert len(re.findall(r"^error: .*(?:No space left on device|disk is full)", err, flags=re.MULTILINE)) == 1
+    before, trials = scores(), told(lab)
+    assert 1 <= len(before) < 4
+    assert lab.run("budget.trials=4", *keys) == 0
+    check_whole(lab, trials)
+    assert scores().items() >= before.items()
+    assert len(scores()) == 4
+    assert None not in scores().values()
 
 
 @pytest.mark.slow

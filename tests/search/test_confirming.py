@@ -1,8 +1,9 @@
 """The best strategies with new seeds, and which of them wins then."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from statistics import mean
 
@@ -16,6 +17,7 @@ from search.ranking import ranked
 from search.report import main
 from search.terminal import Terminal
 from search.trial import Bench
+from search.writer import WriteError
 
 KEYS = ("confirm.seeds=2", "confirm.top=2")
 
@@ -115,6 +117,23 @@ def test_a_training_that_diverges_is_recorded_with_its_reason(new_lab, capsys):
     (run,) = confirmations(lab)
     assert run.info.status == "FAILED"
     assert " nan" in run.data.tags["unfreeze.reason"]
+
+
+def test_what_mlflow_refuses_is_no_strategys_failure(new_lab):
+    lab = new_lab()
+    assert lab.run("budget.trials=1") == 0
+    best, keys = ranked(lab.study), ("confirm.seeds=1", "confirm.top=1")
+    with closing(sqlite3.connect(lab.mlflow_uri.removeprefix("sqlite:///"))) as database:
+        refusal = "CREATE TRIGGER full BEFORE INSERT ON metrics BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        database.execute(refusal)
+        with bench_of(lab, *keys) as bench, pytest.raises(WriteError, match="no room"):
+            confirm(bench, best)
+        database.execute("DROP TRIGGER full")
+    assert "confirmations" not in lab.study.user_attrs
+    with bench_of(lab, *keys) as bench:
+        ((_, found),) = confirm(bench, best)
+    assert found.mean is not None
+    assert sorted(run.info.status for run in confirmations(lab)) == ["FINISHED", "KILLED"]
 
 
 def test_the_search_leaves_them_time_within_its_hours(searched):
