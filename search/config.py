@@ -331,7 +331,8 @@ class PrunerConfig(_Section):
         1, ge=1, le=100, description="validations in each epoch, so that a trial is stopped within a long one"
     )
     startup_trials: int = Field(5, ge=0, description="trials that run to their end before any is pruned")
-    warmup_epochs: int = Field(1, ge=0, description="epochs of each trial that are never pruned")
+    # Early scores under a high learning rate say little: python -m benchmarks.pruners.
+    warmup_epochs: int = Field(4, ge=0, description="epochs after which a trial is stopped at the earliest")
     patience: int = Field(2, ge=0, description="epochs without improvement that pruner patient allows")
 
     @model_validator(mode="after")

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from optuna.study import StudyDirection
 
-from benchmarks import cache, dense_speed, executors, plain_loop, search_speed, trainer_speed
+from benchmarks import cache, dense_speed, executors, plain_loop, pruners, search_speed, trainer_speed
 from search import StudyConfig, compose_study
+from search.config import PrunerConfig
+from search.run import main as search_main
 from strategies import ConfigError, Strategy
 from trainers import Trainer, choose_device, find_weights, open_data
 from trainers.models import ModelSource
@@ -76,6 +79,34 @@ def test_search_speed_runs_both_sides_on_one_list_of_strategies_and_until_ours_i
     race = cases["time_to_best"]
     assert all(run["first_best"] is not None for run in race["plain"])
     assert race["ratio_is"] == ("at most" if race["ours"][0]["first_best"] is None else "exact")
+
+
+def test_pruners_that_look_early_stop_those_that_start_slowly():
+    fast = pruners.Curve([0.5, 0.6, 0.7], 0.7, 1.0)
+    slow = pruners.Curve([0.1, 0.2, 0.9], 0.9, 3.0)
+    # The first five are never stopped; only a slow one behind them is.
+    curves = [fast] * 9 + [slow] * 3
+    early, late = (
+        pruners.replayed(PrunerConfig(warmup_epochs=warmup), curves, StudyDirection.MAXIMIZE, orders=20)
+        for warmup in (1, 3)
+    )
+    assert late == {"time": 1.0, "good_stopped": 0.0, "good_in_time": 1.0, "lost": 0.0}
+    assert 0 < early["good_stopped"] < 1
+    assert 1 - early["time"] == pytest.approx(early["good_stopped"] * 9 / 18 * 2 / 3)
+    stopped = pruners.replay(PrunerConfig(warmup_epochs=1), curves, range(12), StudyDirection.MAXIMIZE)
+    assert stopped == {9: 1, 10: 1, 11: 1}
+
+
+def test_the_benchmark_of_pruners_reads_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    study = search_speed.study_of(search_speed.QUICK, tmp_path, {"lr": 1e-3, "epochs": 2}, {}, 2, seed=0, pruner="none")
+    study |= {"model": {"name": "test_resnet", "weights": "none"}, "device": "cpu", "name": "unpruned"}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert search_main([f"study={tmp_path / 'study.yaml'}"]) == 0
+    pruners.main([str(tmp_path / "study.yaml"), "--orders", "2", "--json", str(tmp_path / "result.json")])
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["trials"] == 2
+    assert found["pruners"]["median, warmup_epochs 1"]["time"] == 1.0
+    assert "unpruned: 2 trials" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def two_told(trials: list[FrozenTrial]) -> bool:
 def run_into_full(
     lab: Lab, disk: Path, *keys: str, until: Callable[[list[FrozenTrial]], bool] = two_told
 ) -> tuple[int, str, str]:
-    """Run four trials on a disk that is full once ``until`` holds, and give it room again; what the command has said."""
+    """Run four trials on a disk that is full once ``until`` holds, and give it room again; what was said."""
     process = lab.start("budget.trials=4", *keys)
     lab.wait_until(until, process)
     filler = fill(disk)

@@ -82,6 +82,20 @@ def test_no_pruner_stops_the_first_trial_and_none_stops_nothing(name):
         assert stopped[2]
 
 
+def test_by_default_no_trial_is_stopped_before_its_fourth_epoch():
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(PrunerConfig()))
+    for _ in range(5):
+        trial = study.ask()
+        for epoch in range(1, 6):
+            trial.report(0.8, epoch)
+        study.tell(trial, 0.8)
+    trial, stopped = study.ask(), []
+    for epoch in range(1, 6):
+        trial.report(0.1, epoch)
+        stopped.append(trial.should_prune())
+    assert stopped == [False, False, False, True, True]
+
+
 @pytest.fixture(scope="module")
 def mixed(new_lab):
     """One study that every sampler and pruner adds to; its first trial stays the winner, which is modelled once."""
