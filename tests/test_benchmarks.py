@@ -11,7 +11,7 @@ import pytest
 import yaml
 from optuna.study import StudyDirection
 
-from benchmarks import cache, dense_speed, executors, plain_loop, pruners, search_speed, trainer_speed
+from benchmarks import cache, dense_speed, executors, plain_loop, pruners, search_speed, sharing, trainer_speed
 from search import StudyConfig, compose_study
 from search.config import PrunerConfig
 from search.run import main as search_main
@@ -107,6 +107,16 @@ def test_the_benchmark_of_pruners_reads_a_study(tmp_path: Path, capsys: pytest.C
     assert found["trials"] == 2
     assert found["pruners"]["median, warmup_epochs 1"]["time"] == 1.0
     assert "unpruned: 2 trials" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_sharing_counts_steps(tmp_path: Path):
+    sharing.main(
+        ["--models", "test_resnet", "--image-size", "32", "--seconds", "0.1", "--json", str(tmp_path / "r.json")]
+    )
+    found = json.loads((tmp_path / "r.json").read_text())["models"]["test_resnet"]
+    assert list(found) == list(sharing.SIDES)
+    assert all(steps > 0 for side in found.values() for steps in side.values())
 
 
 @pytest.mark.slow

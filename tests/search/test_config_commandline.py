@@ -58,6 +58,19 @@ def test_python_m_runs_the_same_command_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, "error: budget.trails: unknown key; did you mean 'trials'?\n")
 
 
+@pytest.mark.parametrize(
+    ("wishes", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_threads_of_torch_do_not_spin_for_long_unless_one_wishes_so(wishes, spins):
+    unset = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = unset | {"PYTHONPATH": str(REPOSITORY), "OMP_DISPLAY_ENV": "verbose"} | wishes
+    command = [sys.executable, "-c", "import search.run, torch"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    # So says libgomp itself as it is loaded.
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     command = f"'{sys.executable}' -m search.run --help | head -n 1"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
