@@ -41,7 +41,7 @@ class Confirmed:
         searched: That trial's score, by which it was among the best, and which is too good for that.
         scores: With each new seed; None where training failed.
         mean: Of the scores; None if any failed.
-        low: Where the mean's 95% interval begins, by Student's t; None of a single seed.
+        low: Where the mean's 95% interval begins, by Student's t; None of a single seed, or of equal scores.
         high: Where it ends.
     """
 

@@ -54,7 +54,10 @@ def test_the_best_by_their_mean_with_new_seeds_wins(searched):
     for one in winner["confirmed"]:
         assert one["searched"] == score_of(searched.trials()[one["trial"]])
         assert one["mean"] == pytest.approx(mean(one["scores"]))
-        assert one["low"] <= one["mean"] <= one["high"]
+        if len(set(one["scores"])) > 1:
+            assert one["low"] < one["mean"] < one["high"]
+        else:
+            assert (one["low"], one["high"]) == (None, None)
 
 
 def test_each_is_a_run_of_its_own_with_what_trains_it_again(searched):
@@ -117,6 +120,15 @@ def test_a_training_that_diverges_is_recorded_with_its_reason(new_lab, capsys):
     (run,) = confirmations(lab)
     assert run.info.status == "FAILED"
     assert " nan" in run.data.tags["unfreeze.reason"]
+
+
+def test_equal_scores_are_no_certainty(new_lab):
+    lab = new_lab()
+    assert lab.run("budget.trials=1") == 0
+    lab.study.set_user_attr("confirmations", {"0": {"100000": 0.5, "100001": 0.5}})
+    with bench_of(lab, "confirm.seeds=2", "confirm.top=1") as bench:
+        ((_, found),) = confirm(bench, ranked(lab.study))
+    assert (found.mean, found.low, found.high) == (0.5, None, None)
 
 
 def test_what_mlflow_refuses_is_no_strategys_failure(new_lab):
