@@ -322,7 +322,8 @@ def kill(tracker: Tracker) -> None:
     if waiting.exists():
         with waiting.open("a") as file:
             file.write('{"kind": "log", "ru')
-    tracker.writer.spool._lock.release()
+    # Whichever of its threads had opened it, or both.
+    tracker.writer.spool.release()
 
 
 def start(folder: Path, study: str, parent: str | None) -> tuple[Tracker, str]:
