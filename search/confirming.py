@@ -15,7 +15,7 @@ from search.trial import Bench, OutOfTimeError, Sampled, describe, log_plan, rea
 from search.winner import Confirmed
 from search.writer import WriteError
 from strategies import Strategy, TrialError
-from trainers import free_memory
+from trainers import free_memory, leave_onednn_if_broken
 
 # By trial and seed, the score; null where it has none. In the study's attributes, so that none is trained twice.
 _SCORES = "confirmations"
@@ -133,6 +133,7 @@ def _train(bench: Bench, trial: FrozenTrial, seed: int) -> float | None:
         bench.tracker.try_to_finish(run, "killed")
         raise
     except Exception as error:  # whatever it is, it is this training's reason
+        leave_onednn_if_broken(error)
         bench.tracker.finish(run, "failed", reason_of(error))
         bench.tracker.flush()
         bench.watcher.say(f"confirm {what}: failed: {reason_of(error)}")

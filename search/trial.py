@@ -60,6 +60,7 @@ from trainers import (
     Trainer,
     free_memory,
     is_out_of_memory,
+    leave_onednn_if_broken,
     pictures,
 )
 
@@ -396,6 +397,7 @@ def attempt(bench: Bench, ledger: Ledger, asked: Asked, trained: Callable[[], Re
         raise
     except Exception as error:
         bench.tracker.log_text(asked.run, "traceback.txt", traceback.format_exc())
+        leave_onednn_if_broken(error)
         ended = Ended("failed", reason=reason_of(error))
     # Not before: the error holds what the trial has computed, which the next one may need the room of.
     free_memory()
@@ -457,6 +459,7 @@ def train(bench: Bench, asked: Asked, sampled: Sampled | Exception) -> Record:
             is_first = bench.team.count > 1 and not bench.team.has_result
             if not is_first or not is_out_of_memory(error) or 2 * parts > most:
                 raise
+            leave_onednn_if_broken(error)
         free_memory()
         parts *= 2
 

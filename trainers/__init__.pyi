@@ -20,6 +20,7 @@ from .frozen import Reuse as Reuse
 from .frozen import Setting as Setting
 from .memory import free_memory as free_memory
 from .memory import is_out_of_memory as is_out_of_memory
+from .memory import leave_onednn_if_broken as leave_onednn_if_broken
 from .models import ModelSource as ModelSource
 from .models import check_model_name as check_model_name
 from .models import create_classifier as create_classifier

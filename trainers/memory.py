@@ -12,12 +12,14 @@ from trainers.rows import Rows
 
 T = TypeVar("T")
 
-# What torch says on a CPU, where it has no error of its own for it, and what oneDNN does: why that can create no
-# primitive it does not say, but want of memory is the usual reason.
+# What oneDNN says where it can create no primitive. Why it does not say, but want of memory is the usual reason.
+_NO_PRIMITIVE = "could not create a primitive"
+# What torch says on a CPU, where it has no error of its own for it.
 _CPU_SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
+    "posix_memalign failed",
     "could not create a memory object",
-    "could not create a primitive",
+    _NO_PRIMITIVE,
     "bad_alloc",
 )
 
@@ -36,6 +38,18 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def leave_onednn_if_broken(error: BaseException) -> None:
+    """Compute without oneDNN from now on, where an error says that it creates no primitives any more.
+
+    Once it had no memory for a primitive's code it creates none with new code in that thread, however much memory there
+    is (https://github.com/uxlfoundation/oneDNN/pull/5907, which torch 2.14 does not have). What torch computes with
+    instead is slower, and rounds in another way.
+    """
+    if isinstance(error, RuntimeError) and _NO_PRIMITIVE in str(error) and torch.backends.mkldnn.enabled:
+        torch.backends.mkldnn.set_flags(False, _fp32_precision=None)  # type: ignore[no-untyped-call]
+        logger.warning("oneDNN had no memory and stays without: goes on without oneDNN, which is slower")
 
 
 class Fitting:
@@ -66,6 +80,7 @@ class Fitting:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                leave_onednn_if_broken(error)
                 if 2 * self.parts > self._most:
                     # The others need not wait.
                     self._agree(True)

@@ -11,9 +11,11 @@ from trainers.memory import Fitting, in_parts, is_out_of_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 # A process that trains by batches of 256, with so many MiB beyond what it begins with; it prints how many it took.
+# oneDNN does not bear every lack of memory: now and then its code is not there and is called all the same.
 TRAINING = """
 import os, re, resource, sys
 import torch
+torch.backends.mkldnn.set_flags(False)
 from search.config import DataConfig
 from strategies import Strategy
 from trainers import ModelSource, Trainer, choose_device, find_weights, open_data
@@ -36,6 +38,44 @@ if sys.argv[2] != "all":
 metrics = next(trainer).metrics
 print(trainer.micro_batches, mebibytes("VmPeak") - used, metrics["train_loss"], metrics["val_loss"])
 """
+
+
+# A process in which oneDNN has no memory for the code of new convolutions, and has it again afterwards.
+CONVOLUTIONS = """
+import logging, re, resource
+import torch
+from torch.nn.functional import conv2d
+from trainers.memory import Fitting
+
+logging.basicConfig(format="%(message)s")
+torch.set_num_threads(1)
+before = resource.getrlimit(resource.RLIMIT_AS)
+# Between what stays in use there is room for small tensors, but for no code.
+room = [torch.empty(60_000, dtype=torch.uint8) for _ in range(500)][::2]
+
+def convolved(channels):
+    return conv2d(torch.ones(2, channels, 9, 9), torch.ones(channels, channels, 3, 3))
+
+def attempt(parts):
+    if parts > 1:
+        return convolved(24)
+    used = int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+    resource.setrlimit(resource.RLIMIT_AS, (used * 1024, before[1]))
+    try:
+        return [convolved(channels) for channels in range(3, 33)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+convolved(16)
+print(*Fitting(2).do(attempt).unique().tolist(), torch.backends.mkldnn.enabled)
+"""
+
+
+def test_onednn_that_had_no_memory_once_is_done_without():
+    done = subprocess.run([sys.executable, "-c", CONVOLUTIONS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["216.0", "False"]
+    assert "goes on without oneDNN" in done.stderr
 
 
 def trained(cache: Path, mebibytes: str) -> tuple[int, int, float, float]:
@@ -65,6 +105,7 @@ def test_want_of_memory_is_told_from_other_errors():
     assert is_out_of_memory(out_of_memory())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("posix_memalign failed:Cannot allocate memory (12)"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator: can't allocate memory"))
 
