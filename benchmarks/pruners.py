@@ -21,6 +21,7 @@ from benchmarks.machine import write_json
 from search.config import PrunerConfig
 from search.known import open_known
 from search.samplers import make_pruner
+from strategies import ConfigError
 
 # By what a table's row says.
 PRUNERS = {
@@ -49,12 +50,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    (known,) = open_known([options.study, *options.keys])
-    study = known.study
-    curves = [curve_of(trial) for trial in study.get_trials(states=[TrialState.COMPLETE])]
-    result = {name: replayed(pruner, curves, study.direction, options.orders) for name, pruner in PRUNERS.items()}
+    try:
+        (known,) = open_known([options.study, *options.keys])
+        curves = curves_of(known.study)
+    except ConfigError as error:
+        parser.error(str(error))
+    direction = known.study.direction
+    result = {name: replayed(pruner, curves, direction, options.orders) for name, pruner in PRUNERS.items()}
     write_json({"trials": len(curves), "pruners": result}, options.json)
     show(known.name, len(curves), result)
+
+
+def curves_of(study: optuna.Study) -> list[Curve]:
+    """Those of the trials that came to their ends.
+
+    Raises:
+        ConfigError: There is nothing to replay.
+    """
+    if len(study.directions) > 1:
+        raise ConfigError(f"study {study.study_name} has costs beside its metric, with which nothing is pruned")
+    curves = [curve_of(trial) for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    if not curves:
+        raise ConfigError(f"study {study.study_name} has no complete trial")
+    return curves
 
 
 def curve_of(trial: FrozenTrial) -> Curve:

@@ -31,6 +31,9 @@ GRACE_SECONDS = 180
 # A process names itself in a trial within milliseconds of asking for it.
 _NAMING_SECONDS = 3.0
 
+#: The reason of a trial that its user or scheduler stopped.
+INTERRUPTED = "interrupted"
+
 logger = logging.getLogger(__name__)
 
 
@@ -96,7 +99,8 @@ def _orphans(study: Study, running: list[FrozenTrial], ended: str | None) -> lis
 def recover(study: Study, retries: int, ended: str | None = None) -> list[FrozenTrial]:
     """Tell running trials whose process has ended on this host as killed, and queue each again.
 
-    Of the trials of other hosts, those are taken whose heartbeat has stopped.
+    Of the trials of other hosts, those are taken whose heartbeat has stopped. Those are queued too that were told so
+    before and never queued. The study's lock is to be held, where there are other processes.
 
     Args:
         study: The study to look through.
@@ -104,15 +108,35 @@ def recover(study: Study, retries: int, ended: str | None = None) -> list[Frozen
         ended: The :func:`owner` of trials, on whatever host, that is known to have ended.
 
     Returns:
-        The trials that were told.
+        The trials that were told, or queued now.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in _orphans(study, running, ended):
         kill(study, trial, retries, "its process ended")
     # Optuna does this within Study.optimize, and not for those who ask and tell.
     fail_stale_trials(study)
+    taken = {trial.number for trial in running} | _queue_forgotten(study, retries)
     told = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    return [trial for trial in told if trial.number in {t.number for t in running}]
+    return [trial for trial in told if trial.number in taken]
+
+
+def _queue_forgotten(study: Study, retries: int) -> set[int]:
+    """Queue killed trials again whose process ended after it had told them and before it had queued them."""
+    trials = study.get_trials(deepcopy=False)
+    queued = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+
+    def is_forgotten(trial: FrozenTrial) -> bool:
+        if trial.state != TrialState.FAIL or trial.number in queued or not has_drawn(trial):
+            return False
+        if OUTCOME in trial.user_attrs:
+            return bool(trial.user_attrs[OUTCOME] == "killed")
+        # Optuna has told it, since its heart had stopped.
+        return OWNER in trial.user_attrs and attempt_of(trial) < retries
+
+    forgotten = list(filter(is_forgotten, trials))
+    for trial in forgotten:
+        requeue(study, trial, attempt_of(trial) + (trial.user_attrs.get(REASON) != INTERRUPTED))
+    return {trial.number for trial in forgotten}
 
 
 def interrupt(study: Study, trial: FrozenTrial) -> None:
@@ -123,7 +147,7 @@ def interrupt(study: Study, trial: FrozenTrial) -> None:
     live = Trial(study, trial._trial_id)
     try:
         live.set_user_attr(OUTCOME, "killed")
-        live.set_user_attr(REASON, "interrupted")
+        live.set_user_attr(REASON, INTERRUPTED)
         study.tell(live, state=TrialState.FAIL)
     except (UpdateFinishedTrialError, ValueError):
         # Another process took it for dead, and has queued it again.
@@ -166,11 +190,12 @@ def attempt_of(trial: FrozenTrial) -> int:
 
 
 def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
-    """Queue a killed trial's parameters once more.
+    """Queue a killed trial's parameters once more, unless another process did so; the study's lock is to be held.
 
     Of one that had drawn none there is nothing to queue: whoever asks next draws anew.
     """
-    if not has_drawn(trial):
+    known = study.get_trials(deepcopy=False)
+    if not has_drawn(trial) or any(other.user_attrs.get(RETRY_OF) == trial.number for other in known):
         return
     queue_again(study, trial, {ATTEMPT: attempt, RETRY_OF: trial.number})
 

@@ -16,7 +16,7 @@ from lab import abandoned_trial, dead_owner, is_counted
 from optuna.trial import FrozenTrial, TrialState
 
 from search.outcome import ATTEMPT, CHECKPOINT, OUTCOME, OWNER, PRESET, REASON, RUN_ID
-from search.recovery import Heartbeat, open_storage, owner, recover
+from search.recovery import Heartbeat, open_storage, owner, recover, requeue
 from search.tracking import PARENT_TAG, Tracker
 
 PARAMS = {"depth": 0.5, "lr": 2e-3}
@@ -41,6 +41,35 @@ def test_a_trial_of_an_ended_process_is_killed_and_queued_with_its_parameters(st
     assert again.system_attrs["fixed_params"] == PARAMS
     assert again.user_attrs == {ATTEMPT: 1, "retry_of": 0, PRESET: "mine"}
     assert recover(study, retries=2) == []
+
+
+@pytest.mark.parametrize(
+    ("attrs", "attempt"),
+    [
+        ({OUTCOME: "killed", REASON: "its process ended"}, 1),
+        ({OUTCOME: "killed", REASON: "interrupted"}, 0),
+        ({}, 1),
+        ({OUTCOME: "failed", REASON: "its process ended, at attempt 3 of 3"}, None),
+        ({ATTEMPT: 2}, None),
+    ],
+)
+def test_a_trial_that_was_told_as_killed_and_not_queued_is_queued_by_the_next_process_once(study, attrs, attempt):
+    study.tell(abandoned_trial(study, dead_owner(), PARAMS, **attrs).number, state=TrialState.FAIL)
+    expected = [0] if attempt is not None else []
+    assert [t.number for t in recover(study, retries=2)] == expected
+    assert [t.user_attrs for t in study.get_trials()[1:]] == [
+        {ATTEMPT: attempt, "retry_of": number} for number in expected
+    ]
+    assert recover(study, retries=2) == []
+
+
+def test_whoever_queues_a_killed_trial_late_finds_that_it_is_queued(study):
+    # Who tells one itself takes the lock only then; another process may have had it before.
+    told = abandoned_trial(study, dead_owner(), PARAMS, **{OUTCOME: "killed"})
+    study.tell(told.number, state=TrialState.FAIL)
+    recover(study, retries=2)
+    requeue(study, study.get_trials()[0], 1)
+    assert states(study) == ["FAIL", "WAITING"]
 
 
 def test_a_trial_killed_before_it_drew_all_parameters_keeps_those_it_was_queued_with(study):

@@ -10,7 +10,7 @@ import torch
 from trainers.memory import Fitting, in_parts, is_out_of_memory
 
 ROOT = Path(__file__).resolve().parents[2]
-# A process that trains by batches of 256, with so many MiB beyond what it begins with; it prints how many it took.
+# A process that trains by batches of 128, with so many MiB beyond what it begins with; it prints how many it took.
 # oneDNN does not bear every lack of memory: now and then its code is not there and is called all the same.
 TRAINING = """
 import os, re, resource, sys
@@ -22,10 +22,10 @@ from trainers import ModelSource, Trainer, choose_device, find_weights, open_dat
 
 data = open_data(
     task="classification", in_chans=3,
-    **DataConfig(source="digits", image_size=96, limit_train=256, limit_val=256, cache=sys.argv[1]).model_dump(),
+    **DataConfig(source="digits", image_size=64, limit_train=128, limit_val=128, cache=sys.argv[1]).model_dump(),
 )
-source = ModelSource("resnet18", find_weights("resnet18", ["none"]), 10, 96)
-strategy = Strategy(depth=1.0, lr=1e-3, batch_size=256, epochs=1, batch_norm="frozen_stats")
+source = ModelSource("resnet18", find_weights("resnet18", ["none"]), 10, 64)
+strategy = Strategy(depth=1.0, lr=1e-3, batch_size=128, epochs=1, batch_norm="frozen_stats")
 trainer = Trainer(source, data, strategy, 0, choose_device("cpu"))
 
 def mebibytes(what):
