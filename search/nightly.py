@@ -4,7 +4,6 @@ import argparse
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from search.compose import compose_jobs
 from search.config import HousekeepingConfig, StudyConfig
-from search.run import FAILED, exit_code
+from search.run import FAILED, exit_code, report_fault
 from strategies import ConfigError, TrialError, UnfreezeError, first_line
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def search_for(config: StudyConfig, hours: float) -> Night:
         print(f"error: study {night.study}: {error}", file=sys.stderr)
         return replace(night, problem=first_line(error), is_input=is_input)
     except Exception as error:  # a fault of one study's store must not cost the others their night
-        traceback.print_exc()
+        report_fault(error, f"study {night.study}: ")
         return replace(night, problem=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
 
 

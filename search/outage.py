@@ -1,4 +1,4 @@
-"""Whether a store cannot be reached for now, or refuses what it is asked."""
+"""Whether a store cannot be reached for now, has no room, or refuses what it is asked."""
 
 from collections.abc import Iterator
 
@@ -50,6 +50,13 @@ def reason_of(error: BaseException) -> str:
     """The first line of what began it."""
     *_, first = chain(error)
     return first_line(first)
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether a disk is full, or a quota is used up: what was being written can be once there is room again."""
+    # Copying a folder gathers what went wrong as text alone, and SQLite has a word of its own.
+    said = ("No space left on device", "Disk quota exceeded", "disk is full")
+    return any(word in str(one) for one in chain(error) for word in said)
 
 
 def _passes(status: int) -> bool:

@@ -129,10 +129,25 @@ def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None])
             worst = max(worst, FAILED if isinstance(error, TrialError) else BAD_INPUT)
             label = f"study {config.name}: " if len(configs) > 1 else ""
             print(f"error: {label}{error}", file=sys.stderr)
-        except Exception:
+        except Exception as error:  # whatever it is, the other studies are searched
             worst = max(worst, FAILED)
-            traceback.print_exc()
+            report_fault(error, f"study {config.name}: " if len(configs) > 1 else "")
     return worst
+
+
+def report_fault(error: Exception, label: str = "") -> None:
+    """Print what went wrong that is no bad input: one line of a full disk, which a user can mend, else a traceback.
+
+    Args:
+        error: It.
+        label: What the line begins with.
+    """
+    from search.outage import is_no_room, reason_of
+
+    if is_no_room(error):
+        print(f"error: {label}{reason_of(error)}; make room, then run the same command again", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
 
 
 def _set_up_logging(verbose: int) -> None:
@@ -185,8 +200,8 @@ def exit_code(work: Callable[[], int], go_on: str = _GO_ON) -> int:
         go_on: What is said of an interrupt.
 
     Returns:
-        The work's own code, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 when nobody reads the output
-        any more.
+        The work's own code, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 after any other error and when
+        nobody reads the output any more.
     """
     try:
         return work()
@@ -204,6 +219,9 @@ def exit_code(work: Callable[[], int], go_on: str = _GO_ON) -> int:
         # run_study turns SIGTERM into this, to unwind as after Ctrl-C.
         print(f"stopped by a signal; {go_on}", file=sys.stderr)
         return int(stop.code or 0)
+    except Exception as error:  # whatever it is, it is said
+        report_fault(error)
+        return FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from lab import SMALL, Lab
 from optuna.trial import FrozenTrial, TrialState
 
@@ -94,6 +95,30 @@ def test_a_study_whose_stores_are_full_stops_with_one_message_and_goes_on_once_t
     assert len(before) >= 2
     assert lab.run("budget.trials=4") == 0
     check_whole(lab, before)
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_the_winner_is_logged_is_said_in_one_line(tmp_path, empty_mlflow, small_disk):
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    lab = Lab(folder, empty_mlflow, strategy=LONG, metric="loss", checkpoints=KEPT)
+    disk = folder / "mlruns" / "artifacts"
+    disk.mkdir(parents=True)
+    small_disk(disk)
+    # Only one process at a time crowns a winner.
+    with FileLock(folder / "mlruns" / "optuna.db.finish.lock"):
+        process = lab.start("budget.trials=2")
+        lab.wait_until(two_told, process)
+        filler = fill(disk)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert re.search(r"^error: .*No space left on device.*; make room, then run the same command again$", err, re.M)
+    before = told(lab)
+    filler.unlink()
+    assert lab.run("budget.trials=2") == 0
+    assert told(lab) == before
+    assert lab.parent().info.status == "FINISHED"
 
 
 @pytest.mark.slow
