@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.imports import importing
 from search.run import exit_code
 from strategies import ConfigError
 
@@ -147,10 +148,11 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
         ConfigError: A study is nowhere, or the file cannot be written.
     """
     # Only here: they take seconds to import.
-    from rich.console import Console
+    with importing():
+        from rich.console import Console
 
-    from search.known import open_known
-    from search.terminal import print_table, widened
+        from search.known import open_known
+        from search.terminal import print_table, widened
 
     studies = open_known(words)
     rows = [row for known in studies for row in rows_of(known, top, everything)]

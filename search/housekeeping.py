@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.config import HousekeepingConfig
+from search.imports import importing
 from search.run import exit_code
 from strategies import ConfigError
 
@@ -155,7 +156,8 @@ def housekeeping(words: Sequence[str], cache: Path, days: float | None, gib: flo
         raise ConfigError(f"--gib: {gib:g} is not at least 0")
     how = HousekeepingConfig(days=days, gib=gib)
     # Only here: it takes seconds to import.
-    from search.known import open_known
+    with importing():
+        from search.known import open_known
 
     said = tidy(open_known(words), cache, how, only_says)
     for line in said:

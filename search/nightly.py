@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from search.compose import compose_jobs
 from search.config import HousekeepingConfig, StudyConfig
+from search.imports import importing
 from search.run import FAILED, exit_code, report_fault
 from strategies import ConfigError, TrialError, UnfreezeError, first_line
 
@@ -122,7 +123,8 @@ def _for_a_night(config: StudyConfig, keys: set[str]) -> StudyConfig:
 
 def search_for(config: StudyConfig, hours: float) -> Night:
     """Search one study for some hours; whatever goes wrong is its own."""
-    from search.generations import generation_of
+    with importing():
+        from search.generations import generation_of
 
     night = Night(config.name or "")
     try:

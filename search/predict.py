@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.imports import importing
 from search.run import FAILED, exit_code
 from strategies import ConfigError, DataError, first_line
 
@@ -135,10 +136,11 @@ def load(uri: str, tracking_uri: str) -> Any:
     Raises:
         ConfigError: It is not there, or cannot be loaded.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    with importing():
+        import mlflow
+        from mlflow.exceptions import MlflowException
 
-    from search.tracking import patient, reachable
+        from search.tracking import patient, reachable
 
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:

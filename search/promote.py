@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from search.imports import importing
 from search.run import exit_code
 from strategies import ConfigError
 
@@ -22,11 +23,12 @@ def promote(words: Sequence[str], is_back: bool) -> int:
         ConfigError: There is no such study, it has no winner yet, or the registry cannot be used.
         TrialError: MLflow is away.
     """
-    from search.champion import describe_verdict, propose, rollback
-    from search.known import STORE_KEYS, config_of, open_known
-    from search.tracking import reachable
-    from search.winner import WINNER
-    from trainers import choose_device
+    with importing():
+        from search.champion import describe_verdict, propose, rollback
+        from search.known import STORE_KEYS, config_of, open_known
+        from search.tracking import reachable
+        from search.winner import WINNER
+        from trainers import choose_device
 
     # The others are for what is done with it.
     studies = open_known([word for word in words if "=" not in word or word.startswith(STORE_KEYS)])

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from search.config import StudyConfig
+from search.imports import importing
 from search.worker import lines_of, take_stdout
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def _follow(lines: Iterator[str], orders: "queue.SimpleQueue[str]") -> None:
 
 def _train(first: RankOrders, orders: "queue.SimpleQueue[str]", say: Any) -> None:
     # Only here: importing torch takes seconds, in which the process that started this one may go away.
-    from search.preparation import gather
-    from search.relay import Relay
-    from trainers import free_memory, join
+    with importing():
+        from search.preparation import gather
+        from search.relay import Relay
+        from trainers import free_memory, join
 
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     found = gather(first.config, Relay(sys.stderr))

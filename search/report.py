@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.imports import importing
 from search.run import exit_code
 from strategies import ConfigError, Strategy
 
@@ -111,8 +112,9 @@ def write(words: Sequence[str], out: Path | None) -> int:
         ConfigError: A study is nowhere, its stores cannot be read, or the file cannot be written.
     """
     # Only here: they take seconds to import.
-    from search.known import open_known
-    from search.summary import summarize
+    with importing():
+        from search.known import open_known
+        from search.summary import summarize
 
     studies = open_known(words)
     if out is not None and len(studies) > 1:

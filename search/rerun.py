@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.compose import compose_study
+from search.imports import importing
 from search.run import FAILED, exit_code
 from strategies import ConfigError
 
@@ -91,11 +92,12 @@ def rerun(run_id: str, overrides: Sequence[str], tolerance: float) -> int:
         config = compose_study([f"study={file}", *overrides])
 
     # Only here: they take seconds to import.
-    from search.preparation import gather
-    from search.team import Team, make_trainer
-    from search.terminal import Terminal
-    from search.trial import Sampled
-    from strategies import Strategy
+    with importing():
+        from search.preparation import gather
+        from search.team import Team, make_trainer
+        from search.terminal import Terminal
+        from search.trial import Sampled
+        from strategies import Strategy
 
     with Terminal(config.metric) as terminal:
         found = gather(config, terminal)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from search.compose import compose_jobs, list_spaces, list_studies, load_study
 from search.config import StudyConfig
+from search.imports import importing
 from search.schema import schema_keys
 from strategies import ConfigError, TrialError, UnfreezeError, nearest
 
@@ -184,9 +185,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return 0
     _set_up_logging(options.verbose)
     # Only here: torch, optuna and mlflow take many times longer to import than everything above.
-    from search.executors import may_start_processes
-    from search.nursery import nursery
-    from search.study import run_study
+    with importing():
+        from search.executors import may_start_processes
+        from search.nursery import nursery
+        from search.study import run_study
 
     with nursery(is_wanted=any(map(may_start_processes, configs))):
         return run_jobs(configs, run_study)

@@ -21,6 +21,7 @@ from typing import TextIO
 from pydantic import BaseModel
 
 from search.config import StudyConfig
+from search.imports import importing
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +91,17 @@ def take_stdout() -> TextIO:
 
 def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO) -> None:
     # Only here: importing torch takes seconds, in which the time that is left goes by.
-    import torch
+    with importing():
+        import torch
 
-    from search.ledger import Ledger
-    from search.nursery import nursery
-    from search.preparation import prepare
-    from search.recovery import owner
-    from search.relay import Relay
-    from search.stopping import stopped_by_signals
-    from search.working import work
-    from strategies import TrialError, UnfreezeError
+        from search.ledger import Ledger
+        from search.nursery import nursery
+        from search.preparation import prepare
+        from search.recovery import owner
+        from search.relay import Relay
+        from search.stopping import stopped_by_signals
+        from search.working import work
+        from strategies import TrialError, UnfreezeError
 
     wishes = _Wishes()
     relay = Relay(output)

@@ -103,7 +103,7 @@ def test_the_benchmark_of_pruners_reads_a_study(tmp_path: Path, capsys: pytest.C
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     with pytest.raises(SystemExit, match="2"):
         pruners.main([str(tmp_path / "study.yaml")])
-    assert "unpruned" in capsys.readouterr().err
+    assert "no study has begun" in capsys.readouterr().err
     assert search_main([f"study={tmp_path / 'study.yaml'}"]) == 0
     pruners.main([str(tmp_path / "study.yaml"), "--orders", "2", "--json", str(tmp_path / "result.json")])
     found = json.loads((tmp_path / "result.json").read_text())
