@@ -26,7 +26,8 @@ def test_the_winner_reaches_95_percent_and_predicts_the_same_elsewhere(tmp_path:
     import numpy as np
     import torch
 
-    command = [sys.executable, "-m", "search.run", "study=quickstart"]
+    # Of its trials the first four: a winner of more is no worse on the images that it is chosen by.
+    command = [sys.executable, "-m", "search.run", "study=quickstart", "budget.trials=4"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     out = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     score = float(re.search(r"test accuracy (\d\.\d+)", out)[1])
