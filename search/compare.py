@@ -54,8 +54,8 @@ def _row(shared: Mapping[str, str], costs: Sequence[str], trial: "FrozenTrial", 
     from strategies import Strategy
 
     attrs = trial.user_attrs
-    # A trial that was killed at once may have drawn nothing.
-    strategy = dict(attrs.get(STRATEGY, {}))
+    # A trial that was killed at once may have drawn nothing, or have noted a part of what it had.
+    strategy = dict(attrs[STRATEGY]) if attrs.keys() >= {STRATEGY, DEPTH} else {}
     model = trial.params.get(MODEL)
     label = ""
     if strategy:

@@ -32,7 +32,7 @@ class AwayError(WriteError):
 
 
 class NoRoomError(WriteError):
-    """There is no room on the disk for what a trial has come to."""
+    """There is no room on the disk for what a trial has come to, or for writes that wait."""
 
 
 class Deliver(Protocol):
@@ -182,8 +182,10 @@ class Writer:
         try:
             self.spool.add(writes)
         except (OSError, ValueError) as error:
+            # That is no fault of the trial's whose writes they are: it is not to be told as failed.
+            kind = NoRoomError if isinstance(error, OSError) else WriteError
             place = self.spool.folder.parent
-            raise WriteError(f"{self._store} is away, and its writes cannot wait in {place}: {error}") from error
+            raise kind(f"{self._store} is away, and its writes cannot wait in {place}: {error}") from error
 
     def _begin_spooling(self) -> None:
         """Have all that is pending on disk, and call what waits for no store."""

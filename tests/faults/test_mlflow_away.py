@@ -25,7 +25,7 @@ from search.delivery import KEY_TAG, Delivery
 from search.outcome import ENDINGS, RUN_ID
 from search.spool import REFUSED_FILE, Spool
 from search.tracking import CHECKPOINT_FILE, PARENT_TAG, Tracker
-from search.writer import AwayError, WriteError
+from search.writer import AwayError, NoRoomError
 from search.writes import Log, from_line
 from strategies import ConfigError
 
@@ -229,7 +229,7 @@ def test_without_room_for_what_waits_it_is_an_error_and_what_was_kept_before_sta
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.raises(WriteError, match=r"is away, and its writes cannot wait in .*/spool/lab-00000000: "):
+        with pytest.raises(NoRoomError, match=r"is away, and its writes cannot wait in .*/spool/lab-00000000: "):
             away.log_text(run, "large.txt", "x" * 100_000)
             away.flush()
     finally:

@@ -15,7 +15,7 @@ import torch
 from lab import abandoned_trial, dead_owner, is_counted
 from optuna.trial import FrozenTrial, TrialState
 
-from search.outcome import ATTEMPT, CHECKPOINT, OUTCOME, OWNER, PRESET, REASON, RUN_ID
+from search.outcome import ATTEMPT, CHECKPOINT, OUTCOME, OWNER, PRESET, REASON, RUN_ID, STRATEGY
 from search.recovery import Heartbeat, open_storage, owner, recover, requeue
 from search.tracking import PARENT_TAG, Tracker
 
@@ -192,6 +192,13 @@ def test_killed_between_the_checkpoint_and_tell_the_trial_is_tried_again_and_its
     assert lab.parent().info.status == "FINISHED"
     assert lab.runs()[2].data.tags["unfreeze.attempt"] == "1"
     assert "trial 1 had been killed; it is tried again" in capsys.readouterr().out
+
+
+def test_killed_while_its_strategy_was_noted_the_study_comes_to_its_end_all_the_same(lab):
+    assert lab.run("budget.trials=1") == 0
+    abandoned_trial(lab.study, dead_owner(), PARAMS, **{STRATEGY: lab.trials()[0].user_attrs[STRATEGY]})
+    assert lab.run("budget.trials=2") == 0
+    assert lab.outcomes() == ["complete", "killed", "complete"]
 
 
 def test_killed_between_tell_and_the_end_of_its_run_the_trial_keeps_its_result_and_checkpoint(lab):
