@@ -113,6 +113,8 @@ class Tracker:
         # By run: several trials may be trained at once.
         self._logs: dict[str, Log] = {}
         self._last_sent = 0.0
+        # Runs that this process has stored a checkpoint of.
+        self._stored: set[str] = set()
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -325,8 +327,13 @@ class Tracker:
         self.writer.put(End(run=run, status=ENDINGS[outcome].status, time=now))
 
     def try_to_finish(self, run: str, outcome: Outcome) -> None:
-        """End a run and wait for it, on the way out of an error: a store that cannot be written to is only logged."""
+        """End a run and wait for it, on the way out of an error: a store that cannot be written to is only logged.
+
+        A checkpoint that was stored of it goes.
+        """
         try:
+            if run in self._stored:
+                self.delete_checkpoint(run)
             self.finish(run, outcome)
             self.flush()
         except WriteError as error:
@@ -392,6 +399,7 @@ class Tracker:
         """
         spool = self.writer.spool
         assert spool is not None, "a study has a run by then"
+        self._stored.add(run)
         try:
             spool.open()
             place = spool.checkpoints_of(run) / uuid.uuid4().hex

@@ -194,6 +194,23 @@ def test_killed_between_the_checkpoint_and_tell_the_trial_is_tried_again_and_its
     assert "trial 1 had been killed; it is tried again" in capsys.readouterr().out
 
 
+def test_interrupted_right_after_its_checkpoint_was_stored_a_trial_leaves_none_behind(lab, monkeypatch):
+    assert lab.run("budget.trials=1") == 0
+    save = Tracker.save_checkpoint
+
+    def save_and_interrupt(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "save_checkpoint", save_and_interrupt)
+        assert lab.run("budget.trials=2") == 130
+    assert lab.checkpoints() == {0}
+    assert lab.outcomes() == ["complete", "killed", None]
+    assert lab.run("budget.trials=2") == 0
+    assert lab.checkpoints() == {0, 2}
+
+
 def test_killed_while_its_strategy_was_noted_the_study_comes_to_its_end_all_the_same(lab):
     assert lab.run("budget.trials=1") == 0
     abandoned_trial(lab.study, dead_owner(), PARAMS, **{STRATEGY: lab.trials()[0].user_attrs[STRATEGY]})
