@@ -135,7 +135,8 @@ def _queue_forgotten(study: Study, retries: int) -> set[int]:
 
     forgotten = list(filter(is_forgotten, trials))
     for trial in forgotten:
-        requeue(study, trial, attempt_of(trial) + (trial.user_attrs.get(REASON) != INTERRUPTED))
+        attempt = attempt_of(trial) + (trial.user_attrs.get(REASON) != INTERRUPTED)
+        queue_again(study, trial, {ATTEMPT: attempt, RETRY_OF: trial.number})
     return {trial.number for trial in forgotten}
 
 
