@@ -30,20 +30,17 @@ import sqlalchemy
 from filelock import FileLock
 from mlflow.entities import Metric, Param, RunTag
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from rich.table import Table
 
 from search import StudyConfig, compose_study
-from search.ledger import Ledger
-from search.outcome import DEPTH, FINGERPRINT, OWNER, RUN_ID, STRATEGY
-from search.recovery import open_storage, owner
-from search.samplers import make_pruner, make_sampler
-from search.sqlite import write_ahead
-from search.team import Team
-from search.tracking import PARENT_TAG, Tracker
-from search.trial import Bench, refresh, run_trial
-from search.working import claim
+from search.processes import owner
+from search.scheduling import Ledger, make_pruner, make_sampler, requeuing
+from search.storage import DEPTH, FINGERPRINT, OWNER, RUN_ID, STRATEGY, AttributeWriter, open_storage, write_ahead
+from search.study import claim
+from search.tracking import PARENT_TAG, Event, Tracker, TrialRuns, TrialStarted, datasets_of
+from search.trials import Materials, OpenStudy, rank_group_of, refresh, run_trial
 from strategies import Strategy, sample
 from trainers import EpochResult, ModelSource, Trainer, choose_device, find_weights, open_data
 
@@ -91,12 +88,9 @@ class Quiet:
 
     def downloading(self, what: str, done: int, total: int) -> None: ...
 
-    def trial_started(self, number: int, strategy: Strategy, label: str) -> None:
-        Waiting.number = number
-
-    def epoch_ended(self, result: EpochResult, score: float) -> None: ...
-
-    def trial_ended(self, trial: FrozenTrial, best: float | None) -> None: ...
+    def hear(self, event: Event) -> None:
+        if isinstance(event, TrialStarted):
+            Waiting.number = event.number
 
 
 def scores(number: int, epochs: int) -> list[float]:
@@ -115,7 +109,7 @@ class Side:
     """One way of keeping the books, and the seconds it took: a trial in each block, and each part of a trial."""
 
     run: Callable[[], None]
-    settle: Callable[[], None]
+    reconcile_runs: Callable[[], None]
     trials: int = 0
     blocks: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -127,7 +121,7 @@ class Side:
         began, worked = time.perf_counter(), time.process_time()
         for _ in range(count):
             self.run()
-        self.settle()
+        self.reconcile_runs()
         self.blocks.append((time.perf_counter() - began - Waiting.waited) / count)
         self.cpu.append((time.process_time() - worked) / count)
         self.trials += count
@@ -138,7 +132,10 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
-    with tempfile.TemporaryDirectory(prefix="unfreeze-bookkeeping-") as folder, patch("search.team.Trainer", Waiting):
+    with (
+        tempfile.TemporaryDirectory(prefix="unfreeze-bookkeeping-") as folder,
+        patch("search.trials.materials.Trainer", Waiting),
+    ):
         result = {
             "epochs": options.epochs,
             "epoch_ms": options.epoch_ms,
@@ -227,20 +224,35 @@ def open_sides(folder: Path, size: int, options: argparse.Namespace) -> dict[str
 
 def our_side(config: StudyConfig, stores: Path, source: ModelSource, data: Any, device: Any) -> Side:
     tracker = Tracker(f"sqlite:///{stores}/mlflow.db", str(stores / "artifacts"), STUDY, stores / "spool")
-    storage = open_storage(f"sqlite:///{stores}/optuna.db", retries=lambda: config.retries)
+    storage = open_storage(f"sqlite:///{stores}/optuna.db", requeuing(lambda: config.retries))
     study = optuna.load_study(study_name=STUDY, storage=storage, pruner=make_pruner(config.pruner))
     parent = tracker.open_parent(None, STUDY, {})
     spaces, sources = {source.name: config.space()}, {source.name: source}
     tags = {"unfreeze.study": STUDY, "unfreeze.device": device.description}
     lock = FileLock(stores / "claim.lock")
-    shared = (None, None, None, lock, Team(config, device))
-    bench = Bench(config, spaces, sources, data, device, study, tracker, parent, tags, Quiet(), *shared)
+    materials = Materials(data, sources, device, None, None, None)
+    quiet = Quiet()
+    runs = TrialRuns(tracker, parent, tags, datasets_of(config.data, data))
+    open_study = OpenStudy(
+        config=config,
+        spaces=spaces,
+        materials=materials,
+        study=study,
+        tracker=tracker,
+        attributes=AttributeWriter(),
+        parent_run=parent,
+        run_tags=tags,
+        watcher=quiet,
+        listeners=(runs, quiet.hear),
+        lock=lock,
+        rank_group=rank_group_of(config, device),
+    )
     ledger = Ledger(study)
 
     def run() -> None:
-        refresh(bench, ledger)
-        ((asked, sampled),) = claim(bench, ledger, None).items()
-        run_trial(bench, ledger, asked, sampled)
+        refresh(open_study, ledger)
+        ((asked, sampled),) = claim(open_study, ledger, None).items()
+        run_trial(open_study, ledger, asked, sampled)
 
     return Side(run, tracker.flush)
 

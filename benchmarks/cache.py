@@ -25,11 +25,7 @@ from benchmarks.search_speed import FULL, QUICK, Scale
 from search.config import DataConfig
 from strategies import Strategy, make_plan
 from trainers import ActivationStore, ModelSource, choose_device, find_weights, normaliser, open_data
-from trainers.block_graph import BlockGraph, trace_blocks
-from trainers.cut import Cut, cut_at, deepen
-from trainers.frozen import Setting
-from trainers.rows import CutError, Rows
-from trainers.stored_rows import Activations
+from trainers.reuse import Activations, BlockGraph, Cut, CutError, Rows, Setting, cut_at, deepen, trace_blocks
 
 BATCH, TOGETHER = 64, 256
 

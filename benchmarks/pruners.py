@@ -19,8 +19,8 @@ from rich.table import Table
 
 from benchmarks.machine import write_json
 from search.config import PrunerConfig
-from search.known import open_known
-from search.samplers import make_pruner
+from search.scheduling import make_pruner
+from search.storage import open_stored
 from strategies import ConfigError
 
 # By what a table's row says.
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        (known,) = open_known([options.study, *options.keys])
+        (known,) = open_stored([options.study, *options.keys])
         curves = curves_of(known.study)
     except ConfigError as error:
         parser.error(str(error))

@@ -28,7 +28,7 @@ SIDES = {"plain": ["-m", "benchmarks.plain_loop", "{file}"], "ours": ["-m", "sea
 # What each side must have imported before it can begin; reported, and contained in its seconds.
 IMPORTS = {
     "plain": "import benchmarks.plain_loop",
-    "ours": "from search.imports import importing\nwith importing(): import search.study, trainers.trainer",
+    "ours": "from search.processes import importing\nwith importing(): import search.study, trainers.training",
 }
 CASES = ("probes", "shallow", "any", "time_to_best")
 # Ours may take so many times the plain loop's trials to find as good a score, though no longer than its whole search.

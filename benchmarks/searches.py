@@ -18,7 +18,7 @@ import psutil
 import yaml
 from scipy.stats import t
 
-from search.outcome import FINGERPRINT
+from search.storage import FINGERPRINT
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -28,16 +28,11 @@ from rich.table import Table
 from benchmarks.bookkeeping import Quiet, Waiting
 from benchmarks.machine import machine, write_json
 from search import StudyConfig, compose_study
-from search.known import Known
-from search.ledger import Ledger
-from search.preparation import prepare
-from search.ranking import ranked
-from search.recovery import open_storage
-from search.report import build
-from search.summary import summarize
-from search.terminal import Terminal
-from search.tracking import reachable
-from search.working import work
+from search.reporting import Terminal, build, summarize
+from search.scheduling import Ledger, ranked
+from search.storage import StoredStudy, open_storage, reachable
+from search.study import prepare, run_trials
+from search.tracking import Event, TrialStarted
 from strategies import Strategy
 from trainers import Trainer
 
@@ -155,23 +150,26 @@ class Noting(Quiet):
     def __init__(self) -> None:
         self.numbers: list[int] = []
 
-    def trial_started(self, number: int, strategy: Strategy, label: str) -> None:
-        super().trial_started(number, strategy, label)
-        self.numbers.append(number)
+    def hear(self, event: Event) -> None:
+        super().hear(event)
+        if isinstance(event, TrialStarted):
+            self.numbers.append(event.number)
 
 
 def train(config: StudyConfig, seconds: float, barrier: Any, trained: Any) -> None:
     watcher = Noting()
-    bench = prepare(config, watcher, joins=True)
-    source = bench.first_source
-    Waiting.template = Trainer(source, bench.data, Strategy(depth=1.0, epochs=1), 0, bench.device)
+    open_study = prepare(config, watcher, joins=True)
+    source = open_study.first_source
+    Waiting.template = Trainer(
+        source, open_study.materials.data, Strategy(depth=1.0, epochs=1), 0, open_study.materials.device
+    )
     Waiting.epoch_seconds = seconds
     barrier.wait()
     began = time.process_time()
-    with patch("search.team.Trainer", Waiting):
-        work(bench, Ledger(bench.study), lambda: True, lambda text: None)
+    with patch("search.trials.materials.Trainer", Waiting):
+        run_trials(open_study, Ledger(open_study.study), lambda: True, lambda text: None)
     assert Waiting.waited > 0 or not watcher.numbers, "another trainer was used"
-    bench.tracker.flush()
+    open_study.tracker.flush()
     trained.put((watcher.numbers, time.process_time() - began))
 
 
@@ -180,7 +178,7 @@ def check(config: StudyConfig, numbers: Sequence[int]) -> dict[str, Any]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     began = time.perf_counter()
-    storage = open_storage(config.store.url, retries=lambda: 0)
+    storage = open_storage(config.store.url)
     study = optuna.load_study(study_name=STUDY, storage=storage)
     best = ranked(study)
     terminal = Terminal(config.metric, Console(stderr=True, quiet=True))
@@ -206,10 +204,10 @@ def check(config: StudyConfig, numbers: Sequence[int]) -> dict[str, Any]:
         if not token:
             break
     assert runs == Counter(range(len(trials))), "some trial has no run, or several"
-    return {"trials": len(trials), "table_seconds": table_seconds, **report_of(Known(study, config.tracking.uri))}
+    return {"trials": len(trials), "table_seconds": table_seconds, **report_of(StoredStudy(study, config.tracking.uri))}
 
 
-def report_of(known: Known) -> dict[str, Any]:
+def report_of(known: StoredStudy) -> dict[str, Any]:
     """How long the page about a study takes whose trials were read before, and how large it is."""
     began = time.perf_counter()
     page = build(summarize(known))

@@ -5,8 +5,8 @@ precision and number of steps; the loops take turns, so that a busy moment hits 
 first epoch of each is not measured. An epoch of ours and of fastai's ends with a validation of ten images, since
 neither trains without one.
 
-On a CPU a trial computes some gradients otherwise than torch does (:mod:`trainers.small_maps`), and beats the bare loop
-by that; a bare loop with the same gradients tells what all else costs.
+On a CPU a trial computes some gradients otherwise than torch does (:mod:`trainers.models.small_maps`), and beats the
+bare loop by that; a bare loop with the same gradients tells what all else costs.
 
 The matrix peak is what the device reaches, in this run and precision, in products of large matrices; the operations of
 a training step's matrix products and convolutions are held against it.
@@ -50,7 +50,7 @@ from trainers import (
     find_weights,
     open_data,
 )
-from trainers.small_maps import speed_up_small_maps
+from trainers.models import speed_up_small_maps
 
 CLASSES = 10
 LR = 1e-4
@@ -286,7 +286,7 @@ def measured(
         try:
             epochs[name] = make(setting)
         except ModuleNotFoundError as error:
-            left_out[name] = f"{error.name} is not installed; pip install -e '.[bench]'"
+            left_out[name] = f"{error.name} is not installed; pip install -e '.[open_study]'"
     seconds: dict[str, list[float]] = {name: [] for name in epochs}
     for repeat in range(repeats + 1):
         for name, epoch in epochs.items():

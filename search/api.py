@@ -4,17 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.compose import configure
-from search.config import StudyConfig
+from search.config import StudyConfig, configure
 from strategies import ConfigError, Strategy
 
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
-    from search.champion import Verdict
-    from search.known import Known
-    from search.winner import Winner
+    from search.storage import StoredStudy
+    from search.winner import Verdict, Winner
 
 
 class Study:
@@ -71,7 +69,7 @@ class Study:
         """
         import pandas as pd
 
-        from search.compare import rows_of
+        from search.reporting import rows_of
 
         return pd.DataFrame(rows_of(self._known(), top=None, everything=everything))
 
@@ -91,7 +89,8 @@ class Study:
         Raises:
             ConfigError: No search of it has come to its end.
         """
-        from search.winner import WINNER, Winner
+        from search.storage import WINNER
+        from search.winner import Winner
 
         stored = self.optuna.user_attrs.get(WINNER)
         if stored is None:
@@ -105,7 +104,7 @@ class Study:
         Raises:
             ConfigError: No search of it has come to its end.
         """
-        from search.outcome import STRATEGY
+        from search.storage import STRATEGY
 
         return Strategy.from_dict(self.optuna.trials[self.winner.trial].user_attrs[STRATEGY])
 
@@ -121,7 +120,7 @@ class Study:
         """
         import pandas as pd
 
-        from search.predict import load
+        from search.winner import load
 
         return pd.DataFrame(load(self.winner.model_uri, self.config.tracking.uri).predict(list(images)))
 
@@ -131,8 +130,7 @@ class Study:
         Raises:
             ConfigError: The study has not begun.
         """
-        from search.report import build
-        from search.summary import summarize
+        from search.reporting import build, summarize
 
         path = Path(out)
         path.write_text(build(summarize(self._known())), encoding="utf-8")
@@ -144,8 +142,8 @@ class Study:
         Raises:
             ConfigError: No search of it has come to its end, or the registry cannot be used.
         """
-        from search.champion import propose
-        from search.tracking import reachable
+        from search.storage import reachable
+        from search.winner import propose
         from trainers import choose_device
 
         device = choose_device(self.config.device, self.config.precision)
@@ -157,8 +155,8 @@ class Study:
         Raises:
             ConfigError: There is none.
         """
-        from search.champion import rollback
-        from search.tracking import reachable
+        from search.storage import reachable
+        from search.winner import rollback
 
         return rollback(self.config, reachable(self.config.tracking.uri))
 
@@ -174,8 +172,8 @@ class Study:
         export(self.winner.model_uri, Path(out), self.config.tracking.uri, None)
         return Path(out)
 
-    def _known(self) -> "Known":
-        from search.known import open_one
+    def _known(self) -> "StoredStudy":
+        from search.storage import open_one
 
         assert self.config.name is not None, "composition names every study"
         return open_one(self.config.store.url, self.config.tracking.uri, self.config.name)

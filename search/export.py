@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search.predict import load
-from search.run import exit_code
+from search.command_line import exit_code
+from search.winner import load
 from strategies import ConfigError, TrialError, first_line
 
 _USAGE = """\

@@ -11,15 +11,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.compose import compose_jobs
-from search.config import HousekeepingConfig, StudyConfig
-from search.imports import importing
-from search.run import FAILED, exit_code, report_fault
+from search.command_line import FAILED, exit_code, report_fault
+from search.config import HousekeepingConfig, StudyConfig, compose_jobs
+from search.processes import importing
+from search.study import lock_place
 from strategies import ConfigError, TrialError, UnfreezeError, first_line
 
 if TYPE_CHECKING:
-    from search.champion import Verdict
-    from search.winner import Winner
+    from search.winner import Verdict, Winner
 
 #: Exit code where another night of a study is still under way.
 OVERLAPS = 3
@@ -80,14 +79,14 @@ def nightly(overrides: Sequence[str], summary: Path | None, notify: Sequence[str
     # Only here: they take seconds to import.
     from filelock import Timeout
 
-    from search.locks import lock_of
-    from search.notices import check_addresses, send
+    from search.reporting import check_addresses, send
+    from search.storage import lock_of
 
     check_addresses(notify)
     began = time.monotonic()
     with ExitStack() as held:
         for config in configs:
-            lock = lock_of(config, "night")
+            lock = lock_of(lock_place(config), "night")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -124,7 +123,7 @@ def _for_a_night(config: StudyConfig, keys: set[str]) -> StudyConfig:
 def search_for(config: StudyConfig, hours: float) -> Night:
     """Search one study for some hours; whatever goes wrong is its own."""
     with importing():
-        from search.generations import generation_of
+        from search.study import generation_of
 
     night = Night(config.name or "")
     try:
@@ -145,15 +144,10 @@ def search_for(config: StudyConfig, hours: float) -> Night:
 def _searched(config: StudyConfig, hours: float, night: Night) -> Night:
     from optuna.trial import TrialState
 
-    from search.champion import last_verdict
-    from search.generations import first_name
-    from search.housekeeping import tidy
-    from search.known import open_known, open_one
-    from search.ledger import Ledger
-    from search.outcome import score_of
-    from search.ranking import ranked
-    from search.study import NoTrialFinishedError, run_study
-    from search.winner import WINNER, Winner
+    from search.scheduling import Ledger, ranked
+    from search.storage import WINNER, open_one, open_stored, score_of
+    from search.study import NoTrialFinishedError, first_name, run_study, tidy
+    from search.winner import Winner, last_verdict
 
     budget = config.budget.model_copy(update={"hours": hours})
     nothing_yet = None
@@ -168,7 +162,7 @@ def _searched(config: StudyConfig, hours: float, night: Night) -> Night:
     removed: list[str] = []
     if config.housekeeping != HousekeepingConfig():
         name = first_name(known.name)
-        everyone = open_known([f"store.url={config.store.url}", f"tracking.uri={config.tracking.uri}"])
+        everyone = open_stored([f"store.url={config.store.url}", f"tracking.uri={config.tracking.uri}"])
         generations = [other for other in everyone if first_name(other.name) == name]
         removed = tidy(generations, Path(config.data.cache), config.housekeeping)
     best = ranked(known.study)
@@ -216,7 +210,7 @@ def as_markdown(nights: Sequence[Night], seconds: float) -> str:
             interval = f"({winner.test_low:.4f} to {winner.test_high:.4f})"
             lines.append(f"- Best: trial {winner.trial}, {scores} {interval}")
         if night.verdict is not None:
-            from search.champion import describe_verdict
+            from search.winner import describe_verdict
 
             lines.append(f"- {describe_verdict(night.verdict)}")
         if night.removed:

@@ -4,14 +4,13 @@ import argparse
 import glob
 import logging
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.imports import importing
-from search.run import FAILED, exit_code
-from strategies import ConfigError, DataError, first_line
+from search.command_line import FAILED, exit_code
+from search.winner import load
+from strategies import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,30 +127,6 @@ def predict(options: argparse.Namespace) -> int:
     if options.out is not None:
         print(f"{len(table):,} images answered in {options.out}")
     return FAILED if bad else 0
-
-
-def load(uri: str, tracking_uri: str) -> Any:
-    """A logged model.
-
-    Raises:
-        ConfigError: It is not there, or cannot be loaded.
-    """
-    with importing():
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        from search.tracking import patient, reachable
-
-    mlflow.set_tracking_uri(reachable(tracking_uri))
-    try:
-        # No type hint of MLflow's says paths, bytes and arrays; it warns of that past any filter.
-        with patient(), warnings.catch_warnings(record=True) as caught:
-            model = mlflow.pyfunc.load_model(uri)
-    except (MlflowException, OSError) as error:
-        raise ConfigError(f"{uri}: this model cannot be loaded: {first_line(error)}") from error
-    for warning in caught:
-        logger.info("%s", warning.message)
-    return model
 
 
 def _with_mask_files(table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":

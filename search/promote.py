@@ -5,8 +5,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from search.imports import importing
-from search.run import exit_code
+from search.command_line import exit_code
+from search.processes import importing
 from strategies import ConfigError
 
 _USAGE = """\
@@ -24,14 +24,12 @@ def promote(words: Sequence[str], is_back: bool) -> int:
         TrialError: MLflow is away.
     """
     with importing():
-        from search.champion import describe_verdict, propose, rollback
-        from search.known import STORE_KEYS, config_of, open_known
-        from search.tracking import reachable
-        from search.winner import WINNER
+        from search.storage import STORE_KEYS, WINNER, config_of, open_stored, reachable
+        from search.winner import describe_verdict, propose, rollback
         from trainers import choose_device
 
     # The others are for what is done with it.
-    studies = open_known([word for word in words if "=" not in word or word.startswith(STORE_KEYS)])
+    studies = open_stored([word for word in words if "=" not in word or word.startswith(STORE_KEYS)])
     if len(studies) != 1:
         raise ConfigError(f"one study is promoted at a time, not {', '.join(known.name for known in studies)}")
     (known,) = studies

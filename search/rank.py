@@ -1,4 +1,6 @@
-"""A process that trains trials beside another: ``python -m search.rank``, which :mod:`search.team` starts.
+"""A process that trains trials beside another: ``python -m search.rank``.
+
+:mod:`search.processes.rank_group` starts it.
 
 Its environment has ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, as torchrun sets them. Its standard input is a JSON
 line, :class:`RankOrders`, and then one for each thing to do: ``train`` makes a trainer, ``state`` lets it go on from a
@@ -23,29 +25,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from search.config import StudyConfig
-from search.imports import importing
-from search.worker import lines_of, take_stdout
+from search.processes import RankOrders, importing, lines_of, take_stdout
 
 if TYPE_CHECKING:
-    from search.preparation import Materials
+    from search.trials import Materials
     from trainers import Ranks, Trainer
-
-
-class RankOrders(BaseModel):
-    """What a rank is told at its beginning.
-
-    Args:
-        config: The study's, but that ``device`` and ``threads`` are those of this rank.
-        meeting: The file by which ranks find each other.
-        seconds: How long ranks wait for one another.
-    """
-
-    config: StudyConfig
-    meeting: Path
-    seconds: float
 
 
 def _follow(lines: Iterator[str], orders: "queue.SimpleQueue[str]") -> None:
@@ -58,12 +43,12 @@ def _follow(lines: Iterator[str], orders: "queue.SimpleQueue[str]") -> None:
 def _train(first: RankOrders, orders: "queue.SimpleQueue[str]", say: Any) -> None:
     # Only here: importing torch takes seconds, in which the process that started this one may go away.
     with importing():
-        from search.preparation import gather
-        from search.relay import Relay
+        from search.executors import JsonWatcher
+        from search.study import gather
         from trainers import free_memory, join
 
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    found = gather(first.config, Relay(sys.stderr))
+    found = gather(first.config, JsonWatcher(sys.stderr))
     say(event="ready")
     ranks = join(first.meeting, rank, count, found.device.torch, timedelta(seconds=first.seconds))
     beside = _Beside(first.config, found, ranks)
@@ -85,7 +70,7 @@ class _Beside:
 
     def do(self, order: str, facts: dict[str, Any]) -> None:
         """Do what rank 0 does too."""
-        from search.team import make_trainer
+        from search.trials import make_trainer
         from strategies import ConfigError, Strategy, TrialError
         from trainers import load_state
 
@@ -94,7 +79,7 @@ class _Beside:
                 case "train":
                     facts["strategy"] = Strategy.from_dict(facts["strategy"])
                     source = self.found.sources[facts.pop("model")]
-                    self.trainer = make_trainer(self.config, self.found, source, **facts, ranks=self.ranks)
+                    self.trainer = make_trainer(self.found, self.config.pruner, source, **facts, ranks=self.ranks)
                 case "state" if self.trainer is not None:
                     self.trainer.load_state_dict(load_state(Path(facts["path"])))
                 case "epoch" if self.trainer is not None:

@@ -6,10 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from search.compose import load_space
-from search.config import StudyConfig
-from search.run import in_words
-from search.schema import Key, schema_keys
+from search.command_line import in_words
+from search.config import Key, StudyConfig, load_space, schema_keys
 from strategies import CHOICES, CONDITIONS, Strategy
 
 #: By the page, what is made between its two markers: the table of strategies' fields, or those of all other keys.

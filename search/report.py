@@ -1,108 +1,23 @@
 """One page about a study that needs nothing else: ``python -m search.report STUDY``."""
 
 import argparse
-import base64
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from search.imports import importing
-from search.run import exit_code
-from strategies import ConfigError, Strategy
+from search.command_line import exit_code
+from search.processes import importing
+from search.reporting import build
+from strategies import ConfigError
 
 if TYPE_CHECKING:
-    from search.summary import Summary
+    pass
 
 _USAGE = """\
 The study is named as for search.run, or by the name it has in the store. Where the stores are, a study file says, or
 store.url=... and tracking.uri=.... A search writes the page to its run's artifacts by itself, as report.html."""
-
-# Rows of the table of the best.
-_BEST = 20
-
-
-def build(summary: "Summary") -> str:
-    """The page about a study, as HTML that loads nothing."""
-    import jinja2
-    import plotly.offline
-
-    from search.figures import FIGURES
-    from search.summary import presets_of
-    from search.terminal import columns_of
-
-    figures = {name: draw(summary) for name, draw in FIGURES.items()}
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page.filters["words"] = lambda name: str(name).replace("_", " ")
-    return page.get_template("report.html").render(
-        summary=summary,
-        best=summary.best,
-        confirmed=columns_of(summary.winner.confirmed) if summary.winner is not None else {},
-        presets=presets_of(summary)[:3],
-        figures={name: _as_json(figure) for name, figure in figures.items() if figure is not None},
-        table=_table(summary),
-        outcomes=_outcomes(summary),
-        failures=[row for row in summary.rows if row["reason"] and row["outcome"] in ("failed", "killed")],
-        strategy=_pasteable(summary),
-        study_file=_as_yaml(summary.config),
-        mistakes=_with_pictures(summary),
-        pictures=[_data_url(png) for png in summary.pictures],
-        seconds=sum(row["seconds"] or 0.0 for row in summary.rows),
-        spared=sum(summary.seconds_spared.values()),
-        plotly=plotly.offline.get_plotlyjs(),
-    )
-
-
-def _as_json(figure: Any) -> str:
-    """A figure's JSON that cannot end the element it stands in."""
-    return str(figure.to_json()).replace("</", "<\\/")
-
-
-def _table(summary: "Summary") -> dict[str, list[str]]:
-    from search.compare import table_of
-
-    rows = summary.complete[:_BEST]
-    columns = table_of(rows, summary.searched) if rows else {}
-    if rows:
-        columns["strategy"] = [row["name"] for row in rows]
-    return columns
-
-
-def _outcomes(summary: "Summary") -> dict[str, int]:
-    from search.outcome import ENDINGS
-
-    found = [row["outcome"] for row in summary.rows]
-    return {outcome: found.count(outcome) for outcome in ENDINGS if outcome in found}
-
-
-def _pasteable(summary: "Summary") -> str:
-    """The best strategy as a preset of a study file: what differs from the defaults, and depth and rate in any case."""
-    best, defaults = summary.best, Strategy()
-    if best is None:
-        return ""
-    values: dict[str, Any] = {"depth": best["depth_blocks"], "lr": best["lr"]}
-    for field in fields(Strategy):
-        if field.name not in values and best.get(field.name) != getattr(defaults, field.name):
-            values[field.name] = best[field.name]
-    return _as_yaml({"presets": {"winner": values}})
-
-
-def _as_yaml(values: Mapping[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-
-
-def _with_pictures(summary: "Summary") -> list[dict[str, Any]]:
-    mistakes = summary.evidence["mistakes"] if summary.evidence is not None else []
-    return [{**one, "picture": _data_url(png)} for one, png in zip(mistakes, summary.mistakes, strict=True)]
-
-
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def write(words: Sequence[str], out: Path | None) -> int:
@@ -113,10 +28,10 @@ def write(words: Sequence[str], out: Path | None) -> int:
     """
     # Only here: they take seconds to import.
     with importing():
-        from search.known import open_known
-        from search.summary import summarize
+        from search.reporting import summarize
+        from search.storage import open_stored
 
-    studies = open_known(words)
+    studies = open_stored(words)
     if out is not None and len(studies) > 1:
         raise ConfigError(f"--out: {len(studies)} studies have a page each; name one study")
     for known in studies:

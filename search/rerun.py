@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.compose import compose_study
-from search.imports import importing
-from search.run import FAILED, exit_code
+from search.command_line import FAILED, exit_code
+from search.config import compose_study
+from search.processes import importing
 from strategies import ConfigError
 
 _USAGE = """\
@@ -56,11 +56,9 @@ def read_run(tracking_uri: str, run_id: str) -> Logged:
     Raises:
         ConfigError: The store has no such run, or it is none of a trial's that was sampled.
     """
-    from search.delivery import find_run
-    from search.known import reading_mlflow
-    from search.outcome import MODEL, SEED
-    from search.tracking import PARENT_TAG
-    from search.urls import without_password
+    from search.config import without_password
+    from search.storage import MODEL, SEED, reading_mlflow
+    from search.tracking import PARENT_TAG, find_run
 
     shown = without_password(tracking_uri)
     with reading_mlflow(tracking_uri, f"run {run_id}") as client, tempfile.TemporaryDirectory() as folder:
@@ -93,23 +91,22 @@ def rerun(run_id: str, overrides: Sequence[str], tolerance: float) -> int:
 
     # Only here: they take seconds to import.
     with importing():
-        from search.preparation import gather
-        from search.team import Team, make_trainer
-        from search.terminal import Terminal
-        from search.trial import Sampled
+        from search.reporting import Terminal
+        from search.study import gather
+        from search.trials import make_trainer, rank_group_of
         from strategies import Strategy
 
     with Terminal(config.metric) as terminal:
         found = gather(config, terminal)
         strategy = Strategy.from_yaml(logged.strategy)
-        team = Team(config, found.device)
-        sampled = Sampled(found.sources[logged.model], strategy, logged.seed, "")
+        rank_group = rank_group_of(config, found.device)
+        source = found.sources[logged.model]
         try:
-            with team.training(sampled) as ranks:
-                trainer = make_trainer(config, found, sampled.source, strategy, logged.seed, ranks=ranks)
+            with rank_group.training(logged.model, strategy, logged.seed) as ranks:
+                trainer = make_trainer(found, config.pruner, source, strategy, logged.seed, ranks=ranks)
                 worst = 0.0
                 terminal.say(f"{'step':>5}  {'metric':<24}  {'logged':>14}  {'now':>14}  difference")
-                for result in team.epochs(trainer):
+                for result in rank_group.epochs(trainer):
                     before = logged.metrics.get(result.step)
                     if before is None:
                         # It was pruned, or went on elsewhere, after the step before.
@@ -120,7 +117,7 @@ def rerun(run_id: str, overrides: Sequence[str], tolerance: float) -> int:
                         values = f"{before[name]:>14.8g}  {result.metrics[name]:>14.8g}"
                         terminal.say(f"{result.step:>5}  {name:<24}  {values}  {'none' if gap == 0 else f'{gap:.1e}'}")
         finally:
-            team.close()
+            rank_group.close()
         agrees = worst <= tolerance
         what = "exactly" if worst == 0 else f"to {worst:.1e}"
         terminal.say(

@@ -2,24 +2,17 @@
 
 import argparse
 import logging
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from omegaconf import OmegaConf
 
-from search.compose import compose_jobs, list_spaces, list_studies, load_study
-from search.config import StudyConfig
-from search.imports import importing
-from search.schema import schema_keys
+from search.command_line import BAD_INPUT, FAILED, exit_code, in_words, report_fault
+from search.config import StudyConfig, compose_jobs, list_spaces, list_studies, load_study, schema_keys
+from search.processes import importing
 from strategies import ConfigError, TrialError, UnfreezeError, nearest
-
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-
-_GO_ON = "the same command continues the study"
 
 _USAGE = """\
 usage: python -m search.run study=NAME [key=value ...] [options]
@@ -70,17 +63,6 @@ def help_text() -> str:
     for key in schema_keys():
         rows.append(f"  {key.name} = {in_words(key.default)}\n      {key.help}\n      [{key.expected}]")
     return _USAGE + "\n".join(rows)
-
-
-def in_words(value: Any) -> str:
-    """A default as it would be written on the command line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {in_words(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(in_words, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value) or "''"
 
 
 def listing() -> str:
@@ -136,21 +118,6 @@ def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None])
     return worst
 
 
-def report_fault(error: Exception, label: str = "") -> None:
-    """Print what went wrong that is no bad input: one line of a full disk, which a user can mend, else a traceback.
-
-    Args:
-        error: It.
-        label: What the line begins with.
-    """
-    from search.outage import is_no_room, reason_of
-
-    if is_no_room(error):
-        print(f"error: {label}{reason_of(error)}; make room, then run the same command again", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-
-
 def _set_up_logging(verbose: int) -> None:
     from rich.console import Console
     from rich.logging import RichHandler
@@ -187,43 +154,11 @@ def _dispatch(arguments: Sequence[str]) -> int:
     # Only here: torch, optuna and mlflow take many times longer to import than everything above.
     with importing():
         from search.executors import may_start_processes
-        from search.nursery import nursery
+        from search.processes import warm_forkserver
         from search.study import run_study
 
-    with nursery(is_wanted=any(map(may_start_processes, configs))):
+    with warm_forkserver(is_wanted=any(map(may_start_processes, configs))):
         return run_jobs(configs, run_study)
-
-
-def exit_code(work: Callable[[], int], go_on: str = _GO_ON) -> int:
-    """Do the work; what a user can mend or has asked for (Ctrl-C) ends in a message instead of a traceback.
-
-    Args:
-        work: Returns the exit code.
-        go_on: What is said of an interrupt.
-
-    Returns:
-        The work's own code, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 after any other error and when
-        nobody reads the output any more.
-    """
-    try:
-        return work()
-    except UnfreezeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except BrokenPipeError:
-        # The reader, such as head, has seen enough; Python's own flush at exit must not complain of it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"interrupted; {go_on}", file=sys.stderr)
-        return INTERRUPTED
-    except SystemExit as stop:
-        # run_study turns SIGTERM into this, to unwind as after Ctrl-C.
-        print(f"stopped by a signal; {go_on}", file=sys.stderr)
-        return int(stop.code or 0)
-    except Exception as error:  # whatever it is, it is said
-        report_fault(error)
-        return FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
-from search.config import StoreConfig
-from search.run import exit_code
-from search.urls import without_password
+from search.command_line import exit_code
+from search.config import StoreConfig, without_password
 from strategies import ConfigError, first_line
 
 _USAGE = """\
@@ -31,16 +30,14 @@ def run_store(overrides: Sequence[str], host: str, port: int) -> int:
     import optuna
     from optuna.storages import get_storage
 
-    from search.proxy import is_proxy, serve
-    from search.recovery import open_storage
-    from search.tracking import absolute_sqlite
+    from search.storage import absolute_sqlite, is_proxy, open_storage, serve
 
     if is_proxy(url):
         raise ConfigError(f"store.url: {url!r} is a proxy itself")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         # Those who ask know how often a trial may be tried again, and queue it.
-        storage = get_storage(open_storage(absolute_sqlite(url), retries=lambda: 0))
+        storage = get_storage(open_storage(absolute_sqlite(url)))
     except Exception as error:  # each database driver has errors of its own
         raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {first_line(error)}") from error
     server, port = serve(storage, host, port)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 from urllib.error import URLError
 
-from search.run import FAILED, exit_code
+from search.command_line import FAILED, exit_code
 from strategies import ConfigError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ _MLFLOW = "from mlflow.cli import cli; cli()"
 _OPTUNA = """
 import os, sys
 from optuna_dashboard import run_server
-from search.recovery import open_storage
-run_server(open_storage(os.environ["UNFREEZE_STORE"], retries=lambda: 0), sys.argv[1], int(sys.argv[2]))
+from search.storage.optuna_storage import open_storage
+run_server(open_storage(os.environ["UNFREEZE_STORE"]), sys.argv[1], int(sys.argv[2]))
 """
 
 
@@ -147,9 +147,8 @@ def show(words: Sequence[str], ports: tuple[int | None, int | None]) -> int:
     # Only here: they take seconds to import.
     from rich.console import Console
 
-    from search.known import stores_of
-    from search.stopping import stopped_by_signals
-    from search.tracking import absolute_sqlite, reachable
+    from search.processes import stopped_by_signals
+    from search.storage import absolute_sqlite, reachable, stores_of
 
     url, uri, studies = stores_of(words)
     console = Console(highlight=False)
@@ -171,9 +170,9 @@ def show(words: Sequence[str], ports: tuple[int | None, int | None]) -> int:
 
 def _show_mlflow(address: str, remark: str, studies: Sequence[str], console: "Console") -> None:
     """Print where MLflow is, and below it where it lists the trials of the studies that have begun."""
-    from search.best_first import page_of
-    from search.known import reading_mlflow
-    from search.urls import without_password
+    from search.config import without_password
+    from search.storage import reading_mlflow
+    from search.tracking import page_of
 
     shown = without_password(address).rstrip("/")
     console.print(f"MLflow  {shown}{remark}", soft_wrap=True)

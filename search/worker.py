@@ -1,4 +1,6 @@
-"""A process that trains trials of a study beside others: ``python -m search.worker``, which :mod:`search.crew` starts.
+"""A process that trains trials of a study beside others: ``python -m search.worker``.
+
+:mod:`search.executors.pool` starts it.
 
 Its standard input is a JSON line, :class:`Orders`, and then words: ``threads N`` is the number of CPU threads from the
 next trial on, ``cores 0,1`` are those that it runs on from now on, ``leave`` ends the process after its trial. The end
@@ -12,34 +14,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TextIO
 
-from pydantic import BaseModel
-
-from search.config import StudyConfig
-from search.imports import importing
+from search.processes import Orders, importing, lines_of, run_on_cores, take_stdout
 
 logger = logging.getLogger(__name__)
-
-
-class Orders(BaseModel):
-    """What a worker is told at its beginning.
-
-    Args:
-        config: The study's, but that its ``threads`` are those of this worker.
-        cores: That it runs on; none for any.
-        seconds: Until the hours are over; None for no end.
-        log_level: Of our own packages.
-    """
-
-    config: StudyConfig
-    cores: tuple[int, ...] = ()
-    seconds: float | None
-    log_level: int
 
 
 @dataclass(slots=True)
@@ -56,37 +38,10 @@ class _Wishes:
                 case ["threads", count]:
                     self.threads = int(count)
                 case ["cores", listed]:
-                    _run_on([int(core) for core in listed.split(",")])
+                    run_on_cores([int(core) for core in listed.split(",")])
                 case ["leave"]:
                     self.leave = True
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _run_on(cores: Sequence[int]) -> None:
-    """Have this process run on these cores alone, with all threads that it has and will have."""
-    # The system knows cores of threads, not of processes; new threads take after those that start them.
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread.name), cores)
-
-
-def lines_of(file: int) -> Iterator[str]:
-    """Lines of an open file as they come.
-
-    Read without Python's buffers: a thread that waits in one of those keeps the interpreter from ending.
-    """
-    rest = b""
-    while block := os.read(file, 65536):
-        *whole, rest = (rest + block).split(b"\n")
-        for line in whole:
-            yield line.decode()
-
-
-def take_stdout() -> TextIO:
-    """What was the standard output; whatever else is printed from here on goes to standard error."""
-    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return output
 
 
 def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO) -> None:
@@ -94,40 +49,37 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
     with importing():
         import torch
 
-        from search.ledger import Ledger
-        from search.nursery import nursery
-        from search.preparation import prepare
-        from search.recovery import owner
-        from search.relay import Relay
-        from search.stopping import stopped_by_signals
-        from search.working import work
+        from search.executors import JsonWatcher
+        from search.processes import owner, stopped_by_signals, warm_forkserver
+        from search.scheduling import Ledger
+        from search.study import prepare, run_trials
         from strategies import TrialError, UnfreezeError
 
     wishes = _Wishes()
-    relay = Relay(output)
+    watcher = JsonWatcher(output)
 
-    def go_on() -> bool:
+    def may_continue() -> bool:
         if wishes.threads is not None:
             torch.set_num_threads(wishes.threads)
         return not wishes.leave
 
     several = orders.config.executor.gpus_per_trial > 1
-    with nursery(is_wanted=several), stopped_by_signals(), ExitStack() as cleanup:
+    with warm_forkserver(is_wanted=several), stopped_by_signals(), ExitStack() as cleanup:
         threading.Thread(target=wishes.follow, args=(lines,), name="orders", daemon=True).start()
         try:
-            relay.send("ready", owner=owner())
+            watcher.send("ready", owner=owner())
             # What there is to warn of in configuration, data and weights the command has said.
             logging.disable(logging.WARNING)
-            bench = prepare(orders.config, relay, joins=True)
-            cleanup.callback(bench.tracker.close)
+            open_study = prepare(orders.config, watcher, joins=True)
+            cleanup.callback(open_study.tracker.close)
             logging.disable(logging.NOTSET)
-            relay.device = bench.device
-            bench = replace(bench, deadline=deadline)
-            work(bench, Ledger(bench.study), go_on, lambda text: logger.info("%s", text))
-            bench.tracker.flush()
-            relay.send("done")
+            watcher.device = open_study.materials.device
+            open_study = replace(open_study, deadline=deadline)
+            run_trials(open_study, Ledger(open_study.study), may_continue, lambda text: logger.info("%s", text))
+            open_study.tracker.flush()
+            watcher.send("done")
         except UnfreezeError as error:
-            relay.send("refused", is_input=not isinstance(error, TrialError), message=str(error))
+            watcher.send("refused", is_input=not isinstance(error, TrialError), message=str(error))
 
 
 def _set_up_logging(level: int) -> None:
@@ -148,7 +100,7 @@ def main() -> int:
     _set_up_logging(orders.log_level)
     if orders.cores:
         # Before torch is imported, which starts as many threads as it sees cores.
-        _run_on(orders.cores)
+        run_on_cores(orders.cores)
     deadline = began + (float("inf") if orders.seconds is None else orders.seconds)
     try:
         _work(orders, deadline, lines, output)

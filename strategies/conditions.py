@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.optimizers import optimizer_parameters
+from strategies.optimizer_facts import optimizer_parameters
 
 
 @dataclass(frozen=True, slots=True)

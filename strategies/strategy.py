@@ -665,3 +665,16 @@ class Strategy:
 
 CHOICES: dict[str, Choices] = {f.name: f.metadata["choices"] for f in dataclasses.fields(Strategy)}
 CHOICES_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Strategy)}
+
+
+def describe(strategy: Strategy, model: str = "") -> str:
+    """A strategy, and its model if one is given, in one short line: ``depth 4 · adamw 3e-04 · decay 0.7``."""
+    parts = [model] if model else []
+    parts += [f"depth {strategy.depth}", f"{strategy.optimizer} {strategy.lr:.0e}"]
+    if strategy.layer_decay < 1:
+        parts.append(f"decay {strategy.layer_decay:.2g}")
+    if strategy.loss != "cross_entropy":
+        parts.append(strategy.loss)
+    if strategy.augment != "none":
+        parts.append(f"augment {strategy.augment}")
+    return " · ".join(parts)

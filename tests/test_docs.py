@@ -8,19 +8,10 @@ import pytest
 import yaml
 
 from search import compose_study
-from search.config import (
-    EXECUTOR_KEYS,
-    ONE_OBJECTIVE_SAMPLERS,
-    TASK_METRICS,
-    AfterConfig,
-    ChampionConfig,
-    ConfirmConfig,
-    Cost,
-    DataConfig,
-    ExecutorConfig,
-    HousekeepingConfig,
-    SamplerConfig,
-)
+from search.config import ChampionConfig, Cost, DataConfig, ExecutorConfig, HousekeepingConfig, SamplerConfig
+from search.config.defaults import TASK_METRICS
+from search.config.executor import EXECUTOR_KEYS
+from search.config.sections import ONE_OBJECTIVE_SAMPLERS, AfterConfig, ConfirmConfig
 from search.reference import PAGES, with_reference
 from strategies import CHOICES, TASK_LOSSES
 

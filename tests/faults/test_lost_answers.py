@@ -4,14 +4,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.outcome import ATTEMPT
-from search.recovery import attempt_of, open_storage, requeue
+from search.scheduling import attempt_of, requeue, requeuing
+from search.storage import ATTEMPT, open_storage
 
 
 @pytest.fixture
 def study(server, database, way) -> optuna.Study:
     name = database.partition("/db")[2].partition("?")[0]
-    storage = open_storage(server.url(f"db{name}", way.folder), retries=lambda: 1)
+    storage = open_storage(server.url(f"db{name}", way.folder), requeuing(lambda: 1))
     return optuna.create_study(study_name="s", storage=storage, direction="maximize")
 
 

@@ -20,13 +20,14 @@ from mlflow import MlflowClient
 from mlflow_server import MlflowServer, Proxy
 from optuna import Study
 
-from search import housekeeping, rerun, writer
-from search.delivery import KEY_TAG, Delivery
-from search.outcome import ENDINGS, RUN_ID
-from search.spool import REFUSED_FILE, Spool
-from search.tracking import CHECKPOINT_FILE, PARENT_TAG, Tracker
-from search.writer import AwayError, NoRoomError
-from search.writes import Log, from_line
+from search import housekeeping, rerun
+from search.storage import ENDINGS, RUN_ID
+from search.tracking import KEY_TAG, PARENT_TAG, AwayError, NoRoomError, Tracker
+from search.tracking import background_writer as writer
+from search.tracking.sink import Sink
+from search.tracking.spool import REFUSED_FILE, Spool
+from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking.writes import Log, from_line
 from strategies import ConfigError
 
 EPOCHS = 2
@@ -242,15 +243,15 @@ def test_without_room_for_what_waits_it_is_an_error_and_what_was_kept_before_sta
 
 def test_a_beaten_checkpoint_takes_no_room_while_it_waits(away):
     run = away.start_trial(PARENT, "t", {})
-    away.save_checkpoint(run, {"weight": torch.zeros(2)})
+    away.checkpoints.save(run, {"weight": torch.zeros(2)})
     away.flush()
     assert len(list((away.writer.spool.folder / run).glob(f"*/{CHECKPOINT_FILE}"))) == 1
-    away.delete_checkpoint(run)
+    away.checkpoints.delete(run)
     assert not (away.writer.spool.folder / run).exists()
 
 
 def test_a_server_that_takes_requests_and_answers_none_holds_nothing_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "_RETRY_SECONDS", 0.05)
     before = mlflow.get_tracking_uri()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -272,7 +273,7 @@ def test_a_server_that_takes_requests_and_answers_none_holds_nothing_up(tmp_path
 def test_what_is_to_be_read_cannot_be_while_it_is_away(away):
     run = away.start_trial(PARENT, "t", {})
     with pytest.raises(AwayError, match=r"1 writes wait in .*; once it is back, the same command delivers them"):
-        away.params(run)
+        away.reader.params(run)
 
 
 def test_what_a_living_process_keeps_is_left_to_it(away):
@@ -293,7 +294,7 @@ def tracker_of(folder: Path, study: str = "lab") -> Tracker:
 @contextmanager
 def failing(script: list[str]) -> Iterator[None]:
     """Have deliveries fail: ``before`` they are done, or ``after``, as where the answer is lost; later ones do not."""
-    deliver, rest = Delivery.__call__, iter(script)
+    deliver, rest = Sink.__call__, iter(script)
 
     def flaky(self, write, folder, again):
         what = next(rest, "done")
@@ -302,12 +303,12 @@ def failing(script: list[str]) -> Iterator[None]:
         if what != "done":
             raise ConnectionError("away")
 
-    Delivery.__call__ = flaky
+    Sink.__call__ = flaky
     pauses, writer._FIRST_PAUSE_SECONDS = writer._FIRST_PAUSE_SECONDS, 0.002
     try:
         yield
     finally:
-        Delivery.__call__, writer._FIRST_PAUSE_SECONDS = deliver, pauses
+        Sink.__call__, writer._FIRST_PAUSE_SECONDS = deliver, pauses
 
 
 def kill(tracker: Tracker) -> None:
@@ -353,9 +354,9 @@ def play(folder: Path, study: str, steps: list[tuple[str, int]], is_killed: bool
             case "file":
                 tracker.log_text(keys[run], "file.txt", f"{number}")
             case "save":
-                tracker.save_checkpoint(keys[run], {"weight": torch.full((2,), float(number))})
+                tracker.checkpoints.save(keys[run], {"weight": torch.full((2,), float(number))})
             case "drop":
-                tracker.delete_checkpoint(keys[run])
+                tracker.checkpoints.delete(keys[run])
             case "end":
                 tracker.end(keys[run], "complete")
         tracker.flush()

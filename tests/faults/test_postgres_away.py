@@ -11,10 +11,8 @@ from filelock import Timeout
 from lab import SMALL, Lab
 from optuna.trial import FrozenTrial
 
-from search.locks import held_all_along
-from search.outcome import OWNER
-from search.postgres import AdvisoryLock, SteadyStorage, with_driver
-from search.recovery import open_storage
+from search.storage import OWNER, held_all_along, open_storage
+from search.storage.postgres import AdvisoryLock, SteadyStorage, with_driver
 
 COMMAND = "import sys; from search.run import main; sys.exit(main(sys.argv[1:]))"
 # What makes a process believe that it is an hour later, and that it is in Japan.
@@ -42,13 +40,13 @@ LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 30}, "metric": 
 def start(lab: Lab, *overrides: str, first: str = ""):
     """Run the study in a process of its own, after other code."""
     # Its tables are made here, since who watches the trials meanwhile would make them too.
-    open_storage(lab.optuna_url, retries=lambda: 0)
+    open_storage(lab.optuna_url)
     return lab.start_code(f"{first}\n{COMMAND}", f"study={lab.file}", *overrides)
 
 
 def watch(lab: Lab, process, condition: Callable[[list[FrozenTrial]], bool]) -> None:
     """Wait until the condition holds of the trials, whatever becomes of connections."""
-    storage = open_storage(lab.optuna_url, retries=lambda: 0)
+    storage = open_storage(lab.optuna_url)
     end = time.monotonic() + 900
     while time.monotonic() < end:
         assert process.poll() is None, process.communicate()

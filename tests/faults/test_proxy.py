@@ -9,10 +9,10 @@ from filelock import Timeout
 from optuna.storages import get_storage
 from optuna.trial import TrialState
 
-from search.locks import held_all_along
-from search.outcome import OWNER
-from search.proxy import ProxyLock, serve
-from search.recovery import Heartbeat, attempt_of, open_storage, owner, recover
+from search.processes import owner
+from search.scheduling import Heartbeat, attempt_of, recover, requeuing
+from search.storage import OWNER, held_all_along, open_storage, serve
+from search.storage.proxy import ProxyLock
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def proxies(file):
     started = []
 
     def start(port: int = 0):
-        server, port = serve(get_storage(open_storage(file, retries=lambda: 0)), "127.0.0.1", port)
+        server, port = serve(get_storage(open_storage(file)), "127.0.0.1", port)
         started.append(server)
         return server, port
 
@@ -69,7 +69,7 @@ def test_a_lock_is_one_for_all_who_ask_and_goes_with_its_holders(proxies):
 def test_a_study_goes_on_when_the_proxy_is_started_anew(proxies):
     server, port = proxies()
     url = f"grpc://127.0.0.1:{port}"
-    study = optuna.create_study(study_name="s", storage=open_storage(url, retries=lambda: 1), direction="maximize")
+    study = optuna.create_study(study_name="s", storage=open_storage(url, requeuing(lambda: 1)), direction="maximize")
     first = study.ask()
     first.suggest_float("x", 0, 1)
     server.stop(None).wait()
@@ -82,7 +82,7 @@ def test_a_study_goes_on_when_the_proxy_is_started_anew(proxies):
 
 
 def test_a_trial_of_another_host_is_killed_once_its_heart_has_stopped(url, file):
-    study = optuna.create_study(study_name="s", storage=open_storage(url, retries=lambda: 1))
+    study = optuna.create_study(study_name="s", storage=open_storage(url, requeuing(lambda: 1)))
     trial = study.ask()
     trial.suggest_float("x", 0, 1)
     trial.set_user_attr(OWNER, json.dumps(json.loads(owner()) | {"host": "elsewhere"}))

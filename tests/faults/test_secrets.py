@@ -13,7 +13,7 @@ import pytest
 
 from search import compose_study
 from search.run import as_yaml, main
-from search.urls import without_login
+from search.storage.mlflow_store import without_login
 from strategies import ConfigError
 
 SECRET, ADMIN = "s3cret-Ab9-of-the-tests", "s3cret-Zk7-of-the-server"

@@ -16,12 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from search.nursery import Copy, Nursery, serve
+from search.processes.forkserver import Copy, Forkserver, serve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MODULES = (
     "search.run",
-    "search.study",
+    "search.study.lifecycle",
     "search.rerun",
     "mlflow.pyfunc",
     "mlflow.store.model_registry.sqlalchemy_store",
@@ -67,7 +67,7 @@ class Copies:
             [sys.executable, __file__, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()], env=environment
         )
         theirs.close()
-        self._nursery = Nursery(ours, self._process.pid)
+        self._nursery = Forkserver(ours, self._process.pid)
 
     def start(self, code: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Started:
         """Run Python code in a folder, with these arguments and variables."""

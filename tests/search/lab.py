@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search import compose_study
 from search.config import StudyConfig
-from search.outcome import OWNER, outcome_of, score_of
 from search.run import main
-from search.tracking import CHECKPOINT_FILE
+from search.storage import OWNER, outcome_of, score_of
+from search.tracking.tracker import CHECKPOINT_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -186,7 +186,7 @@ def scored(trials: list[FrozenTrial]) -> list[tuple[dict[str, Any], float | None
 def dead_owner() -> str:
     """What a process on this host wrote that has ended since."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from search.recovery import owner; print(owner())"],
+        [sys.executable, "-c", "from search.scheduling.retry import owner; print(owner())"],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         text=True,

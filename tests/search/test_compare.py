@@ -8,8 +8,8 @@ import pytest
 from lab import SMALL
 
 from search.compare import main
-from search.outcome import score_of
-from search.ranking import ranked
+from search.scheduling import ranked
+from search.storage import score_of
 
 SPACE = {"depth": {"low": 0.0, "high": 1.0}, "lr": {"choices": [1e-3, 100.0]}, "optimizer": "sgd", "momentum": 0.99}
 SPACE |= {"epochs": 2, "batch_size": 8, "loss": "mse"}

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from search.config import HousekeepingConfig
-from search.housekeeping import Checkpoint, main, too_many
-from search.outcome import CHECKPOINT
+from search.housekeeping import main
+from search.storage import CHECKPOINT
+from search.study.cleanup import Checkpoint, too_many
 
 
 def checkpoint(days: float, mib: float) -> Checkpoint:

@@ -8,10 +8,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from lab import SMALL
 
-from search.champion import COMPARED, RESCORED
-from search.locks import lock_of
 from search.nightly import main
-from search.similar import FEATURES, distance, strategies_of_similar
+from search.storage import FEATURES, lock_of
+from search.study import lock_place
+from search.study.similar import distance, strategies_of_similar
+from search.winner.champion import COMPARED, RESCORED
 
 DATA = SMALL["data"] | {"limit_train": 256, "limit_test": 200}
 # A night as short as it takes: the budget is in trials.
@@ -84,7 +85,7 @@ def test_a_night_ends_on_time_within_a_trial_which_the_next_one_goes_on_with(new
 
 
 def test_a_night_that_overlaps_another_refuses_with_a_code_of_its_own(lab, capsys):
-    with lock_of(lab.config(), "night"):
+    with lock_of(lock_place(lab.config()), "night"):
         assert night(lab, "budget.trials=1") == 3
     assert "another night of study lab is under way" in capsys.readouterr().err
     assert not (lab.folder / "mlruns" / "optuna.db").exists()

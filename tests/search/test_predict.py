@@ -10,8 +10,8 @@ import torch
 from lab import SMALL
 from PIL import Image
 
-from search.evidence import OUTPUTS_FILE
 from search.predict import main
+from search.winner.evidence import OUTPUTS_FILE
 from trainers import open_data
 
 

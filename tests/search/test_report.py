@@ -9,11 +9,9 @@ import pytest
 import yaml
 from optuna.trial import TrialState, create_trial
 
-from search.compare import rows_of
-from search.known import Known, open_known
-from search.outcome import DEPTH, SPARED, STRATEGY
-from search.report import build, main
-from search.summary import summarize
+from search.report import main
+from search.reporting import build, rows_of, summarize
+from search.storage import DEPTH, SPARED, STRATEGY, StoredStudy, open_stored
 from strategies import Strategy
 
 SPACE = {
@@ -136,7 +134,7 @@ def test_a_study_without_a_winner_says_so(new_lab, tmp_path):
 
 
 def test_a_study_of_2000_trials_makes_a_page_below_10_mb(searched):
-    known = open_known([str(searched.file)])[0]
+    known = open_stored([str(searched.file)])[0]
     template = next(trial for trial in known.study.trials if trial.state == TrialState.COMPLETE)
     # A database takes minutes for so many.
     many = optuna.create_study(study_name="many", direction="maximize")
@@ -153,10 +151,10 @@ def test_a_study_of_2000_trials_makes_a_page_below_10_mb(searched):
                 intermediate_values={step: 0.4 + step / 100 for step in range(1, 11)},
             )
         )
-    page = build(summarize(Known(many, searched.mlflow_uri)))
+    page = build(summarize(StoredStudy(many, searched.mlflow_uri)))
     assert len(page.encode()) < 10e6
     assert "of 2000 trials" in Page(page).text
-    assert len(rows_of(Known(many, searched.mlflow_uri), top=None)) == 2000
+    assert len(rows_of(StoredStudy(many, searched.mlflow_uri), top=None)) == 2000
 
 
 def test_a_page_that_cannot_be_written_is_refused(searched, tmp_path, capsys):

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from search.best_first import page_of
+from search.tracking import page_of
 from search.ui import main
 
 START = "import sys; from search.ui import main; sys.exit(main())"

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from strategies import WeightsError
 from trainers.hub import hub_obstacle
-from trainers.weights import digest, find_weights
+from trainers.models import find_weights
+from trainers.models.weights import digest
 
 MODEL = "test_resnet"  # timm's own model for tests: half a million parameters, weights on the hub
 REPO = "timm/test_resnet.r160_in1k"

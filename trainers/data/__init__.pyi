@@ -1,10 +1,10 @@
-from .decoding import Preprocessing as Preprocessing
-from .decoding import decode as decode
-from .decoding import placed as placed
-from .folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .cache import PixelCache as PixelCache
 from .opening import ImageData as ImageData
 from .opening import open_data as open_data
-from .pixel_cache import PixelCache as PixelCache
-from .placing import Placing as Placing
-from .placing import centred as centred
+from .pixels import Placing as Placing
+from .pixels import Preprocessing as Preprocessing
+from .pixels import centred as centred
+from .pixels import decode as decode
+from .pixels import placed as placed
+from .sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .split import Split as Split

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from strategies import DataError
-from trainers.data.decoding import read_file
+from trainers.data.pixels import read_file
 
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

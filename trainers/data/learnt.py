@@ -13,16 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from strategies import IGNORED, DataError
-from trainers.data.decoding import Preprocessing, upright_size
-from trainers.data.file_index import FileIndex
+from trainers.data.cache import FileIndex, MaskSquares, PixelArray, Progress, Size, read_sizes
 from trainers.data.found import Box, Found, ImageRef, Label
 from trainers.data.labels import Targets
-from trainers.data.mask_squares import MaskSquares
-from trainers.data.pixel_cache import PixelArray, Progress
-from trainers.data.places import shown
-from trainers.data.placing import centred
+from trainers.data.pixels import Preprocessing, centred, upright_size
 from trainers.data.reading import Read, read_images
-from trainers.data.sizes import Size, read_sizes
+from trainers.data.sources import shown
 from trainers.data.splitting import Indices
 
 log = logging.getLogger(__name__)

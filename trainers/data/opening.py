@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from strategies import IGNORED, DataError, nearest
-from trainers.data.decoding import Preprocessing
+from trainers.data.cache import Progress, decoded_bytes
 from trainers.data.duplicates import find_duplicates, move_duplicates
 from trainers.data.found import SPLITS, Columns, Found, ImageRef, Label, Place, listing, quoted
 from trainers.data.labels import Targets, check_parts, make_targets
 from trainers.data.learnt import Learnt, learn
-from trainers.data.pixel_cache import Progress, decoded_bytes
+from trainers.data.pixels import Preprocessing
 from trainers.data.reading import Read, read_images
 from trainers.data.sources import SOURCES
 from trainers.data.split import ResidentSplit, Split, StreamedSplit

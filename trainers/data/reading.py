@@ -10,11 +10,24 @@ from typing import TypeVar
 import numpy as np
 
 from strategies import DataError
-from trainers.data.decoding import Pixels
-from trainers.data.file_index import Digests, FileIndex, content_digests, digests_of, take_stamps
+from trainers.data.cache import (
+    DECODING,
+    AccessError,
+    Digests,
+    FileIndex,
+    PixelArray,
+    PixelCache,
+    Progress,
+    Squares,
+    content_digests,
+    cores,
+    decoded_bytes,
+    digests_of,
+    squared,
+    take_stamps,
+)
 from trainers.data.found import ImageRef, fetch
-from trainers.data.mask_squares import Squares, squared
-from trainers.data.pixel_cache import DECODING, AccessError, PixelArray, PixelCache, Progress, cores, decoded_bytes
+from trainers.data.pixels import Pixels
 
 READING = "reading files"
 
@@ -32,7 +45,7 @@ class Read:
     """The images of a set, read.
 
     Args:
-        samples: (N,) sample digests, see :mod:`trainers.data.file_index`; empty for an image that cannot be read.
+        samples: (N,) sample digests, see :mod:`trainers.data.cache.file_index`; empty for an image that cannot be read.
         contents: (N,) content digests, by which equal images are equal without doubt; the samples where not every
             content was read.
         reasons: Why an image is bad, by its position.

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from strategies import DataError
-from trainers.data.decoding import Preprocessing, to_square
 from trainers.data.found import ImageRef, fetch
+from trainers.data.pixels import Preprocessing, to_square
 
 # A split is kept on a GPU if it takes at most this share of what is free there: activations need the rest.
 _DEVICE_SHARE = 1 / 3

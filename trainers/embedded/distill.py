@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from trainers.weights import find_weights
+from trainers.models import find_weights
 
 # Debian packages (main, so all under free licences); what is public domain or under GPL, CC-BY, CC-BY-SA is in each
 # package's own /usr/share/doc/<package>/copyright.

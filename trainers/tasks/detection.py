@@ -10,7 +10,7 @@ from torch import Tensor
 
 from strategies import Chance, Strategy, vary_dense
 from trainers.data import Placing
-from trainers.detectors import DETECTORS, Detector
+from trainers.decoders import DETECTORS, Detector
 from trainers.tasks.box_draws import box_draws
 from trainers.tasks.boxes import average_precision_per_class, map50, mar, mean_average_precision, scores
 from trainers.tasks.drawing import enlarged, palette, side_by_side

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from strategies import Chance, Strategy, vary_dense
 from trainers.data import Placing
-from trainers.segmenters import SEGMENTERS, Segmenter
+from trainers.decoders import SEGMENTERS, Segmenter
 from trainers.tasks.drawing import enlarged, palette, side_by_side
 from trainers.tasks.regions import dice, iou_per_class, loss, mean_iou, pixel_accuracy, region_rows
 from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task

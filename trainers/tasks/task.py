@@ -36,7 +36,7 @@ UNUSABLE_IF_DENSE: Mapping[str, str] = {
 
 
 class MakeTop(Protocol):
-    """Makes what stands on an encoder; see :mod:`trainers.dense`."""
+    """Makes what stands on an encoder; see :mod:`trainers.models.dense`."""
 
     def __call__(
         self, kind: str, channels: Sequence[int], strides: Sequence[int], num_classes: int, image_size: int, /

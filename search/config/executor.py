@@ -1,0 +1,134 @@
+"""The configuration's section ``executor``: who trains the trials."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from search.config.section import Section, Text, problems, refuse_twice
+from strategies import nearest
+
+# Processes that train at once on a device, each of which takes memory of its own; and on all nodes of a cluster.
+MOST_WORKERS, MOST_RAY_WORKERS = 64, 1024
+
+
+# The executors' keys that one of them alone knows.
+EXECUTOR_KEYS: dict[str, tuple[str, ...]] = {
+    "local": ("trials_per_device", "devices"),
+    "ray": ("address", "workers", "gpus", "resources", "placement"),
+}
+
+
+class ExecutorConfig(Section):
+    """Who trains the trials."""
+
+    name: Literal["auto", "inline", "local", "ray"] = Field(
+        "auto",
+        description="this process, worker processes of this machine, or a Ray cluster; by default what the keys below "
+        "ask for, else local where there are several GPUs and inline where there is one device",
+    )
+    trials_per_device: Literal["auto"] | int = Field(
+        1,
+        description="trials trained at once on a device, each by a process of its own: 1 to 64, or auto, which "
+        "measures (local)",
+    )
+    devices: Literal["auto"] | int | tuple[int, ...] = Field(
+        "auto",
+        description="GPUs of this machine: auto for all that may be used, a number, or a list of indices (local)",
+    )
+    address: Text | None = Field(
+        None, description="cluster: auto, HOST:PORT or ray://HOST:PORT; null begins one on this machine (ray)"
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_RAY_WORKERS,
+        description="worker processes; null for as many as the cluster has room for (ray)",
+    )
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="GPU, or share of one, of each worker; null for a whole one where there are any (ray)",
+    )
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="amounts of the cluster's custom resources that each worker needs (ray)"
+    )
+    placement: Literal["pack", "spread"] = Field(
+        "pack", description="fill one node after the other with workers, or spread them over nodes (ray)"
+    )
+
+    gpus_per_trial: int = Field(
+        1, ge=1, le=MOST_WORKERS, description="GPUs that train each trial together; on a CPU, processes"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_follows(cls, values: Any) -> Any:
+        """Whoever sets a key that one executor alone knows wants that one."""
+        if not isinstance(values, Mapping) or "name" in values:
+            return values
+        asked = [name for name, keys in EXECUTOR_KEYS.items() if any(_is_set(cls, values, key) for key in keys)]
+        return {**values, "name": asked[0]} if asked else values
+
+    @field_validator("trials_per_device", mode="before")
+    @classmethod
+    def _is_a_count(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and 1 <= value <= MOST_WORKERS):
+            return value
+        hint = f"; {nearest(value, ('auto',))}" if isinstance(value, str) else ""
+        if type(value) is int:
+            hint = f"; the nearest is {min(max(value, 1), MOST_WORKERS)}"
+        raise problems(
+            f"executor.trials_per_device: {value!r} is neither auto nor a whole number from 1 to {MOST_WORKERS}{hint}"
+        )
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _are_devices(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and value >= 1):
+            return value
+        if isinstance(value, list | tuple) and value and all(type(one) is int and one >= 0 for one in value):
+            refuse_twice("executor.devices", value)
+            return tuple(value)
+        hint = f"; {nearest(value, ('auto',))}" if isinstance(value, str) else ""
+        raise problems(
+            f"executor.devices: {value!r} is neither auto, nor how many GPUs, nor a list of their indices{hint}"
+        )
+
+    @field_validator("resources")
+    @classmethod
+    def _are_amounts(cls, value: dict[str, float]) -> dict[str, float]:
+        own = {"CPU": "threads", "GPU": "executor.gpus"}
+        found = [f"executor.resources.{name}: is what {own[name]} says; leave it out" for name in own if name in value]
+        found += [
+            f"executor.resources.{name}: {amount:g} is not above 0" for name, amount in value.items() if amount <= 0
+        ]
+        if found:
+            raise problems(*found)
+        return value
+
+    @model_validator(mode="after")
+    def _uses_its_keys(self) -> "ExecutorConfig":
+        found = [
+            f"executor.{key}: {getattr(self, key)!r} would not be used by executor.name: {self.name}; only {name} does"
+            for name, keys in EXECUTOR_KEYS.items()
+            for key in keys
+            if name != self.name and getattr(self, key) != _default_of(type(self), key)
+        ]
+        if found:
+            raise problems(*found)
+        return self
+
+    @property
+    def may_be_one_process(self) -> bool:
+        """Whether the command may train by itself."""
+        return self.name in ("auto", "inline")
+
+
+def _default_of(section: type[BaseModel], key: str) -> Any:
+    return section.model_fields[key].get_default(call_default_factory=True)
+
+
+def _is_set(section: type[BaseModel], values: Mapping[str, Any], key: str) -> bool:
+    return key in values and values[key] != _default_of(section, key)

@@ -1,0 +1,57 @@
+"""The configuration's sections of what outlives a search: stores, champion, housekeeping."""
+
+from pydantic import Field, field_validator
+
+from search.config.section import Section, Text, problems
+
+
+class ChampionConfig(Section):
+    """Which model is served, and what replaces it."""
+
+    name: str | None = Field(None, description="registered model in MLflow; by default the study's name")
+    promote: bool = Field(
+        False, description="register the winner at the end, and make it the champion if it is better beyond chance"
+    )
+    alpha: float = Field(
+        0.05, gt=0, lt=1, description="how often an equal model may pass for a better or worse one at most"
+    )
+    max_slowdown: float | None = Field(
+        None, gt=0, description="seconds an image of a new champion over those of the old one at most; null for any"
+    )
+    max_growth: float | None = Field(
+        None, gt=0, description="numbers in a new champion over those in the old one at most; null for any"
+    )
+
+
+class HousekeepingConfig(Section):
+    """What nights remove."""
+
+    days: float | None = Field(
+        None, gt=0, description="checkpoints of trials that ended so many days ago, and caches unused since; null: none"
+    )
+    gib: float | None = Field(
+        None, ge=0, description="bound of the studies' checkpoints, of which the oldest go first; null for none"
+    )
+
+
+class StoreConfig(Section):
+    """Where Optuna keeps the study."""
+
+    url: Text = Field(
+        "sqlite:///mlruns/optuna.db",
+        description="database of the study, such as postgresql://..., or grpc://HOST:PORT of a proxy",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if "://" not in value:
+            raise problems(f"store.url: {value!r} is not a database URL such as sqlite:///mlruns/optuna.db")
+        return value
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps runs and artifacts."""
+
+    uri: Text = Field("sqlite:///mlruns/mlflow.db", description="MLflow store or server")
+    artifacts: Text = Field("mlruns/artifacts", description="folder of the artifacts; a server may have its own")

@@ -1,0 +1,97 @@
+"""The configuration's sections of the search itself: budget, sampler, pruner, checkpoints, confirm, after."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from search.config.section import Section, problems
+
+Cost = Literal["seconds", "parameters_trained"]
+
+
+# Of Optuna's samplers, those that refuse a study with more than one objective.
+ONE_OBJECTIVE_SAMPLERS = ("cmaes",)
+
+
+class BudgetConfig(Section):
+    """When the search ends."""
+
+    trials: int | None = Field(20, ge=1, description="trials in all, those of earlier runs included")
+    hours: float | None = Field(
+        None, gt=0, description="hours of this run, those of confirm in it; with trials, whichever ends first"
+    )
+    finish_trials: bool = Field(
+        True, description="train what is running to its end when the hours are over; false: it goes on next time"
+    )
+    trial_minutes: float | None = Field(None, gt=0, description="minutes after which a trial is given up as failed")
+    min_improvement: float | None = Field(
+        None, gt=0, description="end when a better score than the best by so much can hardly be expected, in the metric"
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "BudgetConfig":
+        if self.trials is None and self.hours is None:
+            raise problems("budget.trials: null, and budget.hours is null too; give one, or the search never ends")
+        return self
+
+
+class SamplerConfig(Section):
+    """How the next strategy is chosen."""
+
+    name: Literal["tpe", "gp", "cmaes", "qmc", "random", "nsga2"] = Field("tpe", description="Optuna's sampler")
+    startup_trials: int = Field(8, ge=0, description="trials drawn at random before the sampler learns")
+
+
+class PrunerConfig(Section):
+    """When a hopeless trial is stopped."""
+
+    name: Literal["median", "halving", "hyperband", "patient", "rungs", "none"] = Field(
+        "median", description="Optuna's pruner; rungs pauses trials and goes on with the best, by the two keys below"
+    )
+    reduction: int = Field(3, ge=2, le=100, description="of so many trials at a rung the best goes on (rungs)")
+    first_rung: int = Field(
+        1, ge=1, description="epochs to the first rung; each next is reduction times as far (rungs)"
+    )
+    low_rung_images: float = Field(
+        1.0, gt=0, le=1, description="share of the training images that each epoch up to the first rung sees (rungs)"
+    )
+    reports_per_epoch: int = Field(
+        1, ge=1, le=100, description="validations in each epoch, so that a trial is stopped within a long one"
+    )
+    startup_trials: int = Field(5, ge=0, description="trials that run to their end before any is pruned")
+    # Early scores under a high learning rate say little: python -m benchmarks.pruners.
+    warmup_epochs: int = Field(4, ge=0, description="epochs after which a trial is stopped at the earliest")
+    patience: int = Field(2, ge=0, description="epochs without improvement that pruner patient allows")
+
+    @model_validator(mode="after")
+    def _uses_short_epochs(self) -> "PrunerConfig":
+        if self.low_rung_images < 1 and self.name != "rungs":
+            raise problems(
+                f"pruner.low_rung_images: {self.low_rung_images:g} would not be used by pruner.name: {self.name}; "
+                "only rungs has low rungs"
+            )
+        return self
+
+
+class CheckpointsConfig(Section):
+    """Which checkpoints are kept."""
+
+    keep: int = Field(3, ge=1, description="checkpoints of the best trials that are kept")
+    every_minutes: float = Field(
+        1.0, ge=0, description="minutes between states of a running trial, from which it goes on if killed; 0: none"
+    )
+
+
+class AfterConfig(Section):
+    """What is done with the weights that a search found."""
+
+    wise_ft: bool = Field(False, description="try the winner's weights interpolated with those it started from")
+    soups: bool = Field(False, description="try the mean of the checkpoints that are kept, and of the best of them")
+    calibrate: bool = Field(True, description="fit a temperature, so that the winner's probabilities can be trusted")
+
+
+class ConfirmConfig(Section):
+    """How the best strategies are tried again before one of them wins."""
+
+    seeds: int = Field(0, ge=0, le=100, description="new seeds with which each of the best is trained again; 0: none")
+    top: int = Field(3, ge=1, description="how many of the best; their checkpoints must be kept")

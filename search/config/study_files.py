@@ -1,0 +1,92 @@
+"""Study files and spaces: where they lie, and what they hold."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from strategies import ConfigError, first_line, nearest
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def study_folders() -> tuple[Path, Path]:
+    """Where studies are looked up by name: the working folder's ``studies/``, then the one shipped."""
+    return Path("studies"), Path(__file__).resolve().parents[2] / "studies"
+
+
+def list_studies() -> dict[str, Path]:
+    """Name to file of every study that can be chosen by name, sorted by name."""
+    return _files_by_name(study_folders())
+
+
+def list_spaces() -> dict[str, Path]:
+    """Name to file of every space that ``strategy=NAME`` can choose, sorted by name."""
+    return _files_by_name([folder / "strategy" for folder in study_folders()])
+
+
+def _files_by_name(folders: Iterable[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*")):
+            if path.suffix in _SUFFIXES and path.is_file():
+                found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def load_space(name: str) -> dict[str, Any]:
+    """The content of a space that is chosen by name.
+
+    Raises:
+        ConfigError: There is no such space, or its file cannot be read.
+    """
+    known = list_spaces()
+    if name not in known:
+        raise ConfigError(f"strategy: there is no space called {name!r}; {nearest(name, known)}")
+    return load_study(known[name])
+
+
+def find_study(name: str) -> Path:
+    """The file of a study given by name, or by path (with a separator, or ending in .yaml or .yml).
+
+    Raises:
+        ConfigError: There is no such study or file.
+    """
+    if "/" in name or "\\" in name or name.endswith(_SUFFIXES):
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        beside = [other.name for suffix in _SUFFIXES for other in path.parent.glob(f"*{suffix}")]
+        raise ConfigError(f"study: {name!r} is not a file" + (f"; {nearest(path.name, beside)}" if beside else ""))
+    known = list_studies()
+    if name not in known:
+        raise ConfigError(f"study: there is none called {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def load_study(path: Path) -> dict[str, Any]:
+    """The content of a study file, interpolations unresolved.
+
+    Raises:
+        ConfigError: The file cannot be read, is broken YAML, repeats a key or holds no mapping.
+    """
+    try:
+        node = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: {error.problem or error.context}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not a readable study file: {first_line(error)}") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path}: holds a list, a study is a mapping of keys to values")
+    return {str(key): value for key, value in _plain(node, resolve=False).items()}
+
+
+def _plain(node: DictConfig, resolve: bool) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]  # keys that are no strings are the schema's to refuse

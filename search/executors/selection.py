@@ -1,0 +1,34 @@
+"""Who trains the trials: this process, worker processes of this machine, or those of a Ray cluster."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from search.config import StudyConfig
+from search.executors.executor import Executor
+from search.executors.local import _local
+
+
+def may_start_processes(config: StudyConfig) -> bool:
+    """Whether a study may train in other processes of this machine than the command's, as far as its keys tell."""
+    executor = config.executor
+    finds_gpus = executor.name == "auto" and torch.version.cuda is not None and config.device in ("auto", "cuda")
+    return executor.name == "local" or executor.gpus_per_trial > 1 or finds_gpus
+
+
+@contextmanager
+def executor_of(config: StudyConfig) -> Iterator[Executor | None]:
+    """The executor that a study asks for, in a ``with`` block; None where this process is to train by itself.
+
+    Raises:
+        ConfigError: It asks for a device, a library or a cluster that is not there.
+    """
+    if config.executor.name == "ray":
+        # Only here: the library is an extra.
+        from search.executors.ray_cluster import connected
+
+        with connected(config) as executor:
+            yield executor
+    else:
+        yield _local(config)

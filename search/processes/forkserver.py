@@ -1,0 +1,361 @@
+"""Processes that begin with all that the command has imported, as copies of a process that has done nothing else.
+
+Importing torch, timm and MLflow takes some ten seconds, which each worker would spend anew. The forkserver is a copy of
+the command from before it has computed anything, and copies itself for each process that is asked of it. Where there is
+none (not on Linux, or the command has threads that a copy would lack) processes are started as usual, and import for
+themselves.
+"""
+
+import array
+import atexit
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import threadpoolctl
+import torch
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LONGEST_REQUEST = 2**20
+
+# The one of this process; there is one at most.
+_open: "list[Forkserver]" = []
+
+
+class Copy:
+    """A process that a forkserver has started, with what is used of :class:`subprocess.Popen`.
+
+    Args:
+        pid: Its number, which is no other's until its exit code has been taken.
+        status: Gives the exit code.
+        streams: Its standard streams, as far as they lead here.
+    """
+
+    def __init__(self, pid: int, status: socket.socket, streams: Mapping[str, IO[str]]) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdin, self.stdout, self.stderr = (streams.get(name) for name in ("stdin", "stdout", "stderr"))
+        self._status = status
+        # Several threads may wait for its end.
+        self._lock = threading.Lock()
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not by then.
+        """
+        if self.returncode is None and self._has_news(timeout):
+            with self._lock:
+                if self.returncode is None:
+                    self.returncode = self._taken_code()
+        if self.returncode is None:
+            assert timeout is not None, "without one, it has ended"
+            raise subprocess.TimeoutExpired([str(self.pid)], timeout)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def _has_news(self, seconds: float | None) -> bool:
+        # select() takes no descriptor beyond the 1,024th.
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        return bool(poll.poll(None if seconds is None else 1000 * seconds))
+
+    def _taken_code(self) -> int:
+        code = self._status.recv(64)
+        if not code:
+            # The forkserver was killed, and nobody hears any more how this one ends.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self._status.close()
+        return int(code) if code else -int(signal.SIGKILL)
+
+
+class Forkserver:
+    """A process that copies itself, as seen by those who ask it to.
+
+    Args:
+        channel: Leads to it; it ends when this is closed.
+        pid: Its number.
+    """
+
+    def __init__(self, channel: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self._channel = channel
+        # A request and its answer belong together.
+        self._lock = threading.Lock()
+
+    def start(self, request: Mapping[str, Any], streams: tuple[str, ...]) -> Copy:
+        """Have it copy itself.
+
+        Args:
+            request: What the copy is told; see :func:`serve`.
+            streams: Those of ``stdin``, ``stdout`` and ``stderr`` that are to lead here; the others are not changed.
+
+        Raises:
+            OSError: It is there no more.
+        """
+        ours, theirs = socket.socketpair()
+        opened, passed = {}, [theirs.fileno()]
+        for name in streams:
+            reader, writer = os.pipe()
+            mine, its = (writer, reader) if name == "stdin" else (reader, writer)
+            opened[name] = os.fdopen(mine, "w" if name == "stdin" else "r", encoding="utf-8")
+            passed.append(its)
+        message = json.dumps({**request, "streams": streams}).encode()
+        try:
+            with self._lock:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passed))]
+                self._channel.sendmsg([message], rights)
+                answer = self._channel.recv(64)
+            if not answer:
+                raise BrokenPipeError("the forkserver has ended")
+        except BaseException:
+            # An answer that comes after a signal would pass for that to the next request.
+            self.close()
+            ours.close()
+            for stream in opened.values():
+                stream.close()
+            raise
+        finally:
+            theirs.close()
+            for end in passed[1:]:
+                os.close(end)
+        return Copy(int(answer), ours, opened)
+
+    def close(self) -> None:
+        """Let it end; what it has started goes on."""
+        # Whoever else has a copy of the channel by a fork would keep it open.
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+        self._channel.close()
+
+
+@contextmanager
+def warm_forkserver(*, is_wanted: bool) -> Iterator[None]:
+    """While the ``with`` block runs, have a forkserver where one is wanted and possible.
+
+    To be opened by a process that has imported what copies are to have and has done nothing else yet.
+    """
+    if not is_wanted or _open or not _can_be_copied():
+        yield
+        return
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for stream in (sys.stdout, sys.stderr):
+        # Else a copy would print it again.
+        stream.flush()
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+    pid = os.fork()
+    if pid == 0:
+        _live(theirs, before)
+    theirs.close()
+    _open.append(Forkserver(ours, pid))
+    try:
+        yield
+    finally:
+        _open.pop().close()
+        os.waitpid(pid, 0)
+
+
+def start_process(
+    module: str, environment: Mapping[str, str], folder: str | None = None
+) -> "subprocess.Popen[str] | Copy":
+    """Start a module's ``main`` in a session of its own, with pipes for its standard input and output.
+
+    Args:
+        module: Such as ``search.worker``; ``python -m`` has to do the same.
+        environment: Variables besides those that this process has.
+        folder: Where it runs; None for where this process does.
+    """
+    here = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    variables = {**os.environ, "PYTHONPATH": paths, **environment}
+    if _open and folder is None:
+        request = {"module": module, "environment": variables, "folder": str(Path.cwd()), "leads": True}
+        # One that was killed is done without.
+        with suppress(OSError):
+            return _open[0].start(request, ("stdin", "stdout"))
+    return subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=variables,
+        cwd=folder,
+        # Ctrl-C in a terminal reaches all that it started; these are to hear of it from who started them alone.
+        start_new_session=True,
+    )
+
+
+def serve(channel: socket.socket) -> dict[str, Any] | None:
+    """Copy this process at each request; return the request in the copy, and None once nobody asks any more.
+
+    Args:
+        channel: Carries a JSON object a request, with the names of the ``streams`` that the copy gets, and at will its
+            ``environment``, its ``folder`` and whether it ``leads`` a session; beside it files: for the exit code, and
+            for each stream.
+    """
+    # Both by file: a process that runs, with its number and where its exit code goes, and one whose code is not taken.
+    running: dict[int, tuple[int, int]] = {}
+    ended: dict[int, int] = {}
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    while True:
+        for file, _ in poll.poll():
+            if file in running:
+                pid, status = running.pop(file)
+                poll.unregister(file)
+                os.close(file)
+                # Its number is to be no other's before whoever started it knows of its end, so it stays for now.
+                result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                assert result is not None, "it has ended"
+                code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+                # Whoever started it may be gone.
+                with suppress(OSError):
+                    os.write(status, str(code).encode())
+                ended[status] = pid
+                poll.register(status, select.POLLIN)
+            elif file in ended:
+                os.waitpid(ended.pop(file), 0)
+                poll.unregister(file)
+                os.close(file)
+            else:
+                message, files, _, _ = socket.recv_fds(channel, _LONGEST_REQUEST, 4)
+                if not message:
+                    return None
+                request = dict(json.loads(message))
+                statuses = [status for _, status in running.values()]
+                pid = _copied(request, files, (*running, *statuses, *ended))
+                if pid == 0:
+                    channel.close()
+                    return request
+                watch = os.pidfd_open(pid)
+                running[watch] = (pid, files[0])
+                poll.register(watch, select.POLLIN)
+                channel.send(str(pid).encode())
+
+
+def _copied(request: Mapping[str, Any], files: Sequence[int], others: Sequence[int]) -> int:
+    """Copy this process for a request; return the copy's number here, and 0 in the copy.
+
+    Args:
+        request: As in :func:`serve`.
+        files: For the exit code, which stays open here, and for streams.
+        others: Files that are not the copy's.
+    """
+    has_begun, begins = os.pipe()
+    pid = os.fork()
+    if pid:
+        for file in (*files[1:], begins):
+            os.close(file)
+        # Ends when it leads its group, by which it may be ended from now on.
+        os.read(has_begun, 1)
+        os.close(has_begun)
+        return pid
+    if request.get("leads"):
+        os.setsid()
+    for stream, name in zip(files[1:], request["streams"], strict=True):
+        os.dup2(stream, ("stdin", "stdout", "stderr").index(name))
+    for file in (has_begun, begins, *files, *others):
+        os.close(file)
+    _take_over(request)
+    return 0
+
+
+def _take_over(request: Mapping[str, Any]) -> None:
+    """Make this copy's variables and folder those of the request."""
+    if "environment" in request:
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        time.tzset()
+        # Read by libraries when they are loaded, and these are.
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        if threads.isdecimal():
+            threadpoolctl.threadpool_limits(int(threads))
+            torch.set_num_threads(int(threads))
+    if "folder" in request:
+        os.chdir(request["folder"])
+
+
+def _end_as_python_does(work: Callable[[], Any]) -> None:
+    """Do the work, and end this process as the interpreter ends, without going back to who called this."""
+    code = 1
+    try:
+        code = work() or 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _can_be_copied() -> bool:
+    """Whether a copy has all that this process has: threads are not copied, nor is what a GPU's driver knows."""
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open") or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    # OpenBLAS starts its threads when it is loaded, and as jemalloc, which pyarrow brings, it sees to them at a fork.
+    blas = [pool for pool in threadpoolctl.threadpool_info() if pool["internal_api"] == "openblas"]
+    known = 1 + sum(int(pool["num_threads"]) - 1 for pool in blas)
+    names = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
+    return sum(name != "jemalloc_bg_thd" for name in names) <= known
+
+
+def _live(channel: socket.socket, handlers: Mapping[int, Any]) -> None:
+    """Be the forkserver, and in copies what they are asked to be; does not return."""
+
+    def work() -> int:
+        os.setsid()
+        for number in _SIGNALS:
+            # It is there as long as who may ask it.
+            signal.signal(number, signal.SIG_IGN)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, 0)
+        os.dup2(nowhere, 1)
+        for file in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+            if file > 2 and file != channel.fileno():
+                # The folder itself was one of them.
+                with suppress(OSError):
+                    os.close(file)
+        _open.clear()
+        request = serve(channel)
+        if request is None:
+            os._exit(0)
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+        # By which it can be told from the command in lists of processes.
+        Path("/proc/self/comm").write_text(request["module"])
+        return int(importlib.import_module(request["module"]).main() or 0)
+
+    _end_as_python_does(work)

@@ -1,0 +1,14 @@
+from .importance import importances as importances
+from .mlflow_note import write_note as write_note
+from .notify import check_addresses as check_addresses
+from .notify import send as send
+from .page import build as build
+from .rows import as_csv as as_csv
+from .rows import as_json as as_json
+from .rows import rows_of as rows_of
+from .rows import searched_fields as searched_fields
+from .rows import table_of as table_of
+from .summary import summarize as summarize
+from .terminal import Terminal as Terminal
+from .terminal import print_table as print_table
+from .terminal import widened as widened

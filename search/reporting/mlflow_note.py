@@ -1,0 +1,72 @@
+"""What MLflow's pages show of a study that has ended: a note with the best, learning curves, the report."""
+
+from collections.abc import Sequence
+
+from optuna.trial import FrozenTrial
+
+from search.reporting.page import build
+from search.reporting.rows import rows_of
+from search.reporting.summary import summarize
+from search.storage import StoredStudy, is_outage
+from search.tracking import page_of
+from search.trials import OpenStudy
+from search.winner import Winner, plots
+from strategies import ConfigError
+
+#: Artifact of the study's run.
+REPORT_FILE = "report.html"
+
+# MLflow's tag of what its pages show, as Markdown, above a run.
+_NOTE_TAG = "mlflow.note.content"
+_BEST = 10
+
+
+def write_note(open_study: OpenStudy, best: Sequence[FrozenTrial], winner: Winner) -> None:
+    """Log to the study's run what is to be looked at first; what was there of an earlier end is replaced.
+
+    Args:
+        open_study: Of the study, whose winner was crowned.
+        best: Its completed trials, best first.
+        winner: The winner.
+
+    Raises:
+        AwayError: MLflow cannot be reached.
+    """
+    known = StoredStudy(open_study.study, open_study.tracker.uri)
+    open_study.tracker.log(open_study.parent_run, tags={_NOTE_TAG: note(open_study, known, winner)})
+    curves = plots.learning_curves(best, open_study.config.metric)
+    if curves is not None:
+        open_study.tracker.log_file(open_study.parent_run, "winner/learning_curves.png", plots.as_png(curves))
+    # The report is made of what is written.
+    open_study.tracker.flush()
+    try:
+        page = build(summarize(known))
+    except ConfigError as error:
+        if isinstance(error.__cause__, Exception) and is_outage(error.__cause__):
+            raise open_study.tracker.writer.away(error.__cause__) from error
+        raise
+    open_study.tracker.log_file(open_study.parent_run, REPORT_FILE, page.encode())
+
+
+def note(open_study: OpenStudy, known: StoredStudy, winner: Winner) -> str:
+    """The winner, the way to the report, and the best strategies, as Markdown with links into MLflow's pages."""
+    rows = rows_of(known, top=_BEST)
+    metric = open_study.config.metric.replace("_", " ")
+    # The way to the report first: MLflow folds all but the first lines.
+    above = [
+        f"[Report]({_page(open_study, open_study.parent_run)}/artifacts/{REPORT_FILE}) · "
+        f"[all trials, the best first]({page_of(open_study.tracker.experiment_id)}) · {open_study.config.description}",
+        f"Winner: trial {winner.trial}, test {metric} {winner.test_score:.4f} (95% interval {winner.test_low:.4f} to "
+        f"{winner.test_high:.4f}, {winner.test_images:,} images). Model: `{winner.model_uri}`",
+    ]
+    table = [f"| rank | strategy | {metric} | seconds |", "| ---: | --- | ---: | ---: |"]
+    for row in rows:
+        name = f"[{row['trial']} · {row['name']}]({_page(open_study, row['run'])})"
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        table.append(f"| {row['rank']} | {name} | {row['score']:.4f} | {seconds} |")
+    return "\n\n".join([*above, "\n".join(table)])
+
+
+def _page(open_study: OpenStudy, run: str) -> str:
+    """Where MLflow shows a run, from any of its pages."""
+    return f"#/experiments/{open_study.tracker.experiment_id}/runs/{open_study.tracker.reader.id_of(run)}"

@@ -1,0 +1,39 @@
+"""Messages to wherever apprise can send them: mail, chat, a phone."""
+
+import logging
+from collections.abc import Sequence
+
+from search.config import without_password
+from strategies import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def check_addresses(urls: Sequence[str]) -> None:
+    """Refuse addresses that nothing can be sent to, before there is anything to send.
+
+    Raises:
+        ConfigError: One cannot be read, or apprise is not installed.
+    """
+    if not urls:
+        return
+    try:
+        import apprise
+    except ImportError as error:
+        raise ConfigError("--notify: apprise is not installed; pip install 'unfreeze[notify]'") from error
+    for url in urls:
+        if not apprise.Apprise().add(url):
+            raise ConfigError(f"--notify: {without_password(url)!r} is not an address that apprise knows")
+
+
+def send(urls: Sequence[str], title: str, text: str) -> None:
+    """Send a message; where that fails it is logged, since the night's work is done."""
+    if not urls:
+        return
+    import apprise
+
+    for url in urls:
+        sender = apprise.Apprise()
+        sender.add(url)
+        if not sender.notify(title=title, body=text, body_format=apprise.NotifyFormat.MARKDOWN):
+            logger.warning("the summary could not be sent to %s", without_password(url))

@@ -1,0 +1,128 @@
+"""The trials of studies as rows: of the terminal's table, of CSV and of JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from search.storage import StoredStudy
+
+
+# Fields of strategies that a table has room for.
+_MAX_FIELDS = 8
+
+
+def rows_of(known: "StoredStudy", top: int | None, everything: bool = False) -> list[dict[str, Any]]:
+    """A study's trials as flat records, the best first.
+
+    Args:
+        known: The study.
+        top: So many of the completed trials at most; None for all.
+        everything: Those that did not complete follow, in the order in which they were tried.
+    """
+    from search.scheduling import ranked
+    from search.storage import outcome_of
+
+    # Each of them is read from the store.
+    shared, costs = {"study": known.name, "metric": known.metric}, known.costs
+    best = ranked(known.study)
+    found = [_row(shared, costs, trial, rank) for rank, trial in enumerate(best[:top], start=1)]
+    if everything:
+        others = known.study.get_trials(deepcopy=False)
+        found += [_row(shared, costs, trial, None) for trial in others if outcome_of(trial) not in (None, "complete")]
+    return found
+
+
+def _row(shared: Mapping[str, str], costs: Sequence[str], trial: "FrozenTrial", rank: int | None) -> dict[str, Any]:
+    from search.storage import DEPTH, MODEL, PRESET, REASON, RUN_ID, SEED, STRATEGY, outcome_of, score_of
+    from strategies import Strategy
+    from strategies.strategy import describe
+
+    attrs = trial.user_attrs
+    # A trial that was killed at once may have drawn nothing, or have noted a part of what it had.
+    strategy = dict(attrs[STRATEGY]) if attrs.keys() >= {STRATEGY, DEPTH} else {}
+    model = trial.params.get(MODEL)
+    label = ""
+    if strategy:
+        label = describe(Strategy.from_dict({**strategy, "depth": attrs[DEPTH]}), model or "")
+    return {
+        "study": shared["study"],
+        "rank": rank,
+        "trial": trial.number,
+        "name": label,
+        "outcome": outcome_of(trial),
+        "metric": shared["metric"],
+        "score": score_of(trial),
+        **dict(zip(costs, (trial.values or [])[1:], strict=False)),
+        "seconds": round(trial.duration.total_seconds(), 3) if trial.duration else None,
+        "model": model,
+        "depth_blocks": attrs.get(DEPTH),
+        **strategy,
+        "seed": attrs.get(SEED),
+        "preset": attrs.get(PRESET),
+        "reason": attrs.get(REASON),
+        "run": attrs.get(RUN_ID),
+    }
+
+
+def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The records as a JSON list; what is not a number of JSON's, such as infinity, is null."""
+    import pandas as pd
+
+    # Through a frame, lest a record that lacks a field lack its key.
+    return json.dumps(json.loads(pd.DataFrame(list(rows)).to_json(orient="records")), indent=1, ensure_ascii=False)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The records as CSV with a line of names."""
+    import pandas as pd
+
+    return str(pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n"))
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], searched: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of a table: what identifies a trial, its score, and the first searched fields in which trials differ.
+
+    Args:
+        rows: Of :func:`rows_of`.
+        searched: Fields that were searched, the most telling first.
+    """
+
+    def texts(name: str) -> list[str]:
+        return [_in_words(row.get(name)) for row in rows]
+
+    differing = [name for name in searched if len(set(texts(name))) > 1][:_MAX_FIELDS]
+    metrics = {row["metric"] for row in rows}
+    scores = [f"{row['score']:.4f}" if row["score"] is not None else "" for row in rows]
+    if len(metrics) > 1:
+        scores = [f"{row['metric']} {score}" if score else "" for row, score in zip(rows, scores, strict=True)]
+    columns = {"study": texts("study")} if len({row["study"] for row in rows}) > 1 else {}
+    columns |= {"rank": texts("rank"), "trial": texts("trial")}
+    if any(row["outcome"] != "complete" for row in rows):
+        columns["outcome"] = texts("outcome")
+    columns[metrics.pop() if len(metrics) == 1 else "score"] = scores
+    columns |= {"depth" if name == "depth_blocks" else name: texts(name) for name in differing}
+    return columns | {"seconds": [f"{row['seconds']:.1f}" if row["seconds"] is not None else "" for row in rows]}
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")
+
+
+def searched_fields(studies: Sequence["StoredStudy"]) -> list[str]:
+    """Fields that any of the studies searched, depth and learning rate first."""
+    from search.reporting.importance import importances
+    from search.storage import MODEL
+
+    shares: dict[str, float] = {}
+    for known in studies:
+        for trial in known.study.get_trials(deepcopy=False):
+            shares |= {name: 0.0 for name in trial.params if name not in shares}
+        for name, share in importances(known.study).items():
+            shares[name] = max(shares[name], share)
+    names = sorted(shares, key=lambda name: (name not in (MODEL, "depth", "lr"), -shares[name]))
+    return ["depth_blocks" if name == "depth" else name for name in names]

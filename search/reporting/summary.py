@@ -1,0 +1,208 @@
+"""All that is known of a study, gathered from its stores for the report."""
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from search.reporting.importance import importances
+from search.reporting.rows import rows_of, searched_fields
+from search.scheduling import pareto_front, ranked
+from search.storage import PARENT_RUN, SPARED, WINNER, StoredStudy, outcome_of
+from search.winner import EVIDENCE_FILE, MISTAKES_FOLDER, Winner
+from strategies import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A trial's scores by step.
+
+    Args:
+        trial: Its number.
+        label: What it was.
+        steps: Where it reported.
+        scores: What it reported.
+        outcome: How it ended.
+    """
+
+    trial: int
+    label: str
+    steps: list[int]
+    scores: list[float]
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A study as the report shows it.
+
+    Args:
+        name: The study's.
+        metric: What trials are ranked by.
+        is_lower_better: Of the metric.
+        costs: What is minimised beside it.
+        rows: Its trials that were told, as :func:`search.reporting.rows.rows_of` has them, the best first.
+        curves: Scores by step, in the order of trials.
+        front: Numbers of the trials on the Pareto front of score and costs, or of score and seconds.
+        importances: Share of each field.
+        searched: Fields that were searched, the most telling first.
+        winner: None until the search has ended once.
+        evidence: What the winner says of the test images; None where that is not kept.
+        mistakes: Pictures of its worst mistakes, PNG.
+        pictures: Of a dense task, images with truth and prediction side by side, PNG.
+        config: The study's configuration.
+        tags: Of the study's run.
+        seconds_spared: By trial, what reading in place of computing spared, as estimated.
+        began: When the first trial did.
+        ended: When the last did.
+    """
+
+    name: str
+    metric: str
+    is_lower_better: bool
+    costs: list[str]
+    rows: list[dict[str, Any]]
+    curves: list[Curve]
+    front: list[int]
+    importances: dict[str, float]
+    searched: list[str]
+    winner: Winner | None
+    evidence: dict[str, Any] | None
+    mistakes: list[bytes]
+    pictures: list[bytes]
+    config: dict[str, Any]
+    tags: dict[str, str]
+    seconds_spared: dict[int, float]
+    began: datetime | None
+    ended: datetime | None
+    _by_number: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A trial's row."""
+        if not self._by_number:
+            self._by_number.update({row["trial"]: row for row in self.rows})
+        return self._by_number[number]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the strategy that won, or of the best so far where none has won yet."""
+        if self.winner is not None:
+            return self.row(self.winner.trial)
+        return self.complete[0] if self.complete else None
+
+    @property
+    def complete(self) -> list[dict[str, Any]]:
+        """Rows of the trials that completed, the best first."""
+        return [row for row in self.rows if row["outcome"] == "complete"]
+
+
+def summarize(known: StoredStudy) -> Summary:
+    """Gather what the stores say of a study.
+
+    Raises:
+        ConfigError: MLflow's store cannot be read, or has no such study.
+    """
+    study, trials = known.study, known.study.get_trials(deepcopy=False)
+    rows = rows_of(known, top=None, everything=True)
+    labels = {row["trial"]: row["name"] for row in rows}
+    told = [trial for trial in trials if outcome_of(trial) is not None]
+    stored = study.user_attrs.get(WINNER)
+    is_lower_better = study.directions[0] == StudyDirection.MINIMIZE
+    front = pareto_front(study) if known.costs else _front_of_seconds(ranked(study))
+    began = [trial.datetime_start for trial in told if trial.datetime_start is not None]
+    ended = [trial.datetime_complete for trial in told if trial.datetime_complete is not None]
+    of_runs = _read_runs(known)
+    return Summary(
+        name=known.name,
+        metric=known.metric,
+        is_lower_better=is_lower_better,
+        costs=known.costs,
+        rows=rows,
+        curves=[
+            Curve(
+                trial.number,
+                labels[trial.number],
+                list(trial.intermediate_values),
+                list(trial.intermediate_values.values()),
+                outcome_of(trial) or "",
+            )
+            for trial in told
+            if trial.intermediate_values
+        ],
+        front=[trial.number for trial in front],
+        importances=importances(study),
+        searched=searched_fields([known]),
+        winner=Winner.from_dict(stored) if stored is not None else None,
+        seconds_spared={t.number: t.user_attrs[SPARED] for t in told if SPARED in t.user_attrs},
+        began=min(began, default=None),
+        ended=max(ended, default=None),
+        evidence=of_runs.evidence,
+        mistakes=of_runs.mistakes,
+        pictures=of_runs.pictures,
+        config=of_runs.config,
+        tags=of_runs.tags,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _OfRuns:
+    """What MLflow has of a study."""
+
+    evidence: dict[str, Any] | None
+    mistakes: list[bytes]
+    pictures: list[bytes]
+    config: dict[str, Any]
+    tags: dict[str, str]
+
+
+def _read_runs(known: StoredStudy) -> _OfRuns:
+    parent = known.study.user_attrs.get(PARENT_RUN)
+    if parent is None:
+        raise ConfigError(f"study {known.name!r} has no run in MLflow yet")
+    with known.reading_runs() as client, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = client.get_run(parent)
+        config = json.loads(_fetched(client, parent, "study.json", folder).read_text(encoding="utf-8"))
+        evidence, mistakes = None, []
+        if _has(client, parent, EVIDENCE_FILE):
+            evidence = json.loads(_fetched(client, parent, EVIDENCE_FILE, folder).read_text(encoding="utf-8"))
+            mistakes = [
+                _fetched(client, parent, f"{MISTAKES_FOLDER}/{place}.png", folder).read_bytes()
+                for place in range(len(evidence["mistakes"]))
+            ]
+        pictures = [
+            _fetched(client, parent, found.path, folder).read_bytes()
+            for found in sorted(client.list_artifacts(parent, "pictures"), key=lambda found: found.path)
+        ]
+    return _OfRuns(evidence, mistakes, pictures, config, dict(run.data.tags))
+
+
+def _has(client: MlflowClient, run: str, path: str) -> bool:
+    return path in {found.path for found in client.list_artifacts(run, str(Path(path).parent))}
+
+
+def _fetched(client: MlflowClient, run: str, path: str, folder: Path) -> Path:
+    return Path(client.download_artifacts(run, path, str(folder)))
+
+
+def _front_of_seconds(best: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Of trials ranked by score, those that none with as good a score was faster than."""
+    front: list[FrozenTrial] = []
+    fastest = float("inf")
+    for trial in best:
+        seconds = trial.duration.total_seconds() if trial.duration else float("inf")
+        if seconds < fastest:
+            fastest = seconds
+            front.append(trial)
+    return front
+
+
+def presets_of(summary: Summary) -> list[dict[str, Any]]:
+    """Rows of the presets that completed, the best first."""
+    return [row for row in summary.complete if row["preset"]]

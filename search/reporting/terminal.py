@@ -1,0 +1,277 @@
+"""What a search shows: progress while it runs, a line a trial, and the answer at the end."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from optuna.trial import FrozenTrial
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from search.config import Cost
+from search.storage import DEPTH, ENDINGS, MODEL, REASON, STRATEGY, outcome_of, score_of
+from search.tracking import EpochEnded, Event, TrialEnded, TrialStarted
+from search.winner import TRIAL, Confirmed, Winner
+
+# Of a large space a table would be wider than any terminal, and a list longer; MLflow has everything.
+_MAX_FIELDS, _MAX_IMPORTANCES, _LEAST_SHARE = 8, 10, 0.005
+
+# Lines in a log file are not wrapped at 80 columns.
+_LOG_WIDTH = 160
+
+_COST_FORMATS: dict[Cost, str] = {"seconds": ".1f", "parameters_trained": ",.0f"}
+
+
+class Terminal:
+    """Progress bars on a terminal, plain lines elsewhere.
+
+    Args:
+        metric: Name of the score.
+        console: Where to print.
+        costs: Names of the values that follow the score in each trial.
+    """
+
+    def __init__(self, metric: str, console: Console | None = None, costs: Sequence[Cost] = ()) -> None:
+        self._console = widened(console or Console(highlight=False))
+        self._metric = metric
+        self._costs = costs
+        # By trial: linear probes are trained together.
+        self._labels: dict[int, str] = {}
+        # By the process that trains; this one is 0.
+        self._newest: dict[int, str] = {}
+        self._trial_bars: dict[int, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._downloads: set[str] = set()
+        self._study_bar: TaskID | None = None
+
+    def __enter__(self) -> "Terminal":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(escape(text), soft_wrap=True)
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Show how far reading the images has come."""
+        if self._study_bar is None:
+            self._study_bar = self._progress.add_task(what, total=total, note="")
+        self._progress.update(self._study_bar, description=what, completed=done, total=total)
+
+    def downloading(self, what: str, done: int, total: int) -> None:
+        """Say how large a download is, once, and show how far it has come; in bytes."""
+        if what not in self._downloads:
+            self._downloads.add(what)
+            self.say(f"{what}, {total / 1e6:,.1f} MB")
+        self.reading(f"{what} (MB)", done // 10**6, max(1, total // 10**6))
+
+    def study_started(self, done: int, total: int | None) -> None:
+        """Begin the bar of trials."""
+        if self._study_bar is not None:
+            self._progress.remove_task(self._study_bar)
+        self._study_bar = self._progress.add_task("trials", total=total, completed=done, note="")
+
+    def hear(self, event: Event) -> None:
+        """Show what happens to a trial."""
+        match event:
+            case TrialStarted():
+                self._trial_started(event)
+            case EpochEnded() if event.worker in self._trial_bars:
+                note = f"{self._newest[event.worker]}  {self._metric} {event.score:.4f}"
+                self._progress.update(self._trial_bars[event.worker], completed=event.result.epoch, note=note)
+            case TrialEnded():
+                self._trial_ended(event)
+
+    def _trial_started(self, event: TrialStarted) -> None:
+        """Begin the bar of epochs of a worker's trial."""
+        self._labels[event.number] = self._newest[event.worker] = event.label
+        if self._study_bar is None:
+            return
+        if event.worker not in self._trial_bars:
+            self._trial_bars[event.worker] = self._progress.add_task("", total=1, note="")
+        bar, epochs = self._trial_bars[event.worker], event.strategy.epochs
+        self._progress.reset(bar, total=epochs, description=f"trial {event.number}", note=event.label)
+
+    def _trial_ended(self, event: TrialEnded) -> None:
+        """Print the trial's line and advance the bar of trials."""
+        score = f"{self._metric} {event.score:.4f}" if event.score is not None else ""
+        resumed = f"resumes trial {event.continues}" if event.continues is not None else ""
+        why = event.reason or (f"preset {event.preset}" if event.preset else "")
+        note = ", ".join(filter(None, (resumed, why)))
+        self._console.print(
+            f"trial {event.number:>3}  [{ENDINGS[event.outcome].style}]{event.outcome:<8}[/]  {score:<16}  "
+            f"{event.seconds:6.1f} s  {escape(self._labels.pop(event.number, ''))}"
+            + (f"  ({escape(note)})" if note else ""),
+            soft_wrap=True,
+        )
+        if self._study_bar is not None:
+            # A trial that resumes another was counted when that was paused.
+            self._progress.advance(self._study_bar, 0 if event.continues is not None else 1)
+            if event.best is not None:
+                self._progress.update(self._study_bar, note=f"best {self._metric} {event.best:.4f}")
+
+    def worker_ended(self, worker: int) -> None:
+        """Remove the bar of a worker that trains no more."""
+        if worker in self._trial_bars:
+            self._progress.remove_task(self._trial_bars.pop(worker))
+
+    def table(self, trials: Sequence[FrozenTrial], names: Sequence[str], count: int = 10) -> None:
+        """Print the best strategies: rank, trial, score, the searched fields in which they differ, and seconds.
+
+        Args:
+            trials: From best to worst.
+            names: Searched fields, the most telling first; of those that differ the first few are shown.
+            count: Rows at most.
+        """
+        shown = trials[:count]
+        ranks = {"rank": [str(rank + 1) for rank in range(len(shown))]}
+        print_table(self._console, f"Best strategies by validation {self._metric}", ranks | self._columns(shown, names))
+
+    def front(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> None:
+        """Print the Pareto front: trial, score, the searched fields in which the trials differ, and costs."""
+        objectives = " and ".join((self._metric, *self._costs)).replace("_", " ")
+        print_table(self._console, f"Pareto front of validation {objectives}", self._columns(trials, names))
+
+    def _columns(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, list[str]]:
+        searched = {name: [_searched_value(trial, name) for trial in trials] for name in names}
+        differing = [name for name, values in searched.items() if len(set(values)) > 1][:_MAX_FIELDS]
+        costs: dict[str, list[str]] = {
+            cost: [f"{trial.values[place]:{_COST_FORMATS[cost]}}" for trial in trials]
+            for place, cost in enumerate(self._costs, start=1)
+        }
+        return {
+            "trial": [str(trial.number) for trial in trials],
+            self._metric: [f"{score_of(trial):.4f}" for trial in trials],
+            **{name: searched[name] for name in names if name in differing},
+            # With the cost of that name it is the training alone.
+            "seconds": [f"{trial.duration.total_seconds():.1f}" if trial.duration else "" for trial in trials],
+            **costs,
+        }
+
+    def importances(self, shares: Mapping[str, float]) -> None:
+        """Print how much of the score's variation each field explains."""
+        if not shares:
+            self._console.print("Which fields mattered: too few comparable trials to tell.")
+            return
+        self._console.print("Which fields mattered (share of the score's variation, estimated):")
+        shown = {name: share for name, share in list(shares.items())[:_MAX_IMPORTANCES] if share >= _LEAST_SHARE}
+        width = max(map(len, shown), default=0)
+        for name, share in shown.items():
+            self._console.print(f"  {name:<{width}} {share:6.1%}  {'█' * round(share * 30)}")
+
+    def counts(self, trials: Sequence[FrozenTrial]) -> None:
+        """Print how many trials ended in which way, and why the failed ones did."""
+        outcomes = [outcome_of(trial) for trial in trials]
+        parts = [f"{outcomes.count(o)} {o}" for o in ENDINGS if outcomes.count(o)]
+        self._console.print("Trials: " + (", ".join(parts) or "none"))
+        for trial in trials:
+            if outcome_of(trial) == "failed":
+                self._console.print(f"  trial {trial.number} failed: {escape(trial.user_attrs.get(REASON, ''))}")
+
+    def winner(self, winner: Winner, how_to_look: str) -> None:
+        """Print the winner's test score, where its model is and how to look at everything."""
+        if winner.confirmed:
+            metric = winner.metric.replace("_", " ")
+            count = len(winner.confirmed[0].scores)
+            title = f"The best with {count} new seed{'s' if count > 1 else ''}, by their mean validation {metric}"
+            print_table(self._console, title, columns_of(winner.confirmed))
+        if len(winner.candidates) > 1:
+            self._candidates(winner)
+        trials = f"trial{'s' if len(winner.trials) > 1 else ''} {', '.join(map(str, winner.trials or (winner.trial,)))}"
+        name = trials if winner.kind == TRIAL else f"{winner.kind} ({trials})"
+        self._console.print(
+            f"Winner: {name}, test {winner.metric} {winner.test_score:.4f} "
+            f"(95% interval {winner.test_low:.4f} to {winner.test_high:.4f}, {winner.test_images} images)"
+        )
+        if (found := winner.calibration) is not None:
+            self._console.print(
+                f"Calibration: temperature {found.temperature:.3g}, expected calibration error on the test images "
+                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}",
+                soft_wrap=True,
+            )
+        self._console.print(f"Model:  {winner.model_uri}")
+        self._console.print(f"Look:   {how_to_look}", soft_wrap=True)
+
+    def _candidates(self, winner: Winner) -> None:
+        """Print what was scored on validation after the search; a star marks the winner."""
+        table = Table(
+            title="After the search, by validation", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
+        table.add_column("weights")
+        table.add_column("of trials")
+        table.add_column(winner.metric.replace("_", " "), justify="right")
+        for one in winner.candidates:
+            mark = " *" if one.kind == winner.kind else ""
+            table.add_row(one.kind + mark, ", ".join(map(str, one.trials)), f"{one.score:.4f}")
+        self._console.print(table)
+
+
+def columns_of(confirmed: Sequence[Confirmed]) -> dict[str, list[str]]:
+    """Strategies with new seeds, as columns of a table."""
+    columns = {
+        "trial": [str(one.trial) for one in confirmed],
+        "in the search": [f"{one.searched:.4f}" for one in confirmed],
+        "mean": ["" if one.mean is None else f"{one.mean:.4f}" for one in confirmed],
+    }
+    if any(one.low is not None for one in confirmed):
+        columns["95% interval"] = ["" if one.low is None else f"{one.low:.4f} to {one.high:.4f}" for one in confirmed]
+    if any(one.mean is None for one in confirmed):
+        columns["failed"] = [str(one.scores.count(None)) for one in confirmed]
+    return columns
+
+
+def _searched_value(trial: FrozenTrial, name: str) -> str:
+    """A field's value in a table; empty where the trial did not draw it."""
+    if name not in trial.params:
+        return ""
+    if name == MODEL:
+        value = trial.params[MODEL]
+    elif name == "depth":
+        value = trial.user_attrs[DEPTH]
+    else:
+        value = trial.user_attrs[STRATEGY][name]
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")
+
+
+def widened(console: Console) -> Console:
+    """The console, whose lines in a file or a pipe are as long as those of a wide terminal."""
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    return console
+
+
+def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]]) -> None:
+    """Print a table by its columns; its words and numbers are never cut, however narrow the terminal."""
+    # As a title of rich's it would be broken to the width of a narrow table.
+    console.print(title, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    needed = 0
+    for heading, cells in columns.items():
+        # Spaces let a narrow terminal break headings and names in two lines.
+        words = " ".join((heading.replace("_", " "), *cells)).split()
+        width = max(map(len, words))
+        needed += width + 2
+        table.add_column(heading.replace("_", " "), justify="right", min_width=width)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    before = console.width
+    # What is too wide even so the terminal breaks; rich would cut words.
+    console.width = max(before, needed)
+    console.print(table, crop=False)
+    console.width = before

@@ -1,0 +1,196 @@
+"""Asynchronous successive halving whose trials are paused at a rung and go on from it (ASHA, Li et al., MLSys 2020)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna import Study
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search.config import PrunerConfig
+from search.storage import CONTINUES, PAUSED, RETRY_OF, outcome_of
+from trainers import ShortEpochs
+
+
+@dataclass(frozen=True, slots=True)
+class Climber:
+    """A strategy on its way up: the trial that was drawn, and those that went on with it.
+
+    Args:
+        first: Number of the first of its trials.
+        last: The last of them, killed ones left out.
+        losses: Best score so far after each epoch that was reported, with the sign that makes less better.
+    """
+
+    first: int
+    last: FrozenTrial
+    losses: Mapping[int, float]
+
+    @property
+    def paused_at(self) -> int | None:
+        """The epoch after which it waits to go on; None if it does not."""
+        return self.last.user_attrs.get(PAUSED) if self.last.state == TrialState.PRUNED else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rungs:
+    """Epochs after which only the best go on.
+
+    Args:
+        first: The first of them.
+        reduction: Each next is so many times as far, and one of so many trials goes on.
+        reports_per_epoch: How often trials report.
+    """
+
+    first: int
+    reduction: int
+    reports_per_epoch: int = 1
+
+    @classmethod
+    def of(cls, config: PrunerConfig) -> "Rungs":
+        """The rungs of a study."""
+        return cls(config.first_rung, config.reduction, config.reports_per_epoch)
+
+    def epoch_of(self, step: int) -> int | None:
+        """The epoch of a report if that is a rung's."""
+        epoch, within = divmod(step, self.reports_per_epoch)
+        rung = self.first
+        while rung < epoch:
+            rung *= self.reduction
+        return epoch if rung == epoch and within == 0 else None
+
+    def room(self, reached: int) -> int:
+        """How many of the trials that have reached a rung go on; the best does from the start."""
+        return max(1, reached // self.reduction)
+
+    def climbers(self, trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[Climber]:
+        """All strategies of a study but those that failed.
+
+        Args:
+            trials: All of the study, by number.
+            direction: Of the study.
+        """
+        sign = 1 if direction == StudyDirection.MINIMIZE else -1
+        firsts: dict[int, int] = {}
+        last: dict[int, FrozenTrial] = {}
+        reports: dict[int, dict[int, float]] = {}
+        for trial in trials:
+            if outcome_of(trial) == "killed":
+                continue
+            first = firsts.get(trial.user_attrs.get(CONTINUES, trial.number), trial.number)
+            firsts[trial.number] = first
+            last[first] = trial
+            reports.setdefault(first, {}).update(trial.intermediate_values)
+        return [
+            Climber(first, trial, self._losses(reports[first], sign))
+            for first, trial in last.items()
+            if outcome_of(trial) != "failed"
+        ]
+
+    def _losses(self, reports: Mapping[int, float], sign: int) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for step in sorted(reports):
+            epoch, within = divmod(step, self.reports_per_epoch)
+            if within == 0:
+                found[epoch] = min([sign * reports[step], *list(found.values())[-1:]])
+        return found
+
+    def standing(self, climbers: Sequence[Climber], epoch: int) -> list[int]:
+        """First trials of those that have reached a rung, from best to worst; of equals the earlier first."""
+        reached = [climber for climber in climbers if epoch in climber.losses]
+        return [climber.first for climber in sorted(reached, key=lambda one: (one.losses[epoch], one.first))]
+
+    def due(
+        self, trials: Sequence[FrozenTrial], direction: StudyDirection, is_kept: Callable[[FrozenTrial], bool]
+    ) -> FrozenTrial | None:
+        """The paused trial that is to go on next: of the furthest rung that has one, the best.
+
+        Args:
+            trials: All of the study, by number.
+            direction: Of the study.
+            is_kept: Whether a paused trial can go on.
+        """
+        climbers = self.climbers(trials, direction)
+        found = []
+        for epoch, waiting in self._waiting(climbers).items():
+            standing = self.standing(climbers, epoch)
+            for place, first in enumerate(standing[: self.room(len(standing))]):
+                if first in waiting and is_kept(waiting[first]):
+                    found.append((-epoch, place, waiting[first]))
+        return min(found, key=lambda one: one[:2])[2] if found else None
+
+    def needed(self, trials: Sequence[FrozenTrial], direction: StudyDirection, to_come: int | None) -> set[int]:
+        """Numbers of the trials whose state may still be gone on from.
+
+        Args:
+            trials: All of the study, by number.
+            direction: Of the study.
+            to_come: How many trials may still reach a rung; None for as many as did.
+        """
+        found: set[int] = set()
+        for trial in trials:
+            if not trial.state.is_finished():
+                found |= {trial.number, *forerunners(trials, trial.user_attrs)}
+        climbers = self.climbers(trials, direction)
+        for epoch, waiting in self._waiting(climbers).items():
+            standing = self.standing(climbers, epoch)
+            room = self.room(len(standing) + (len(standing) if to_come is None else to_come))
+            found |= {waiting[first].number for first in standing[:room] if first in waiting}
+        return found
+
+    def _waiting(self, climbers: Sequence[Climber]) -> dict[int, dict[int, FrozenTrial]]:
+        """By epoch the paused trials, by the first trial of each."""
+        found: dict[int, dict[int, FrozenTrial]] = {}
+        for climber in climbers:
+            if climber.paused_at is not None:
+                found.setdefault(climber.paused_at, {})[climber.first] = climber.last
+        return found
+
+
+class RungPruner(BasePruner):
+    """Stops a trial at a rung unless it is among the best of all that have reached it so far.
+
+    Args:
+        rungs: Where the rungs are.
+    """
+
+    def __init__(self, rungs: Rungs) -> None:
+        self._rungs = rungs
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is to be stopped after its last report."""
+        epoch = self._rungs.epoch_of(trial.last_step) if trial.last_step is not None else None
+        if epoch is None:
+            return False
+        trials = [trial if one.number == trial.number else one for one in study.get_trials(deepcopy=False)]
+        climbers = self._rungs.climbers(trials, study.direction)
+        standing = self._rungs.standing(climbers, epoch)
+        (first,) = [climber.first for climber in climbers if climber.last.number == trial.number]
+        return standing.index(first) >= self._rungs.room(len(standing))
+
+
+def forerunners(trials: Sequence[FrozenTrial], attrs: Mapping[str, Any]) -> Iterator[int]:
+    """Numbers of the trials whose state a trial may go on from, the furthest first.
+
+    Args:
+        trials: All of the study, by number.
+        attrs: The trial's user attributes.
+    """
+    retried = attrs.get(RETRY_OF)
+    while retried is not None:
+        yield retried
+        retried = trials[retried].user_attrs.get(RETRY_OF)
+    if CONTINUES in attrs:
+        yield attrs[CONTINUES]
+
+
+RUNGS = "rungs"
+
+
+def short_epochs(pruner: PrunerConfig, epochs: int) -> ShortEpochs | None:
+    """The epochs of a trial up to the first rung, if they see a share of the images; a trial without rungs has none."""
+    if pruner.low_rung_images == 1 or epochs <= pruner.first_rung:
+        return None
+    return ShortEpochs(pruner.first_rung, pruner.low_rung_images)

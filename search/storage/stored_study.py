@@ -1,0 +1,176 @@
+"""Studies that are there already, opened to be read: by the name of a study file, or by their own in the store."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from mlflow import MlflowClient
+from optuna import Study
+from optuna.storages import BaseStorage
+
+from search.config import StoreConfig, StudyConfig, TrackingConfig, compose_study, find_study, without_password
+from search.storage.attributes import IDENTITY, PARENT_RUN
+from search.storage.mlflow_store import absolute_sqlite, reading_mlflow
+from search.storage.optuna_storage import open_storage
+from strategies import ConfigError, first_line, nearest
+
+#: Keys that say where a study is.
+STORE_KEYS = ("store.url", "tracking.uri")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStudy:
+    """A study that has begun, and where its runs are.
+
+    Args:
+        study: Optuna's side of it.
+        tracking_uri: The MLflow store of its runs.
+    """
+
+    study: Study
+    tracking_uri: str
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.study.study_name
+
+    @property
+    def metric(self) -> str:
+        """What its trials are ranked by."""
+        return str(self.study.user_attrs[IDENTITY]["metric"])
+
+    @property
+    def costs(self) -> list[str]:
+        """What is minimised beside the metric."""
+        return list(self.study.user_attrs[IDENTITY].get("costs", ()))
+
+    def reading_runs(self) -> AbstractContextManager[MlflowClient]:
+        """:func:`reading_mlflow` of the study's runs."""
+        return reading_mlflow(self.tracking_uri, f"study {self.name!r}")
+
+
+def open_stored(words: Sequence[str]) -> list[StoredStudy]:
+    """Open studies that have begun.
+
+    Args:
+        words: Names of studies or study files, and keys in the grammar of search.run that say where their stores are.
+            Without a name, all studies of the store.
+
+    Raises:
+        ConfigError: One of them is nowhere, or a store cannot be read.
+    """
+    names = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    places = [_place_of(name, overrides) for name in names]
+    if not names:
+        url, uri = _stores_of(overrides)
+        places = [(url, uri, name) for name in sorted(_names_in(_storage(url)))]
+        if not places:
+            raise ConfigError(f"no study has begun in {without_password(url)}")
+    return [open_one(url, uri, name) for url, uri, name in places]
+
+
+def config_of(known: StoredStudy, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The configuration with which a study was last searched, with keys given anew.
+
+    Raises:
+        ConfigError: MLflow does not have it.
+    """
+    parent = known.study.user_attrs.get(PARENT_RUN)
+    if parent is None:
+        raise ConfigError(f"study {known.name!r} has no run in MLflow yet")
+    with known.reading_runs() as client, tempfile.TemporaryDirectory() as folder:
+        # Every configuration, written out, is a study file that composes to it.
+        file = Path(client.download_artifacts(parent, "study.json", folder)).rename(Path(folder) / "study.yaml")
+        return compose_study([f"study={file}", f"tracking.uri={known.tracking_uri}", *overrides])
+
+
+def stores_of(words: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Optuna's and MLflow's store of studies, named as for :func:`open_stored`, and the names that they have there.
+
+    Without a study they are the stores by default.
+
+    Raises:
+        ConfigError: They are in several stores.
+    """
+    names = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    places = [_place_of(name, overrides) for name in names]
+    found = {place[:2] for place in places} or {_stores_of(overrides)}
+    if len(found) > 1:
+        raise ConfigError(f"{', '.join(names)}: these studies are in several stores; name one")
+    return (*found.pop(), [name for _, _, name in places])
+
+
+def _place_of(name: str, overrides: Sequence[str]) -> tuple[str, str, str]:
+    """Optuna's and MLflow's store of a study, and its name there."""
+    try:
+        find_study(name)
+    except ConfigError:
+        # One whose file is elsewhere, or that was given another name.
+        return (*_stores_of(overrides), name)
+    config: StudyConfig = compose_study([f"study={name}", *overrides])
+    assert config.name is not None, "composition names every study"
+    return config.store.url, config.tracking.uri, config.name
+
+
+def _stores_of(overrides: Sequence[str]) -> tuple[str, str]:
+    """The stores that words name, or those that there are by default.
+
+    Raises:
+        ConfigError: A word says something else.
+    """
+    found = dict(word.split("=", 1) for word in overrides)
+    unknown = sorted(found.keys() - set(STORE_KEYS))
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]}: where there is no study file, only stores are chosen: {', '.join(STORE_KEYS)}"
+        )
+    store = StoreConfig(url=found["store.url"]) if "store.url" in found else StoreConfig()
+    tracking = TrackingConfig(uri=found["tracking.uri"]) if "tracking.uri" in found else TrackingConfig()
+    return store.url, tracking.uri
+
+
+def open_one(url: str, uri: str, name: str) -> StoredStudy:
+    """Open a study that has begun.
+
+    Args:
+        url: Optuna's store.
+        uri: MLflow's store.
+        name: The study's own name.
+
+    Raises:
+        ConfigError: It is not there, or the store cannot be read.
+    """
+    storage = _storage(url)
+    known = _names_in(storage)
+    if name not in known:
+        there = nearest(name, known) if known else "no study has begun there"
+        raise ConfigError(f"study {name!r} is not in {without_password(url)}; {there}")
+    study = optuna.load_study(study_name=name, storage=storage)
+    if IDENTITY not in study.user_attrs:
+        raise ConfigError(f"study {name!r} in {without_password(url)} was not begun by Unfreeze")
+    return StoredStudy(study, uri)
+
+
+def _storage(url: str) -> BaseStorage:
+    """Optuna's storage at a URL, which is not made where it is not there.
+
+    Raises:
+        ConfigError: It is not there, or cannot be read.
+    """
+    file = url.removeprefix("sqlite:///")
+    if file != url and not Path(file).is_file():
+        raise ConfigError(f"store.url: {url!r} is not there; no study has begun, or it has another store")
+    try:
+        return open_storage(absolute_sqlite(url))
+    except Exception as error:  # each database driver has errors of its own
+        raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {first_line(error)}") from error
+
+
+def _names_in(storage: BaseStorage) -> list[str]:
+    return optuna.get_all_study_names(storage)

@@ -1,0 +1,10 @@
+from .cleanup import tidy as tidy
+from .generations import first_name as first_name
+from .generations import generation_of as generation_of
+from .lifecycle import NoTrialFinishedError as NoTrialFinishedError
+from .lifecycle import run_study as run_study
+from .loop import claim as claim
+from .loop import run_trials as run_trials
+from .materials import gather as gather
+from .opening import lock_place as lock_place
+from .opening import prepare as prepare

@@ -1,0 +1,126 @@
+"""Checkpoints that nobody needs any more, over all studies."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.config import HousekeepingConfig
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from search.storage import StoredStudy
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that may go.
+
+    Args:
+        study: Its study.
+        trial: Its trial.
+        uri: Folder of its run's artifacts.
+        bytes: Its size.
+        ended: When the trial did.
+    """
+
+    study: str
+    trial: int
+    uri: str
+    bytes: int
+    ended: datetime
+
+
+def tidy(studies: Sequence["StoredStudy"], cache: Path, how: HousekeepingConfig, only_says: bool = False) -> list[str]:
+    """Remove what is too old, and of checkpoints the oldest until they are within their bound.
+
+    Args:
+        studies: Whose checkpoints are meant.
+        cache: Folder of cached images and activations.
+        how: What is too old and too much.
+        only_says: Nothing is removed.
+
+    Returns:
+        What was removed, or would be, a line each.
+    """
+    said = []
+    for found in too_many(list(_checkpoints(studies)), how):
+        if not only_says:
+            _remove(found)
+        said.append(f"checkpoint of trial {found.trial} of {found.study}, {_size(found.bytes)}")
+    if how.days is not None:
+        from trainers import drop_unused
+
+        before = time.time() - timedelta(days=how.days).total_seconds()
+        for path, size in drop_unused(cache, before, only_says):
+            said.append(f"{path}, {_size(size)}")
+    return said
+
+
+def too_many(checkpoints: Sequence[Checkpoint], how: HousekeepingConfig) -> list[Checkpoint]:
+    """The checkpoints that go, the oldest first."""
+    in_order = sorted(checkpoints, key=lambda one: one.ended)
+    left = sum(one.bytes for one in in_order)
+    oldest = datetime.min if how.days is None else datetime.now() - timedelta(days=how.days)
+    most = float("inf") if how.gib is None else how.gib * 2**30
+    going = []
+    for one in in_order:
+        if one.ended < oldest or left > most:
+            going.append(one)
+            left -= one.bytes
+    return going
+
+
+def _checkpoints(studies: Sequence["StoredStudy"]) -> Iterator[Checkpoint]:
+    """Those of trials of studies that are not running, but for winners'."""
+    from optuna.trial import TrialState
+
+    from search.storage import CHECKPOINT, RUN_ID, WINNER
+
+    for known in studies:
+        trials = known.study.get_trials(deepcopy=False)
+        if any(trial.state == TrialState.RUNNING for trial in trials):
+            continue
+        winner = known.study.user_attrs.get(WINNER, {}).get("trial")
+        with known.reading_runs() as client:
+            for trial in trials:
+                if CHECKPOINT not in trial.user_attrs or trial.number == winner or trial.datetime_complete is None:
+                    continue
+                stored = _stored(client, trial.user_attrs[RUN_ID])
+                if stored is not None:
+                    yield Checkpoint(known.name, trial.number, *stored, trial.datetime_complete)
+
+
+def _stored(client: "MlflowClient", run: str) -> tuple[str, int] | None:
+    """Folder and size of a run's checkpoint; None where that, or the whole run, is gone."""
+    from mlflow.exceptions import MlflowException
+
+    from search.tracking import CHECKPOINT_FILE, find_run, is_absent
+
+    run_id = find_run(client, run)
+    if run_id is None:
+        return None
+    try:
+        files = client.list_artifacts(run_id)
+        uri = str(client.get_run(run_id).info.artifact_uri)
+    except MlflowException as error:
+        if not is_absent(error):
+            raise
+        return None
+    sizes = [file.file_size or 0 for file in files if file.path == CHECKPOINT_FILE]
+    return (uri, sizes[0]) if sizes else None
+
+
+def _remove(checkpoint: Checkpoint) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    from search.tracking import CHECKPOINT_FILE
+
+    get_artifact_repository(checkpoint.uri).delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

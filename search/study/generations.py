@@ -1,0 +1,93 @@
+"""Generations of a study: a new one begins where its images have changed, with what the one before has found."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna import Study
+from optuna.storages import BaseStorage
+
+from search.config import StudyConfig
+from search.scheduling import Ledger
+from search.storage import IDENTITY, absolute_sqlite, open_storage, reachable
+from search.study.similar import features_of, strategies_of_similar
+from search.winner import rescore
+from trainers import ImageData, choose_device, open_data
+
+# Strategies of other studies that a new one begins with.
+_WARM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a night goes on with.
+
+    Args:
+        config: The study's, under its generation's name; a new one has presets from studies of similar images.
+        trials: How many count against its budget already.
+        rescored: Where images have changed, what the champion scores on them, in words; else empty.
+    """
+
+    config: StudyConfig
+    trials: int
+    rescored: str = ""
+
+
+def generation_of(config: StudyConfig) -> Generation:
+    """The newest generation of a study, or a new one where its images have changed.
+
+    Raises:
+        UnfreezeError: The images cannot be opened.
+    """
+    assert config.name is not None, "composition names every study"
+    data = open_data(task=config.task, in_chans=config.model.in_chans, **config.data.model_dump())
+    storage = _storage(config)
+    if storage is None:
+        return Generation(config, 0)
+    newest = max(_generations(storage, config.name), default=0)
+    if newest == 0:
+        return Generation(_warmed(config, storage, data), 0)
+    study = optuna.load_study(study_name=name_of(config.name, newest), storage=storage)
+    if _is_of(study, data):
+        now = config.model_copy(update={"name": study.study_name})
+        return Generation(now, Ledger(study).counted)
+    config = config.model_copy(update={"name": name_of(config.name, newest + 1)})
+    device = choose_device(config.device, config.precision)
+    rescored = rescore(config, reachable(config.tracking.uri), device) if config.champion.promote else ""
+    return Generation(_warmed(config, storage, data), 0, rescored or "a new generation begins")
+
+
+def name_of(study: str, generation: int) -> str:
+    """``pets``, ``pets.2``, ``pets.3``: the name of a study's generation."""
+    return study if generation == 1 else f"{study}.{generation}"
+
+
+def first_name(name: str) -> str:
+    """The study whose generation has this name, or would have."""
+    return re.sub(r"\.[1-9]\d*$", "", name)
+
+
+def _generations(storage: BaseStorage, name: str) -> list[int]:
+    names = optuna.get_all_study_names(storage)
+    later = [re.fullmatch(re.escape(name) + r"\.([1-9]\d*)", other) for other in names]
+    return ([1] if name in names else []) + [int(found[1]) for found in later if found is not None]
+
+
+def _is_of(study: Study, data: ImageData) -> bool:
+    known = study.user_attrs.get(IDENTITY)
+    return known is None or known["data (fingerprint)"] == data.fingerprint
+
+
+def _warmed(config: StudyConfig, storage: BaseStorage, data: ImageData) -> StudyConfig:
+    """The configuration with the best strategies of studies of similar images in front of its presets."""
+    found = strategies_of_similar(storage, config.name or "", features_of(data), _WARM)
+    return config.model_copy(update={"presets": {**found, **config.presets}})
+
+
+def _storage(config: StudyConfig) -> BaseStorage | None:
+    """Optuna's storage, unless it is a SQLite file that is not there yet."""
+    url = absolute_sqlite(config.store.url)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        return None
+    return open_storage(url)

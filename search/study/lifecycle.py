@@ -1,0 +1,135 @@
+"""A study from its configuration to its answer: open or resume, run trials until the budget ends, crown the winner."""
+
+import logging
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from optuna.trial import FrozenTrial
+
+from search.config import StudyConfig, without_password
+from search.executors import Executor, executor_of, run_pool
+from search.processes import stopped_by_signals
+from search.reporting import Terminal, importances, write_note
+from search.scheduling import Ledger, pareto_front, ranked
+from search.storage import FRONT, MODEL, RUN_ID, taking_turns
+from search.study.loop import run_trials
+from search.study.opening import lock_place, prepare
+from search.study.presets import _queue_presets
+from search.study.probe_sweep import sweep_probes
+from search.trials import OpenStudy, reconcile_runs, recover_trials
+from search.winner import VERDICT, confirm, crown, describe_verdict, propose
+from strategies import (
+    Fixed,
+    TrialError,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class NoTrialFinishedError(TrialError):
+    """The budget ended and no trial had completed."""
+
+
+def run_study(config: StudyConfig) -> None:
+    """Run or resume a study until its budget is spent, then print the ranking and log the winner as a model.
+
+    Raises:
+        UnfreezeError: Something in the configuration, data or weights is wrong; nothing was trained then.
+        WriteError: MLflow refuses what is written, or there is no room for what waits while it is away; the running
+            trial is tried again when the study goes on.
+        AwayError: MLflow is away at the end, so that no winner can be logged.
+        NoTrialFinishedError: Every trial failed.
+        KeyboardInterrupt: After the running trial was queued again.
+    """
+    with (
+        stopped_by_signals(),
+        executor_of(config) as executor,
+        Terminal(config.metric, costs=config.costs) as terminal,
+    ):
+        open_study = prepare(config, terminal)
+        try:
+            with taking_turns(lock_place(config), "begin", terminal.say):
+                recover_trials(open_study)
+                reconcile_runs(open_study)
+                sweep_probes(open_study)
+                _queue_presets(open_study)
+            hours = config.budget.hours
+            open_study = replace(open_study, deadline=math.inf if hours is None else time.monotonic() + hours * 3600)
+            _run_trials(open_study, terminal, executor)
+            # Lest two processes that end at once crown two winners.
+            with taking_turns(lock_place(config), "finish", terminal.say), open_study.tracker.reader.needed():
+                _finish(open_study, terminal)
+        except Exception:
+            open_study.tracker.try_to_finish(open_study.parent_run, "failed")
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            open_study.tracker.try_to_finish(open_study.parent_run, "killed")
+            raise
+        finally:
+            open_study.tracker.close()
+
+
+def _run_trials(open_study: OpenStudy, terminal: Terminal, executor: Executor | None) -> None:
+    ledger = Ledger(open_study.study)
+    terminal.study_started(ledger.counted, open_study.config.budget.trials)
+    if executor is None:
+        run_trials(open_study, ledger, lambda: True, terminal.say)
+    else:
+        run_pool(open_study, executor, terminal, ledger)
+
+
+def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
+    # A model is logged to the winner's run, which has to have ended by then.
+    if open_study.tracker.deliver():
+        reconcile_runs(open_study)
+    trials = open_study.study.get_trials(deepcopy=False)
+    best = ranked(open_study.study)
+    if not best:
+        terminal.counts(trials)
+        raise NoTrialFinishedError("no trial completed, so there is no winner")
+    if open_study.config.after.wise_ft or open_study.config.after.soups:
+        terminal.say("Scoring what can be mixed from the best weights, on validation")
+    confirmed = confirm(open_study, best) if open_study.config.confirm.seeds else []
+    trial = confirmed[0][0] if confirmed else best[0]
+    winner = crown(open_study, trial, [one for _, one in confirmed])
+    entries = {name: entry for space in open_study.spaces.values() for name, entry in space.items()}
+    searched = [name for name, entry in entries.items() if not isinstance(entry, Fixed)]
+    shares = importances(open_study.study)
+    # What is always asked first, then what mattered most.
+    searched = sorted(searched, key=lambda name: (name not in ("depth", "lr"), -shares.get(name, 0.0)))
+    searched = [MODEL, *searched] if open_study.chooses_model else searched
+    terminal.table(best, searched)
+    if open_study.config.costs:
+        front = pareto_front(open_study.study)
+        _tag_front(open_study, front)
+        terminal.front(front, searched)
+    terminal.counts(trials)
+    terminal.importances(shares)
+    terminal.winner(winner, _how_to_look(open_study.tracker.uri))
+    write_note(open_study, best, winner)
+    if open_study.config.champion.promote:
+        verdict = propose(
+            open_study.config, winner.model_uri, None, open_study.tracker.uri, open_study.materials.device
+        )
+        open_study.study.set_user_attr(VERDICT, asdict(verdict))
+        terminal.say(describe_verdict(verdict))
+    open_study.tracker.finish(open_study.parent_run, "complete")
+    open_study.tracker.flush()
+
+
+def _tag_front(open_study: OpenStudy, front: Sequence[FrozenTrial]) -> None:
+    """Tag the runs on the Pareto front, and those that an earlier front held and that were beaten since."""
+    runs = {trial.user_attrs[RUN_ID] for trial in front}
+    for run_id in {*runs, *open_study.study.user_attrs.get(FRONT, ())}:
+        open_study.tracker.log(run_id, tags={"unfreeze.pareto": "true" if run_id in runs else "false"})
+    # Last, so that a cut before it leaves nothing that the next end would not tag.
+    open_study.study.set_user_attr(FRONT, sorted(runs))
+
+
+def _how_to_look(tracking_uri: str) -> str:
+    if tracking_uri.startswith(("http://", "https://")):
+        return f"open {without_password(tracking_uri)}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_password(tracking_uri))}"

@@ -1,0 +1,104 @@
+"""What trials are made of, checked and opened: data, models, teacher, caches."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+import torch
+
+from search.config import StudyConfig
+from search.storage import fetch_uri
+from search.study.teacher import load_teacher
+from search.trials import Materials, Watcher
+from strategies import ConfigError, Space, check_depths, check_optimizer_names
+from trainers import (
+    ActivationStore,
+    Compiler,
+    ImageData,
+    ModelSource,
+    Reuse,
+    check_model_name,
+    choose_device,
+    find_weights,
+    open_data,
+    top_of,
+)
+
+
+def gather(config: StudyConfig, terminal: Watcher) -> Materials:
+    """Check and open everything that trials are made of, the cheapest first.
+
+    Args:
+        config: The study's.
+        terminal: Is told what is read and downloaded.
+
+    Raises:
+        UnfreezeError: Something of it cannot be used.
+    """
+    _hush_libraries()
+    space = config.space()
+    for name in config.model.names:
+        check_model_name(name)
+    check_optimizer_names(space)
+    device = choose_device(config.device, config.precision)
+    compiler = None
+    if config.compile != "off":
+        compiler = Compiler(config.compile, device, Path(config.data.cache) / "compiled")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = open_data(
+        task=config.task, in_chans=config.model.in_chans, **config.data.model_dump(), progress=terminal.reading
+    )
+    sources = _open_sources(config, data, terminal)
+    _check_depths(space, list(sources.values()))
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_teacher(config.teacher, config.tracking.uri, data.classes, config.model.in_chans, device)
+    reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
+    return Materials(data, sources, device, teacher, compiler, reuse)
+
+
+def _hush_libraries() -> None:
+    """Keep back what libraries say about things that are done here on purpose."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    # We beat ourselves, in search.scheduling.retry.
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
+    warnings.filterwarnings("ignore", message="Some regimes for parameter")
+
+
+def _make_reuse(config: StudyConfig, num_blocks: int) -> Reuse | None:
+    """What shares the frozen parts of trials' models; None if that is off."""
+    if config.reuse == "off":
+        return None
+    store = ActivationStore(Path(config.data.cache), int(config.reuse_gib * 2**30))
+    # Depths are spread over the blocks, so each of them may be expected to come so often.
+    sharing = max(1.0, (config.budget.trials or num_blocks) / (num_blocks + 1))
+    return Reuse(store, always=config.reuse == "on", sharing=sharing)
+
+
+def _open_sources(config: StudyConfig, data: ImageData, terminal: Watcher) -> dict[str, ModelSource]:
+    """Find the weights of each model; all at once, since what was found tells whether trials are comparable."""
+    sources = {}
+    for name in config.model.names:
+        weights = find_weights(
+            name,
+            config.model.weights,
+            resolve_uri=lambda uri: fetch_uri(uri, config.tracking.uri),
+            progress=terminal.downloading,
+            beside=config.model.names,
+        )
+        size = config.data.image_size
+        top = top_of(config.task, config.model.decoder, len(data.classes), size)
+        sources[name] = ModelSource(name, weights, len(data.classes), size, config.model.in_chans, top)
+    return sources
+
+
+def _check_depths(space: Space, sources: Sequence[ModelSource]) -> None:
+    """Refuse whole-number depths larger than the smallest model."""
+    smallest = min(sources, key=lambda source: source.num_blocks)
+    try:
+        check_depths(space, smallest.num_blocks)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({smallest.name})" if len(sources) > 1 else str(error)) from error

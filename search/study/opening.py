@@ -1,0 +1,219 @@
+"""A study made ready: configuration, data, models, teacher and stores checked and opened, the cheapest first."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import optuna
+from optuna import Study
+from optuna.study import StudyDirection
+
+from search.config import StudyConfig, without_password
+from search.scheduling import make_pruner, requeuing
+from search.storage import (
+    BLOCKS,
+    FEATURES,
+    PARENT_RUN,
+    SUGGESTED_LR,
+    AttributeWriter,
+    LockPlace,
+    absolute_sqlite,
+    lock_of,
+    open_storage,
+    taking_turns,
+)
+from search.study.comparability import check_identity, check_space, identity
+from search.study.lr_range import centred, suggested_lr
+from search.study.materials import gather
+from search.study.similar import features_of
+from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit
+from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
+from strategies import (
+    ConfigError,
+    Entry,
+    Fixed,
+    FloatRange,
+    Space,
+    Strategy,
+    first_line,
+    without,
+)
+from trainers import (
+    TASKS,
+    Trainer,
+    unusable_fields,
+)
+
+
+def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenStudy:
+    """Check and open everything that trials share, the cheapest first.
+
+    Args:
+        config: The study's.
+        watcher: Is told what was opened, and what happens to trials.
+        joins: A process that has prepared the study started this one, to work on it too.
+    """
+    materials = gather(config, watcher)
+    rank_group = rank_group_of(config, materials.device)
+    assert config.name is not None, "composition names every study"
+    space = config.space()
+    left_out = {
+        name: unusable_fields(space, source, config.task, materials.teacher is not None)
+        for name, source in materials.sources.items()
+    }
+    _refuse_useless(space, list(left_out.values()))
+
+    # A study that is refused above or here leaves nothing behind in the stores.
+    # Two processes that make the tables of a store at once would get in each other's way, and make two parent runs.
+    with taking_turns(lock_place(config), "begin", watcher.say):
+        tracker = Tracker(
+            config.tracking.uri,
+            config.tracking.artifacts,
+            config.name,
+            Path(config.data.cache).absolute() / "spool",
+            watcher.say,
+            # A worker that is started while MLflow is away works like the others.
+            is_checked=not joins,
+        )
+        study = _open_study(config)
+        check_identity(study, identity(config, materials.data, list(materials.sources.values())))
+        check_space(study, space)
+        tags = _run_tags(config, materials)
+        if joins:
+            parent = str(study.user_attrs[PARENT_RUN])
+            tracker.join(parent)
+        else:
+            _note_features(study, materials)
+            parent = _open_parent(config, materials, study, tracker, tags)
+    _say_what_was_opened(study, materials, left_out, watcher)
+    if config.centre_lr:
+        space = _centred(space, study, config, materials, watcher)
+    return OpenStudy(
+        config=config,
+        spaces={name: without(space, fields) for name, fields in left_out.items()},
+        materials=materials,
+        study=study,
+        tracker=tracker,
+        attributes=AttributeWriter(),
+        parent_run=parent,
+        run_tags=tags,
+        watcher=watcher,
+        listeners=(TrialRuns(tracker, parent, tags, datasets_of(config.data, materials.data)), watcher.hear),
+        lock=lock_of(lock_place(config), "claim"),
+        rank_group=rank_group,
+    )
+
+
+def lock_place(config: StudyConfig) -> LockPlace:
+    """Where the locks of a study are."""
+    assert config.name is not None, "composition names every study"
+    return LockPlace(config.store.url, config.name, config.data.cache)
+
+
+def _run_tags(config: StudyConfig, materials: Materials) -> dict[str, str]:
+    """MLflow tags of every run of the study."""
+    return {
+        "unfreeze.study": str(config.name),
+        "unfreeze.data_fingerprint": materials.data.fingerprint,
+        "unfreeze.device": materials.device.description,
+        "mlflow.source.git.commit": git_commit(),
+    }
+
+
+def _note_features(study: Study, materials: Materials) -> None:
+    """Note what the study's images and models are like, by which later studies find similar ones."""
+    if FEATURES not in study.user_attrs:
+        study.set_user_attr(BLOCKS, {name: source.num_blocks for name, source in materials.sources.items()})
+        study.set_user_attr(FEATURES, features_of(materials.data))
+
+
+def _open_parent(
+    config: StudyConfig, materials: Materials, study: Study, tracker: Tracker, tags: Mapping[str, str]
+) -> str:
+    """Begin the study's run in MLflow, or take it up again, and return its id."""
+    sources = list(materials.sources.values())
+    parent = tracker.open_parent(
+        study.user_attrs.get(PARENT_RUN),
+        str(config.name),
+        {"unfreeze.kind": "study", **tags, **model_tags(sources)},
+    )
+    minimizes = study.directions[0] == StudyDirection.MINIMIZE
+    tracker.save_view(best_first(config.space(), len(sources) > 1, minimizes))
+    study.set_user_attr(PARENT_RUN, parent)
+    tracker.log(parent, datasets=datasets_of(config.data, materials.data, ("train", "val", "test")))
+    tracker.log_json(parent, "study.json", config.to_show())
+    return parent
+
+
+def _say_what_was_opened(
+    study: Study, materials: Materials, left_out: Mapping[str, Mapping[str, str]], watcher: Watcher
+) -> None:
+    trials = len(study.get_trials(deepcopy=False))
+    watcher.say(f"Study   {study.study_name}: {trials} trials so far, {materials.device.description}")
+    watcher.say(f"Data    {materials.data.summary()}")
+    for source in materials.sources.values():
+        weights = f"weights {source.weights.source} ({source.weights.digest})"
+        watcher.say(f"Model   {source.name}, {source.num_blocks} blocks, {weights}")
+        for reason in dict.fromkeys(left_out[source.name].values()):
+            names = ", ".join(field for field, why in left_out[source.name].items() if why == reason)
+            watcher.say(f"Space   without {names}: {reason}")
+
+
+def _refuse_useless(space: Space, left_out: Sequence[Mapping[str, str]]) -> None:
+    """Refuse plain values that mean nothing for any of the models; all else is left out where it means nothing."""
+    for name, reason in left_out[0].items():
+        entry = space[name]
+        if isinstance(entry, Fixed) and all(name in reasons for reasons in left_out):
+            raise ConfigError(f"strategy.{name}: {entry.value!r} cannot be used: {reason}")
+
+
+def _centred(
+    space: Space, study: Study, config: StudyConfig, materials: Materials, watcher: Watcher
+) -> dict[str, Entry]:
+    """The space with its rates where a range test says; the test is made once a study."""
+
+    def make_trainer(strategy: Strategy) -> Trainer:
+        source = materials.sources[config.model.names[0]]
+        return Trainer(source, materials.data, strategy, config.seed, materials.device, materials.teacher)
+
+    if SUGGESTED_LR not in study.user_attrs:
+        study.set_user_attr(SUGGESTED_LR, suggested_lr(space, make_trainer))
+    lr = study.user_attrs[SUGGESTED_LR]
+    if lr is None:
+        watcher.say("Rates   the range test's loss never fell clearly; strategy.lr stays as it is")
+        return dict(space)
+    found = centred(space, lr)
+    rates = found["lr"]
+    assert isinstance(rates, FloatRange)
+    watcher.say(f"Rates   the range test suggests {lr:.1e}; searched from {rates.low:.1e} to {rates.high:.1e}")
+    return found
+
+
+def _open_study(config: StudyConfig) -> Study:
+    first = StudyDirection.MINIMIZE if config.metric in TASKS[config.task].lower_is_better else StudyDirection.MAXIMIZE
+    directions = [first, *(StudyDirection.MINIMIZE for _ in config.costs)]
+    try:
+        storage = open_storage(absolute_sqlite(config.store.url), requeuing(lambda: config.retries))
+        study = optuna.create_study(
+            study_name=config.name,
+            storage=storage,
+            directions=directions,
+            pruner=make_pruner(config.pruner),
+            load_if_exists=True,
+        )
+    except Exception as error:  # each database driver has errors of its own
+        raise ConfigError(
+            f"store.url: {without_password(config.store.url)!r} cannot be opened: {first_line(error)}"
+        ) from error
+    if study.directions != directions:
+        raise ConfigError(
+            f"study {study.study_name!r} has trials that would not be comparable: it was searched to "
+            f"{_in_words(study.directions)}, and now is to {_in_words(directions)}; begin a new study with "
+            f"name={study.study_name}-2"
+        )
+    return study
+
+
+def _in_words(directions: Sequence[StudyDirection]) -> str:
+    """``maximize its metric and minimize 2 of its costs``."""
+    metric, *costs = (direction.name.lower() for direction in directions)
+    return f"{metric} its metric" + (f" and {costs[0]} {len(costs)} of its costs" if costs else "")

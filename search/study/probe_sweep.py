@@ -1,0 +1,149 @@
+"""The sweep of linear probes that a study begins with, and what the trials that follow take from it."""
+
+import csv
+import io
+import logging
+import time
+from typing import Any
+
+import numpy as np
+
+from search.storage import SWEEP
+from search.trials import OpenStudy
+from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, IntRange, Space, sample
+from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, probe_parts
+from trainers.probes import parts as sweep
+
+# What a head depends on, beside its rate; of these the sweep tries what the space holds.
+_TRIED = (*LOSS_FIELDS, "weight_decay", "batch_size", "epochs")
+# Heads on fixed features take and want higher rates than whole models.
+_RATES = FloatRange(1e-4, 0.1, log=True)
+_DECAYS = FloatRange(1e-6, 0.1, log=True)
+# The features of all images are in memory at once.
+_MAX_FEATURE_BYTES = 4 * 2**30
+# Not the best probe's rate: deeper training wants a lower one.
+_PASSED_ON = tuple(name for name in _TRIED if name not in ("batch_size", "epochs"))
+
+logger = logging.getLogger(__name__)
+
+
+class _Draws:
+    """Answers suggestions at random, evenly on each range's scale."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        return int(self._rng.integers(low, high, endpoint=True) - low) // step * step + low
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        return float(np.exp(self._rng.uniform(np.log(low), np.log(high))) if log else self._rng.uniform(low, high))
+
+    def suggest_categorical(self, name: str, choices: tuple[Any, ...]) -> Any:
+        return choices[self._rng.integers(len(choices))]
+
+
+def probe_space(space: Space) -> Space:
+    """What the sweep draws from: rates of its own, and of the study's space all else that a linear probe has."""
+    tried = {name: space[name] for name in _TRIED if name in space}
+    if isinstance(tried.get("weight_decay", _DECAYS), FloatRange | Choice):
+        tried["weight_decay"] = _DECAYS
+    return {"depth": Fixed(0), "lr": _RATES, **tried}
+
+
+def sweep_probes(open_study: OpenStudy) -> None:
+    """Train the study's sweep of linear probes, once, and note the best.
+
+    A study that has trials already has none, and one without presets, which it would seed.
+    """
+    asked = open_study.config.probe_sweep if open_study.config.presets else 0
+    if asked == 0 or SWEEP in open_study.study.user_attrs or open_study.study.get_trials(deepcopy=False):
+        return
+    source = open_study.first_source
+    if not has_linear_head(source):
+        logger.info("probe_sweep: %s does not end in one linear layer, so there is none", source.name)
+        return
+    size = feature_bytes(source, open_study.materials.data)
+    if size > _MAX_FEATURE_BYTES:
+        open_study.watcher.say(f"Probes  none: the features of so many images take {size / 2**30:.0f} GiB")
+        return
+    start = time.perf_counter()
+    space, draws = probe_space(open_study.spaces[source.name]), _Draws(open_study.config.seed)
+    strategies = [sample(space, draws) for _ in range(asked)]
+    parts = probe_parts(
+        source,
+        open_study.materials.data,
+        strategies,
+        open_study.config.seed,
+        open_study.materials.device,
+        open_study.materials.reuse,
+    )
+    results = sweep(parts, len(strategies), open_study.watcher.reading)
+    if not results:
+        return
+    scored = sorted(
+        ((_score(open_study, result), k) for k, result in enumerate(results)), reverse=not open_study.lower_is_better
+    )
+    score, best = scored[0]
+    seconds = time.perf_counter() - start
+    values = {name: getattr(results[best].strategy, name) for name in ("lr", *_PASSED_ON)}
+    open_study.tracker.log_text(open_study.parent_run, "probe_sweep.csv", _as_csv(open_study, results))
+    open_study.tracker.log(open_study.parent_run, metrics={"probe_sweep_score": score, "probe_sweep_seconds": seconds})
+    # Last: a study that was interrupted before begins its sweep anew.
+    open_study.study.set_user_attr(SWEEP, {"values": values, "score": score, "probes": len(results)})
+    said = f"lr {values['lr']:.1e}, weight decay {values['weight_decay']:.0e}, {values['loss']}"
+    best_has = f"the best has {open_study.config.metric} {score:.4f} ({said})"
+    open_study.watcher.say(f"Probes  {len(results)} linear probes in {seconds:.1f} s; {best_has}")
+
+
+def seeded_presets(open_study: OpenStudy) -> dict[str, dict[str, Any]]:
+    """The study's presets with what the sweep found: the best probe itself, and its loss and decay in all the others.
+
+    The best probe is left out where the space trains blocks in any case. What a preset says itself stays. The probe
+    before a fine-tuning (``probe_lr``) gets the best probe's rate.
+    """
+    presets = dict(open_study.config.presets)
+    found = open_study.study.user_attrs.get(SWEEP)
+    if found is None:
+        return presets
+    best = {name: value for name, value in found["values"].items() if name != "lr"}
+    passed_on = best | {"probe_lr": found["values"]["lr"]}
+    seeded = {name: passed_on | preset for name, preset in presets.items()}
+    if not holds_probes(open_study.spaces[open_study.first_source.name]):
+        # Moved into the space it would train blocks, at a head's rate.
+        return seeded
+    return {"probe_sweep": {"depth": 0, "lr": found["values"]["lr"], **best}, **seeded}
+
+
+def holds_probes(space: Space) -> bool:
+    """Whether a linear probe is in the space."""
+    match space.get("depth"):
+        case Fixed(value=value):
+            return bool(value == 0)
+        case Choice(choices=choices):
+            return 0 in choices
+        case IntRange(low=low) | FloatRange(low=low):
+            return low == 0
+        case _:
+            return False
+
+
+def _score(open_study: OpenStudy, result: ProbeResult) -> float:
+    found = [epoch.metrics[f"val_{open_study.config.metric}"] for epoch in result.epochs]
+    score = float(np.nanmin(found) if open_study.lower_is_better else np.nanmax(found))
+    return score if np.isfinite(score) else float("inf" if open_study.lower_is_better else "-inf")
+
+
+def _as_csv(open_study: OpenStudy, results: list[ProbeResult]) -> str:
+    text = io.StringIO()
+    names = ("lr", *_TRIED)
+    metrics = [f"val_{name}" for name in TASKS[open_study.config.task].metrics]
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([*names, "epochs_done", "train_loss", *metrics])
+    for result in results:
+        last = result.epochs[-1].metrics
+        values = [getattr(result.strategy, name) for name in names]
+        rows.writerow([*values, len(result.epochs), last["train_loss"], *(last[name] for name in metrics)])
+    return text.getvalue()

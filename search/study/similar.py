@@ -1,0 +1,104 @@
+"""Which earlier studies were about images like these, and what worked there."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import torch
+from optuna import Study
+from optuna.storages import BaseStorage
+
+from search.scheduling import ranked
+from search.storage import BLOCKS, DEPTH, FEATURES, IDENTITY, MODEL, STRATEGY
+from strategies import Strategy
+from trainers import ImageData
+
+# Images that are looked at.
+_SEEN = 256
+# Further away, nothing is learnt: ten times the images, or half the classes and another look.
+_FAR = 3.0
+_MOST_STUDIES = 3
+
+
+def features_of(data: ImageData) -> dict[str, Any]:
+    """What a data set is like: its sizes, how even its classes are, and what its images look like on average.
+
+    Args:
+        data: Of any task; dense targets count for nothing.
+    """
+    places = torch.linspace(0, len(data.train) - 1, min(_SEEN, len(data.train))).long()
+    images, _ = next(data.train.batches(places, len(places), torch.device("cpu")))
+    pixels = images.double() / 255
+    return {
+        "task": data.task,
+        "images": len(data.train),
+        "classes": len(data.classes),
+        "image_size": data.preprocessing.image_size,
+        "in_chans": data.preprocessing.in_chans,
+        "evenness": _evenness(data),
+        "mean": pixels.mean().item(),
+        "contrast": pixels.std((2, 3)).mean().item(),
+        "variety": pixels.mean((1, 2, 3)).std(unbiased=False).item(),
+    }
+
+
+def _evenness(data: ImageData) -> float:
+    """Entropy of the classes as a share of the largest possible; 1 for tasks without a class an image."""
+    if data.task != "classification" or len(data.classes) < 2:
+        return 1.0
+    shares = torch.bincount(data.train.targets, minlength=len(data.classes)).double() / len(data.train)
+    return float(-(shares * shares.clamp_min(1e-12).log()).sum() / math.log(len(data.classes)))
+
+
+def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """How unlike two data sets are; infinite for different tasks or kinds of images."""
+    if (one["task"], one["in_chans"]) != (other["task"], other["in_chans"]):
+        return math.inf
+    logs = sum(abs(math.log(one[name] / other[name])) for name in ("images", "classes", "image_size"))
+    looks = sum(abs(one[name] - other[name]) for name in ("evenness", "mean", "contrast", "variety"))
+    return float(logs + 4 * looks)
+
+
+def strategies_of_similar(
+    storage: BaseStorage, name: str, features: Mapping[str, Any], count: int
+) -> dict[str, dict[str, Any]]:
+    """The best strategies of earlier studies of the most similar images, as presets by where they are from.
+
+    Depth is told as a share of the model, since another may have another number of blocks.
+
+    Args:
+        storage: Where studies are.
+        name: The study that is to begin.
+        features: What its images are like.
+        count: Strategies at most.
+    """
+    near = []
+    for other in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=other, storage=storage)
+        known = study.user_attrs.get(FEATURES)
+        if other != name and known is not None and IDENTITY in study.user_attrs:
+            gap = distance(features, known)
+            if gap <= _FAR:
+                near.append((gap, other, study))
+    found: dict[str, dict[str, Any]] = {}
+    lists = [_best_of(study) for _, _, study in sorted(near, key=lambda one: one[:2])[:_MOST_STUDIES]]
+    names = [other for _, other, _ in sorted(near, key=lambda one: one[:2])[:_MOST_STUDIES]]
+    # The best of each before the second best of any.
+    for rank in range(count):
+        for other, best in zip(names, lists, strict=True):
+            if rank < len(best) and len(found) < count:
+                found[f"{other}_{rank + 1}"] = best[rank]
+    return found
+
+
+def _best_of(study: Study) -> list[dict[str, Any]]:
+    blocks = study.user_attrs.get(BLOCKS, {})
+    found = []
+    for trial in ranked(study):
+        strategy = Strategy.from_dict(trial.user_attrs[STRATEGY]).to_dict()
+        depth, total = trial.user_attrs[DEPTH], blocks.get(trial.params.get(MODEL) or next(iter(blocks), ""))
+        if total:
+            strategy["depth"] = depth / total if depth else 0
+        found.append(strategy)
+    return found

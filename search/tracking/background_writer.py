@@ -1,0 +1,285 @@
+"""Writes to a store that another thread does, one after another, while training goes on, whether it is there or not."""
+
+import atexit
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from search.storage import is_outage, reason_of
+from search.tracking.spool import Spool
+from search.tracking.writes import Write
+from strategies import TrialError
+
+# How long a flush waits for a store that answers slowly before it is content with the disk.
+_RETRY_SECONDS = 10.0
+# Between two tries to reach a store that is away; each pause is twice as long as the one before.
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+# The thread ends when it has had nothing to do for so long, and begins again when it has.
+_LINGER_SECONDS = 5.0
+
+
+class WriteError(TrialError):
+    """A store refused a write, or could not be reached where nothing goes on without it."""
+
+
+class AwayError(WriteError):
+    """A store cannot be reached; what waits for it is on disk."""
+
+
+class NoRoomError(WriteError):
+    """There is no room on the disk for what a trial has come to, or for writes that wait."""
+
+
+class Deliver(Protocol):
+    """Does a write."""
+
+    def __call__(self, write: Write, folder: Path | None, again: bool) -> None:
+        """Do a write; ``folder`` is the spool's, ``again`` says that the write may have been done before."""
+
+
+class BackgroundWriter:
+    """Does what it is given in the order in which it is given, in one thread.
+
+    When the store cannot be reached, what was given and what follows goes to a spool on disk, and is delivered in order
+    once it can: that is tried again and again, and said when it begins and when it is over.
+
+    After a write that the store has refused, those behind it are dropped until the failure was raised to the one who
+    writes, by :meth:`put` or :meth:`flush`: what follows may rest on what failed. One that is refused when it has
+    waited on disk is set aside there instead, since whoever gave it has gone on.
+
+    Args:
+        store: What is written to, for messages.
+        deliver: Does a write.
+        say: Gets a line.
+    """
+
+    def __init__(self, store: str, deliver: Deliver, say: Callable[[str], None]) -> None:
+        self._store, self._deliver, self._say = store, deliver, say
+        #: Where writes wait; without one a store that cannot be reached is one that refuses.
+        self.spool: Spool | None = None
+        #: Whether the store could not be reached at some time.
+        self.was_away = False
+        self._changed = threading.Condition()
+        self._pending: deque[Write] = deque()
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        # All that is pending is on disk too, and whatever is put.
+        self._is_spooling = False
+        self._is_away = False
+        self._failures = self._delivered = 0
+        self._failure: Exception = WriteError(f"{store} was not reached")
+        self._is_hurried = self._is_closed = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a write would not have to wait."""
+        return self._is_spooling or not self._pending
+
+    def put(self, write: Write) -> None:
+        """Have something written after all that was put before.
+
+        Raises:
+            WriteError: An earlier write was refused, and this one is dropped, or it cannot even be kept on disk.
+        """
+        with self._changed:
+            self._raise()
+            if self._is_spooling:
+                self._keep([write])
+            self._pending.append(write)
+            if self._thread is None:
+                # Python would wait at its end for a thread that is no daemon, and so for a store that is away.
+                self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until everything is written, or on disk to be written later.
+
+        Raises:
+            WriteError: A write was refused, or cannot be kept on disk.
+        """
+        with self._changed:
+            self._changed.wait_for(self._is_safe, _RETRY_SECONDS)
+            while not self._is_safe():
+                if self.spool is None:
+                    self._changed.wait()
+                else:
+                    self._begin_spooling()
+            self._raise()
+            if self._is_spooling and self.spool is not None:
+                self.spool.sync()
+
+    def deliver(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            AwayError: The store cannot be reached.
+            WriteError: A write was refused.
+        """
+        with self._changed:
+            failures, self._is_hurried = self._failures, True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._error or not self._pending or self._failures > failures)
+            self._is_hurried = False
+            self._raise()
+            if self._pending:
+                raise self.away(self._failure)
+
+    def away(self, error: BaseException, more: int = 0) -> AwayError:
+        """What is raised where nothing goes on without the store; ``more`` writes wait beside this process's."""
+        self.was_away = True
+        waiting = len(self._pending) + more
+        where = f"; {waiting} writes wait in {self.spool.folder.parent}" if self.spool is not None and waiting else ""
+        return AwayError(
+            f"{self._store} is away ({reason_of(error)}){where}; once it is back, the same command "
+            f"{'delivers them and ' if where else ''}finishes the study"
+        )
+
+    def close(self) -> int:
+        """Write what can be written, leave the rest on disk, and write no more.
+
+        Returns:
+            How many writes are left on disk.
+        """
+        if self._is_closed:
+            return 0
+        with suppress(WriteError):
+            self.flush()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            if self.spool is not None:
+                self.spool.close()
+            return len(self._pending)
+
+    def _tell(self, text: str) -> None:
+        # Where nobody reads any more, the thread that trains finds that out, and this one goes on.
+        with suppress(Exception):
+            self._say(text)
+
+    def _is_safe(self) -> bool:
+        return self._error is not None or not self._pending or self._is_spooling
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if isinstance(error, WriteError):
+            raise error
+        if error is not None:
+            raise WriteError(f"{self._store} cannot be written to: {reason_of(error)}") from error
+
+    def _keep(self, writes: list[Write]) -> None:
+        """Have writes on disk."""
+        assert self.spool is not None, "nothing is spooled without a spool"
+        try:
+            self.spool.add(writes)
+        except (OSError, ValueError) as error:
+            # That is no fault of the trial's whose writes they are: it is not to be told as failed.
+            kind = NoRoomError if isinstance(error, OSError) else WriteError
+            place = self.spool.folder.parent
+            raise kind(f"{self._store} is away, and its writes cannot wait in {place}: {error}") from error
+
+    def _begin_spooling(self) -> None:
+        """Have all that is pending on disk."""
+        try:
+            self._keep(list(self._pending))
+        except WriteError as error:
+            self._pending.clear()
+            self._error = error
+            return
+        self._is_spooling = True
+
+    def _run(self) -> None:
+        pause, tried = _FIRST_PAUSE_SECONDS, None
+        while (head := self._next()) is not None:
+            try:
+                folder = self.spool.folder if self.spool is not None else None
+                self._deliver(head, folder, again=head is tried)
+            except Exception as error:
+                if self.spool is None or not is_outage(error):
+                    self._refused(head, error)
+                else:
+                    tried = head
+                    self._failed(error, pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            else:
+                pause = _FIRST_PAUSE_SECONDS
+                self._done(head)
+
+    def _next(self) -> Write | None:
+        """What is to be done next; None where the thread ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._is_closed, _LINGER_SECONDS)
+            if self._pending and not self._is_closed:
+                return self._pending[0]
+            self._thread = None
+            atexit.unregister(self.close)
+            return None
+
+    def _done(self, head: Write) -> None:
+        back = ""
+        with self._changed:
+            if self._take(head):
+                self._delivered += self._is_spooling
+                if self._is_spooling and not self._pending:
+                    assert self.spool is not None, "nothing is spooled without a spool"
+                    with suppress(OSError):
+                        self.spool.clear()
+                    self._is_spooling = False
+                    if self._is_away:
+                        back = f"{self._store} is back; {self._delivered} writes that waited were delivered"
+                    self._is_away, self._delivered = False, 0
+                self._changed.notify_all()
+        if back:
+            self._tell(back)
+
+    def _take(self, head: Write) -> bool:
+        """Count what was done, or set aside, as no longer pending, unless it was dropped or left to others."""
+        if self._is_closed or not self._pending or self._pending[0] is not head:
+            return False
+        if self._is_spooling and self.spool is not None:
+            # One that is not noted is delivered twice if this process is killed, which changes nothing.
+            with suppress(OSError):
+                self.spool.delivered()
+        self._pending.popleft()
+        return True
+
+    def _refused(self, head: Write, error: Exception) -> None:
+        with self._changed:
+            if not self._is_spooling:
+                self._error = error
+                self._pending.clear()
+                self._changed.notify_all()
+                return
+            if self.spool is not None and not self._is_closed:
+                with suppress(OSError):
+                    self.spool.set_aside(head, reason_of(error))
+        self._done(head)
+
+    def _failed(self, error: Exception, pause: float) -> None:
+        """Have everything on disk, say so once, and wait before the next try."""
+        with self._changed:
+            if self._is_closed:
+                return
+            self._failures += 1
+            self._failure = error
+            if not self._is_spooling:
+                self._begin_spooling()
+            begins = self._is_spooling and not self._is_away
+            self._is_away = self._is_away or begins
+            self.was_away = True
+            self._changed.notify_all()
+        if begins and self.spool is not None:
+            self._tell(
+                f"{self._store} is away since {time.strftime('%H:%M')} ({reason_of(error)}); trials go on, and what is "
+                f"written waits in {self.spool.folder.parent}"
+            )
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_hurried or self._is_closed, pause)
+            # One try at once for each who is in a hurry.
+            self._is_hurried = False

@@ -1,0 +1,64 @@
+"""Checkpoints of trials: stored with their MLflow runs, and removed when they are beaten."""
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from search.tracking.background_writer import BackgroundWriter, NoRoomError
+from search.tracking.batches import Batches
+from search.tracking.sink import CHECKPOINT_FILE
+from search.tracking.writes import Drop, Upload
+from strategies import first_line
+
+
+class Checkpoints:
+    """Stores and removes checkpoints, in order with all else that is written.
+
+    Args:
+        writer: Writes to MLflow.
+        batches: What still is to be written before.
+    """
+
+    def __init__(self, writer: BackgroundWriter, batches: Batches) -> None:
+        self._writer, self._batches = writer, batches
+        #: Runs that this process has stored a checkpoint of.
+        self.stored: set[str] = set()
+
+    def save(self, run: str, state_dict: Mapping[str, torch.Tensor]) -> str:
+        """Store a model's tensors as a safetensors artifact of a run, and return the artifact's path.
+
+        Raises:
+            NoRoomError: There is no room for it.
+        """
+        spool = self._writer.spool
+        assert spool is not None, "a study has a run by then"
+        self.stored.add(run)
+        try:
+            spool.open()
+            place = spool.checkpoints_of(run) / uuid.uuid4().hex
+            place.mkdir(parents=True)
+            save_weights(state_dict, place / CHECKPOINT_FILE)
+        except (OSError, SafetensorError) as error:
+            raise NoRoomError(f"a checkpoint cannot be written below {spool.folder}: {first_line(error)}") from error
+        self._batches.send()
+        self._writer.put(Upload(run=run, place=place.name))
+        return CHECKPOINT_FILE
+
+    def delete(self, run: str) -> None:
+        """Remove a run's checkpoint; one already gone is no error."""
+        self._batches.send()
+        if self._writer.spool is not None:
+            # One that still waits needs no room.
+            shutil.rmtree(self._writer.spool.checkpoints_of(run), ignore_errors=True)
+        self._writer.put(Drop(run=run))
+
+
+def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a model's tensors to a safetensors file."""
+    # safetensors takes neither tensors that share memory nor channels_last ones.
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in state_dict.items()}, path)

@@ -1,0 +1,159 @@
+"""Writes that wait on disk until MLflow is back: of this process, and of those that ended before it was."""
+
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from search.tracking.writes import Upload, Write, as_line, from_line
+from trainers import sync
+
+REFUSED_FILE = "refused.jsonl"
+_WRITES, _DELIVERED = "writes.jsonl", "delivered"
+
+logger = logging.getLogger(__name__)
+
+
+class Spool:
+    """One process's folder of writes that wait: a line each, in order, and the checkpoints among them as files.
+
+    It is made when it is first needed, and goes when nothing waits in it. Its process holds a lock beside it; that of
+    one that ended, by ``kill -9`` too, can be taken over. One that delivers it notes so after each write, so that the
+    last one at most is delivered twice.
+
+    Args:
+        folder: Where processes that work on one study have theirs.
+        name: Of the folder; none for a new one.
+    """
+
+    def __init__(self, folder: Path, name: str = "") -> None:
+        # Names are in the order in which they were made.
+        self.folder = folder / (name or f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}")
+        # The threads that train and that write share it.
+        self._lock = FileLock(f"{self.folder}.lock", thread_local=False)
+
+    def open(self) -> None:
+        """Make the folder.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        if not self._lock.is_locked:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            # Before the folder: who finds one without its lock held takes it for one that was left.
+            self._lock.acquire()
+        self.folder.mkdir(exist_ok=True)
+
+    def checkpoints_of(self, run: str) -> Path:
+        """Folder of a run's checkpoints that wait, each in one of its own."""
+        return self.folder / run
+
+    def add(self, writes: Sequence[Write]) -> None:
+        """Append writes, which then outlive this process; :meth:`sync` has them outlive the machine too.
+
+        Raises:
+            OSError: They cannot be written, such as on a full disk; none of them is there then.
+        """
+        self.open()
+        path = self.folder / _WRITES
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("ab") as file:
+                file.write("".join(f"{as_line(write)}\n" for write in writes).encode())
+            for write in writes:
+                if isinstance(write, Upload):
+                    for one in (self.checkpoints_of(write.run) / write.place).glob("*"):
+                        sync(one)
+        except OSError:
+            if path.exists():
+                os.truncate(path, before)
+            raise
+
+    def sync(self) -> None:
+        """Wait until what was added is on the disk itself."""
+        if (self.folder / _WRITES).exists():
+            sync(self.folder / _WRITES)
+            sync(self.folder)
+
+    def read(self) -> list[Write]:
+        """What waits to be delivered; lines that no one wrote, as after a power cut, are set aside."""
+        found: list[Write] = []
+        path = self.folder / _WRITES
+        if not path.exists():
+            return found
+        # What follows the last end of a line was never promised.
+        *lines, _ = path.read_bytes().split(b"\n")
+        for line in lines[self._count_delivered() :]:
+            try:
+                found.append(from_line(line))
+            except ValueError:
+                self._note_refused("it cannot be read", line.decode(errors="replace"))
+        return found
+
+    def _count_delivered(self) -> int:
+        path = self.folder / _DELIVERED
+        return path.stat().st_size if path.exists() else 0
+
+    def delivered(self) -> None:
+        """Note that the first write that waits was delivered, or set aside."""
+        with (self.folder / _DELIVERED).open("ab") as file:
+            file.write(b".")
+
+    def set_aside(self, write: Write, reason: str) -> None:
+        """Keep what MLflow has refused in ``refused.jsonl`` beside the folder, so that the rest goes on."""
+        if isinstance(write, Upload):
+            place = self.checkpoints_of(write.run) / write.place
+            if place.exists():
+                shutil.move(place, self.folder.parent / f"refused-{write.place}")
+        self._note_refused(reason, as_line(write))
+
+    def _note_refused(self, reason: str, line: str) -> None:
+        path = self.folder.parent / REFUSED_FILE
+        logger.warning("MLflow has refused a write, which is kept in %s: %s", path, reason)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+    def clear(self) -> None:
+        """Forget all writes, which were delivered."""
+        for name in (_WRITES, _DELIVERED):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leave the folder to others, and nothing where nothing waits."""
+        if self._lock.is_locked:
+            if not (self.folder / _WRITES).exists():
+                self.remove()
+            self.release()
+
+    def take(self) -> bool:
+        """Hold what another process has left, until :meth:`release`; False where one holds it, or has delivered it."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        if not self.folder.is_dir():
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let others take it."""
+        # Both threads may have opened it.
+        self._lock.release(force=True)
+
+    def remove(self) -> None:
+        """Remove the folder and its lock, which stays held."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def left_in(folder: Path) -> list[Spool]:
+    """Spools in a folder, the oldest first; those of ended processes can be taken."""
+    if not folder.is_dir():
+        return []
+    return [Spool(folder, place.name) for place in sorted(folder.iterdir()) if Path(f"{place}.lock").exists()]

@@ -1,0 +1,157 @@
+"""Queued linear probes, trained together: what they share is the whole model but for one layer each."""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import takewhile
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search.scheduling import CONTINUE, RUNGS, Heartbeat, Ledger
+from search.storage import MODEL
+from search.trials.commit import commit, kill_asked
+from search.trials.open_study import OpenStudy
+from search.trials.record import Asked, Sampled, Trained
+from search.trials.training import begin_record, train
+from search.trials.trial import attempt
+from strategies import Fixed, TrialError, UnfreezeError, make_plan
+from trainers import Probes, has_linear_head, probe_groups, probe_parts
+
+# Each trial that is asked holds a heartbeat, and what it logs, until all of them have been trained.
+_MAX_TOGETHER = 256
+
+logger = logging.getLogger(__name__)
+
+
+def probes_waiting(open_study: OpenStudy, room: int | None) -> int:
+    """How many of the trials that are asked next are linear probes of models that end in one linear layer.
+
+    Args:
+        open_study: What the study's trials share; without ``reuse`` every trial is trained by itself.
+        room: How many more trials the budget allows; None for any number.
+    """
+    pruner = open_study.config.pruner
+    # Together they report whole epochs, and none can be paused.
+    if open_study.materials.reuse is None or pruner.name == RUNGS or pruner.reports_per_epoch > 1:
+        return 0
+    waiting = open_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    most = _MAX_TOGETHER if room is None else min(room, _MAX_TOGETHER)
+    return sum(1 for _ in takewhile(partial(_is_probe, open_study), waiting[:most]))
+
+
+def _is_probe(open_study: OpenStudy, trial: FrozenTrial) -> bool:
+    params = trial.system_attrs.get("fixed_params", {})
+    name = params.get(MODEL, open_study.first_source.name)
+    if name not in open_study.materials.sources:
+        return False
+    # Of a value that was queued without a depth, the space must leave no other.
+    depth = params.get("depth", open_study.spaces[name].get("depth"))
+    return depth in (0, Fixed(0)) and has_linear_head(open_study.materials.sources[name])
+
+
+def run_probes(open_study: OpenStudy, ledger: Ledger, opened: Mapping[Asked, Sampled | Exception]) -> None:
+    """Train trials that are linear probes, together those that can be, the others in turn, and tell them all.
+
+    Each scores as it would alone, to rounding. Those trained together are told from best to worst: so no checkpoint is
+    written that another of them would push out. When interrupted, all that are not told are told as killed and queued
+    again.
+
+    Args:
+        open_study: What the study's trials share.
+        ledger: The study's, which takes the trials in when they were told.
+        opened: What each is to train, or why that cannot be sampled.
+    """
+    untold = list(opened)
+    with ExitStack() as beating:
+        try:
+            for asked in opened:
+                beating.enter_context(Heartbeat(asked.trial))
+            for asked, training in _trainings(open_study, opened):
+                ended = attempt(open_study, ledger, asked, training)
+                untold.remove(asked)
+                commit(open_study, ledger, asked, ended, [other.trial.number for other in untold])
+        except (KeyboardInterrupt, SystemExit):
+            for asked in untold:
+                kill_asked(open_study, asked)
+            raise
+
+
+def _trainings(
+    open_study: OpenStudy, opened: Mapping[Asked, Sampled | Exception]
+) -> Iterator[tuple[Asked, Callable[[], Trained]]]:
+    """Each trial with what trains it, or gives what it was trained to together with others."""
+    groups: dict[tuple[str, int], dict[Asked, Sampled]] = defaultdict(dict)
+    for asked, sampled in opened.items():
+        if isinstance(sampled, Exception):
+            yield asked, partial(train, open_study, asked, sampled)
+        else:
+            groups[sampled.source.name, sampled.seed][asked] = sampled
+    alone = {asked: sampled for group in groups.values() for asked, sampled in group.items()}
+    for group in groups.values():
+        ended = _train_together(open_study, group)
+        for asked, end in sorted(ended.items(), key=lambda item: _rank(open_study, item[1])):
+            del alone[asked]
+            yield asked, partial(_given, end)
+    for asked, sampled in alone.items():
+        yield asked, partial(train, open_study, asked, sampled)
+
+
+def _train_together(open_study: OpenStudy, group: Mapping[Asked, Sampled]) -> dict[Asked, Trained | Exception]:
+    """What those trials of one model and seed came to that can be trained with another, or why they failed."""
+    first, strategies = next(iter(group.values())), [sampled.strategy for sampled in group.values()]
+    companies = [places for places in probe_groups(strategies) if len(places) > 1]
+    together = [list(group)[place] for places in companies for place in places]
+    chosen = [group[asked].strategy for asked in together]
+    found: dict[Asked, Trained | Exception] = {}
+    materials = open_study.materials
+    try:
+        for part, probes in probe_parts(
+            first.source, materials.data, chosen, first.seed, materials.device, materials.reuse
+        ):
+            found |= _follow(open_study, probes, [together[place] for place in part])
+    except UnfreezeError as error:
+        # Such as of one among them that cannot be applied: in turn each gets its own reason.
+        logger.info("linear probes are trained in turn: %s", error)
+    return found
+
+
+def _follow(open_study: OpenStudy, probes: Probes, members: Sequence[Asked]) -> dict[Asked, Trained | Exception]:
+    """Train probes epoch by epoch: each result of each is recorded, and decides whether it has a next one."""
+    reuse = f"reuse: one of {len(members)} linear probes trained together"
+    records = {
+        asked: begin_record(open_study, asked, strategy, probes.model, make_plan(probes.model, strategy), reuse)
+        for asked, strategy in zip(members, probes.strategies, strict=True)
+    }
+    found: dict[Asked, Trained | Exception] = {asked: Trained(record) for asked, record in records.items()}
+    for epoch in probes:
+        for place, result in epoch.items():
+            asked = members[place]
+            try:
+                if isinstance(result, TrialError):
+                    raise result
+                records[asked].add(result, partial(probes.weights, place))
+                decision = records[asked].decide()
+            except TrialError as error:
+                found[asked] = error
+                probes.drop(place)
+                continue
+            if decision is not CONTINUE:
+                found[asked] = Trained(records[asked], decision)
+                probes.drop(place)
+    return found
+
+
+def _rank(open_study: OpenStudy, end: Trained | Exception) -> float:
+    if isinstance(end, Exception) or end.decision is not CONTINUE:
+        return math.inf
+    score = end.record.best.score
+    return score if open_study.lower_is_better else -score
+
+
+def _given(end: Trained | Exception) -> Trained:
+    if isinstance(end, Exception):
+        raise end
+    return end

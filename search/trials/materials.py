@@ -1,0 +1,60 @@
+"""What trials are made of, and the trainer that is made of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from search.config import PrunerConfig
+from search.scheduling import short_epochs
+from strategies import Strategy
+from trainers import ALONE, Compiler, Device, ImageData, ModelSource, Ranks, Reuse, Teacher, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Materials:
+    """What trials are made of, apart from the stores: opened and checked."""
+
+    data: ImageData
+    sources: Mapping[str, ModelSource]
+    device: Device
+    teacher: Teacher | None
+    compiler: Compiler | None
+    reuse: Reuse | None
+
+
+def make_trainer(
+    materials: Materials,
+    pruner: PrunerConfig,
+    source: ModelSource,
+    strategy: Strategy,
+    seed: int,
+    micro_batches: int = 1,
+    ranks: Ranks = ALONE,
+) -> Trainer:
+    """The trainer of a trial, alike on each of its ranks.
+
+    Raises:
+        ConfigError: The strategy cannot be applied.
+    """
+    return Trainer(
+        source,
+        materials.data,
+        strategy,
+        seed,
+        materials.device,
+        materials.teacher,
+        materials.reuse,
+        pruner.reports_per_epoch,
+        short_epochs(pruner, strategy.epochs),
+        materials.compiler,
+        ranks,
+        micro_batches,
+    )
+
+
+def model_tags(sources: Sequence[ModelSource]) -> dict[str, str]:
+    """MLflow tags that say which models, and from which weights."""
+    return {
+        "unfreeze.model": ", ".join(source.name for source in sources),
+        "unfreeze.weights": ", ".join(source.weights.source for source in sources),
+        "unfreeze.weights_digest": ", ".join(source.weights.digest for source in sources),
+    }

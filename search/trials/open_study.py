@@ -1,0 +1,100 @@
+"""An open study: what all its trials share."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from search.config import StudyConfig
+from search.processes import RankGroup
+from search.storage import MODEL, AttributeWriter, Lock
+from search.tracking import Event, Listener, Tracker
+from search.trials.materials import Materials
+from strategies import Space
+from trainers import TASKS, ModelSource
+
+
+class Watcher(Protocol):
+    """Is told what happens, to show it."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """How far something has come that all trials wait for."""
+
+    def downloading(self, what: str, done: int, total: int) -> None:
+        """How far a download has come, in bytes."""
+
+    def hear(self, event: Event) -> None:
+        """What happens to a trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStudy:
+    """What all trials of a study share; ``spaces`` by the model's name.
+
+    Who asks for trials, or queues them again, holds ``lock``: others do so too.
+    """
+
+    config: StudyConfig
+    spaces: Mapping[str, Space]
+    materials: Materials
+    study: Study
+    tracker: Tracker
+    attributes: AttributeWriter
+    parent_run: str
+    run_tags: Mapping[str, str]
+    watcher: Watcher
+    listeners: Sequence[Listener]
+    lock: Lock
+    rank_group: RankGroup
+    #: When, on ``time.monotonic``, the hours are over.
+    deadline: float = math.inf
+
+    def announce(self, event: Event) -> None:
+        """Tell all listeners what happens to a trial."""
+        for listener in self.listeners:
+            listener(event)
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the study minimises its metric."""
+        return self.config.metric in TASKS[self.config.task].lower_is_better
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the hours are over, and what is being trained then is not trained to its end."""
+        return not self.config.budget.finish_trials and time.monotonic() >= self.deadline
+
+    @property
+    def paused(self) -> Path:
+        """Folder of what paused trials need to go on; its name is this study's alone, whatever shares the cache."""
+        return self._folder("paused")
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of what running trials leave, lest they are killed."""
+        return self._folder("running")
+
+    def _folder(self, kind: str) -> Path:
+        return Path(self.config.data.cache) / kind / f"{self.config.name}-{self.parent_run[:8]}"
+
+    @property
+    def chooses_model(self) -> bool:
+        """Whether the model is searched too."""
+        return len(self.materials.sources) > 1
+
+    @property
+    def first_source(self) -> ModelSource:
+        """What builds the first of the models that the study names."""
+        return self.materials.sources[self.config.model.names[0]]
+
+    def source_of(self, trial: FrozenTrial) -> ModelSource:
+        """What built the model of a trial."""
+        return self.materials.sources[trial.params[MODEL]] if self.chooses_model else self.first_source

@@ -1,0 +1,77 @@
+"""Trials that are paused at a rung, and go on from there when they are among the best."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from optuna import Study
+
+from search.scheduling import RUNGS, Decision, Ledger, Rungs, Step, queue_again
+from search.storage import CONTINUES, PAUSED, SEED
+from search.trials.open_study import OpenStudy
+from search.trials.record import Asked, Record, Sampled
+from search.trials.snapshots import paused_state_of, write_state
+from trainers import StateError, Trainer
+
+
+def seed_before(study: Study, attrs: Mapping[str, Any]) -> int | None:
+    """The seed of the trial that one with these attributes goes on with; None for one that begins."""
+    if CONTINUES not in attrs:
+        return None
+    return int(study.get_trials(deepcopy=False)[attrs[CONTINUES]].user_attrs[SEED])
+
+
+def pause(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> Decision:
+    """Keep what a trial needs to resume.
+
+    Returns:
+        That it is paused; or that it stops, where its state cannot be kept, which is said.
+    """
+    epoch = trainer.epoch
+    try:
+        write_state(sampled, trainer, record, paused_state_of(open_study, asked.trial.number))
+    except StateError as error:
+        open_study.watcher.say(f"trial {asked.trial.number} cannot resume later: {error}")
+        return Decision(Step.STOP, f"stopped at epoch {epoch}")
+    asked.trial.set_user_attr(PAUSED, epoch)
+    return Decision(Step.PAUSE, f"paused at epoch {epoch}")
+
+
+def promote(open_study: OpenStudy, ledger: Ledger) -> bool:
+    """Queue the paused trial that is to go on next, if there is one, and say whether there was.
+
+    The study's lock is to be held: of two processes that find the same trial the second must see that it is queued.
+    """
+    if open_study.config.pruner.name != RUNGS or not open_study.paused.is_dir():
+        return False
+    due = Rungs.of(open_study.config.pruner).due(
+        open_study.study.get_trials(deepcopy=False),
+        open_study.study.direction,
+        lambda trial: paused_state_of(open_study, trial.number).exists(),
+    )
+    if due is None:
+        return False
+    queue_again(open_study.study, due, {CONTINUES: due.number})
+    ledger.refresh()
+    return True
+
+
+def drop_paused(open_study: OpenStudy, ledger: Ledger, is_over: bool = False) -> None:
+    """Remove what was kept of trials that cannot go on within the budget.
+
+    Args:
+        open_study: What the study's trials share.
+        ledger: The study's.
+        is_over: Whether no more strategies will be drawn.
+    """
+    if not open_study.paused.is_dir():
+        return
+    # Listed first: whatever is written later belongs to a trial that the study already has.
+    files = [file for file in open_study.paused.iterdir() if file.stem.isdecimal()]
+    budget = open_study.config.budget.trials
+    to_come = 0 if is_over else None if budget is None else max(0, budget - ledger.counted)
+    needed = Rungs.of(open_study.config.pruner).needed(
+        open_study.study.get_trials(deepcopy=False), open_study.study.directions[0], to_come
+    )
+    for file in files:
+        if int(file.stem) not in needed:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""One trial from ask to end: what it is called, what it trains, what its epochs came to."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import Trial
+from torch import Tensor
+
+from search.config import Cost
+from search.processes import stop_if_asked
+from search.scheduling import CONTINUE, Decision, decide
+from search.storage import Outcome
+from search.tracking import EpochEnded
+from search.trials.open_study import OpenStudy
+from strategies import Strategy, TrialError
+from trainers import EpochResult, ModelSource
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A trial that was asked for, and the key by which its MLflow run is known."""
+
+    trial: Trial
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a trial is to train.
+
+    Args:
+        source: Builds the model.
+        strategy: As it was sampled.
+        seed: Of the training.
+        fingerprint: Of the strategy on this model.
+    """
+
+    source: ModelSource
+    strategy: Strategy
+    seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a trial ended.
+
+    Args:
+        outcome: In one word.
+        values: What is told of a complete one.
+        reason: Why it ended before its last epoch; empty where that needs no word.
+        is_next_time: Whether it was put back for the next run of the study.
+    """
+
+    outcome: Outcome
+    values: list[float] | None = None
+    reason: str = ""
+    is_next_time: bool = False
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best epoch so far of one trial; ``shown`` is what the model says of the images that are shown, if any."""
+
+    score: float
+    epoch: int
+    state: dict[str, Tensor]
+    shown: Tensor | None = None
+
+
+class Record:
+    """What a trial's epochs have come to; each is announced and reported as it is added.
+
+    Args:
+        open_study: What the study's trials share.
+        asked: The trial.
+        epochs: How many it has.
+        parameters_trained: Numbers of the model that are trained in some epoch.
+    """
+
+    def __init__(self, open_study: OpenStudy, asked: Asked, epochs: int, parameters_trained: int) -> None:
+        self._open_study = open_study
+        self._asked = asked
+        self._costs: dict[Cost, float] = {"seconds": 0.0, "parameters_trained": parameters_trained}
+        self._best: _Best | None = None
+        self.epochs = epochs
+        #: Seconds that reading what is frozen saves in an epoch.
+        self.spared = 0.0
+        self.results: list[EpochResult] = []
+
+    def add(
+        self,
+        result: EpochResult,
+        weights: Callable[[], dict[str, Tensor]],
+        look: Callable[[], Tensor | None] = lambda: None,
+        compiled: str = "",
+        micro_batches: int = 1,
+    ) -> None:
+        """Take a result, and if it is of the best epoch so far the weights and what is shown of it.
+
+        Raises:
+            TrialError: The score is not a number.
+            KeyboardInterrupt, SystemExit: A signal asked for it.
+        """
+        stop_if_asked()
+        score = self._score(result)
+        if math.isnan(score):
+            raise TrialError(
+                f"validation {self._open_study.config.metric} is not a number after epoch {result.epoch:g}"
+            )
+        best = self._best
+        # Results within an epoch are for the pruner alone: the best of more results would be better by chance.
+        if result.ends_epoch and (
+            best is None or (score < best.score if self._open_study.lower_is_better else score > best.score)
+        ):
+            self._best = _Best(score, int(result.epoch), weights(), look())
+        self._report(result, compiled, micro_batches)
+
+    def restore(self, results: Sequence[EpochResult], best: Mapping[str, Any]) -> None:
+        """Take what the trial that this one resumes came to: its results, and its :attr:`best` as a mapping.
+
+        Each result is announced and reported as if it were new.
+        """
+        self._best = _Best(**best)
+        for result in results:
+            self._report(result)
+
+    def _score(self, result: EpochResult) -> float:
+        return result.metrics[f"val_{self._open_study.config.metric}"]
+
+    def _report(self, result: EpochResult, compiled: str = "", micro_batches: int = 1) -> None:
+        self.results.append(result)
+        self._costs["seconds"] += result.seconds
+        trial, score = self._asked.trial, self._score(result)
+        seconds = self._costs["seconds"]
+        self._open_study.announce(
+            EpochEnded(trial.number, self._asked.run, result, score, seconds, compiled, micro_batches)
+        )
+        # Optuna 5.0 takes reports for one objective only.
+        if not self._open_study.config.costs:
+            trial.report(score, result.step)
+
+    def decide(self) -> Decision:
+        """What becomes of the trial after its last result."""
+        config = self._open_study.config
+        # Optuna prunes by one objective only.
+        if config.costs:
+            return CONTINUE
+        return decide(self._asked.trial, config.pruner, self.results[-1].epoch, self.epochs)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch is done."""
+        return bool(self.results) and self.results[-1].epoch >= self.epochs
+
+    @property
+    def best(self) -> _Best:
+        """The best epoch."""
+        assert self._best is not None, "a strategy has at least one epoch"
+        return self._best
+
+    @property
+    def seconds_spared(self) -> float:
+        """How much longer the epochs so far would have taken without reading what is frozen, as estimated."""
+        return self.spared * self.results[-1].epoch if self.results else 0.0
+
+    @property
+    def values(self) -> list[float]:
+        """What is told of the trial: its best score, and its costs."""
+        return [self.best.score, *(self._costs[cost] for cost in self._open_study.config.costs)]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training came to, and whether the trial went on to its end, was paused, or was stopped."""
+
+    record: Record
+    decision: Decision = CONTINUE

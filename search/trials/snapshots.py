@@ -1,0 +1,135 @@
+"""The state of a trial on disk, and trials that go on from it: paused ones, and the next attempt at a killed one."""
+
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search.scheduling import CONTINUE, Decision, forerunners
+from search.storage import CONTINUES, RETRY_OF
+from search.trials.open_study import OpenStudy
+from search.trials.record import Asked, Record, Sampled
+from trainers import EpochResult, StateError, Trainer, load_state, save_state
+
+# Writing a state may take one part in so many of a trial's time.
+_COST = 50
+
+
+class Snapshots:
+    """Writes the state of a running trial now and then, after an epoch.
+
+    How often is ``checkpoints.every_minutes``, or more seldom where that would take more than a fiftieth of the time.
+    """
+
+    def __init__(self, open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> None:
+        self._bench, self._asked, self._sampled = open_study, asked, sampled
+        self._trainer, self._record = trainer, record
+        every = open_study.config.checkpoints.every_minutes * 60
+        self._every = every if every > 0 else float("inf")
+        self._due = time.monotonic() + self._every
+        self._has_complained = False
+
+    def write_if_due(self) -> None:
+        """Write the state after a result; where it cannot be written, which is said once, the trial goes on without."""
+        if time.monotonic() >= self._due:
+            self.write()
+
+    def write(self) -> None:
+        """Write the state now, with the same patience."""
+        began = time.monotonic()
+        number = self._asked.trial.number
+        try:
+            write_state(self._sampled, self._trainer, self._record, snapshot_of(self._bench, number))
+        except StateError as error:
+            if not self._has_complained:
+                self._bench.watcher.say(f"trial {number} could not go on from here if it were killed: {error}")
+            self._has_complained = True
+        self._due = time.monotonic() + max(self._every, _COST * (time.monotonic() - began))
+
+
+def write_state(sampled: Sampled, trainer: Trainer, record: Record, file: Path) -> None:
+    """Write what a trial needs to go on.
+
+    Raises:
+        StateError: It cannot be written.
+    """
+    state = {
+        "fingerprint": sampled.fingerprint,
+        "seed": sampled.seed,
+        "trainer": trainer.state_dict(),
+        "best": {field.name: getattr(record.best, field.name) for field in fields(record.best)},
+        "results": [asdict(result) for result in record.results],
+    }
+    save_state(state, file)
+
+
+def resume(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> Decision:
+    """Take up the state of the trial that this one resumes, or of a killed attempt at it; else do nothing.
+
+    Returns:
+        What becomes of the trial: an attempt that was killed while it was paused is paused again.
+    """
+    number, attrs = asked.trial.number, asked.trial.user_attrs
+    if not attrs.keys() & {CONTINUES, RETRY_OF}:
+        return CONTINUE
+    trials = open_study.study.get_trials(deepcopy=False)
+    problem = ""
+    for before in forerunners(trials, attrs):
+        # Where there are both, it was killed after it had been paused.
+        is_paused = paused_state_of(open_study, before).exists()
+        try:
+            state = load_state(paused_state_of(open_study, before) if is_paused else snapshot_of(open_study, before))
+        except StateError as error:
+            problem = str(error)
+            continue
+        if (state["fingerprint"], state["seed"]) != (sampled.fingerprint, sampled.seed):
+            problem = "the space of strategies has changed"
+            continue
+        trainer.load_state_dict(state["trainer"])
+        record.restore([EpochResult(**result) for result in state["results"]], state["best"])
+        open_study.tracker.log(asked.run, tags={"unfreeze.continues": before})
+        if before != attrs.get(CONTINUES):
+            open_study.watcher.say(
+                f"trial {number} resumes after epoch {trainer.epoch} of trial {before}, which was killed"
+            )
+            if is_paused:
+                return record.decide()
+        return CONTINUE
+    if CONTINUES in attrs:
+        open_study.watcher.say(f"trial {number} starts anew, and does not resume trial {attrs[CONTINUES]}: {problem}")
+    return CONTINUE
+
+
+def drop_snapshots(open_study: OpenStudy, ended: FrozenTrial) -> None:
+    """Remove what a trial that was told, and killed attempts at it, have left."""
+    if open_study.snapshots.is_dir():
+        trials = open_study.study.get_trials(deepcopy=False)
+        for number in (ended.number, *forerunners(trials, ended.user_attrs)):
+            snapshot_of(open_study, number).unlink(missing_ok=True)
+
+
+def drop_old_snapshots(open_study: OpenStudy) -> None:
+    """Remove what no trial that runs, or waits to be tried again, would go on from."""
+    if not open_study.snapshots.is_dir():
+        return
+    # Listed first: whatever is written later belongs to a trial that the study already has.
+    files = [file for file in open_study.snapshots.iterdir() if file.stem.isdecimal()]
+    trials = open_study.study.get_trials(deepcopy=False)
+    needed: set[int] = set()
+    for trial in trials:
+        if trial.state in (TrialState.RUNNING, TrialState.WAITING):
+            needed |= {trial.number, *forerunners(trials, trial.user_attrs)}
+    for file in files:
+        if int(file.stem) not in needed:
+            file.unlink(missing_ok=True)
+
+
+def snapshot_of(open_study: OpenStudy, number: int) -> Path:
+    """Where a running trial keeps its state."""
+    return open_study.snapshots / f"{number}.pt"
+
+
+def paused_state_of(open_study: OpenStudy, number: int) -> Path:
+    """Where a paused trial has left its state."""
+    return open_study.paused / f"{number}.pt"

@@ -1,0 +1,79 @@
+"""A sampled trial is trained, epoch by epoch, until its end or until a decision pauses or stops it."""
+
+from torch import nn
+
+from search.processes import time_limit
+from search.scheduling import CONTINUE, HOURS_ARE_OVER, Step
+from search.storage import SPARED
+from search.tracking import TrialPlanned
+from search.trials.materials import make_trainer
+from search.trials.open_study import OpenStudy
+from search.trials.pausing import pause
+from search.trials.record import Asked, Record, Sampled, Trained
+from search.trials.snapshots import Snapshots, resume
+from strategies import Plan, Strategy
+from trainers import Trainer, free_memory, is_out_of_memory, leave_onednn_if_broken
+
+
+def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> Trained:
+    """Train a trial by itself to its end, or until it is paused or stopped; raise why if it could not be sampled."""
+    if isinstance(sampled, Exception):
+        raise sampled
+    most, parts = sampled.strategy.batch_size // (2 * open_study.rank_group.count), 1
+    with time_limit(open_study.config.budget.trial_minutes):
+        while True:
+            try:
+                return _train_in_parts(open_study, asked, sampled, parts)
+            except (RuntimeError, MemoryError) as error:
+                # A rank alone cannot begin a step again in which others wait for it, so that all begin anew.
+                is_first = open_study.rank_group.count > 1 and not open_study.rank_group.has_result
+                if not is_first or not is_out_of_memory(error) or 2 * parts > most:
+                    raise
+                leave_onednn_if_broken(error)
+            free_memory()
+            parts *= 2
+
+
+def _train_in_parts(open_study: OpenStudy, asked: Asked, sampled: Sampled, micro_batches: int) -> Trained:
+    """Train a trial whose batches are seen in so many parts to begin with."""
+    source, strategy, seed = sampled.source, sampled.strategy, sampled.seed
+    with open_study.rank_group.training(source.name, strategy, seed, micro_batches) as ranks:
+        trainer = make_trainer(
+            open_study.materials, open_study.config.pruner, source, strategy, seed, micro_batches, ranks
+        )
+        return _follow(open_study, asked, sampled, trainer)
+
+
+def _follow(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer) -> Trained:
+    """Train epoch by epoch: each result is recorded, and decides whether there is a next one."""
+    record = begin_record(open_study, asked, sampled.strategy, trainer.model, trainer.plan, trainer.reused.reason)
+    record.epochs, record.spared = trainer.strategy.epochs, trainer.reused.spared
+    try:
+        decision = resume(open_study, asked, sampled, trainer, record)
+        open_study.rank_group.pass_on(trainer)
+        snapshots = Snapshots(open_study, asked, sampled, trainer, record)
+        epochs = open_study.rank_group.epochs(trainer)
+        while decision is CONTINUE and (result := next(epochs, None)) is not None:
+            compiled = trainer.forward.reason if open_study.materials.compiler is not None else ""
+            record.add(result, trainer.weights, trainer.look, compiled, trainer.micro_batches)
+            decision = record.decide()
+            if decision is CONTINUE and open_study.is_out_of_time and not record.is_over:
+                decision = HOURS_ARE_OVER
+                snapshots.write()
+            elif decision is CONTINUE:
+                snapshots.write_if_due()
+        if decision.step == Step.PAUSE and decision is not HOURS_ARE_OVER:
+            decision = pause(open_study, asked, sampled, trainer, record)
+        return Trained(record, decision)
+    finally:
+        if record.seconds_spared > 0:
+            open_study.attributes.put(asked.trial, {SPARED: record.seconds_spared})
+
+
+def begin_record(
+    open_study: OpenStudy, asked: Asked, strategy: Strategy, model: nn.Module, plan: Plan, reuse: str
+) -> Record:
+    """Announce what a strategy makes of its model, and begin the record of the trial's epochs."""
+    count = sum(tensor.numel() for name, tensor in model.named_parameters() if name in plan.trainable)
+    open_study.announce(TrialPlanned(asked.run, strategy, plan.manifest(), reuse, count))
+    return Record(open_study, asked, strategy.epochs, count)

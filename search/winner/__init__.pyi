@@ -1,0 +1,17 @@
+from .champion import VERDICT as VERDICT
+from .champion import Verdict as Verdict
+from .champion import describe_verdict as describe_verdict
+from .champion import last_verdict as last_verdict
+from .champion import propose as propose
+from .champion import rescore as rescore
+from .champion import rollback as rollback
+from .confirmation import confirm as confirm
+from .confirmation import search_deadline as search_deadline
+from .crowning import crown as crown
+from .evidence import EVIDENCE_FILE as EVIDENCE_FILE
+from .evidence import MISTAKES_FOLDER as MISTAKES_FOLDER
+from .model_loading import load as load
+from .significance import half_width as half_width
+from .winner import TRIAL as TRIAL
+from .winner import Confirmed as Confirmed
+from .winner import Winner as Winner

@@ -1,0 +1,199 @@
+"""The best strategies trained once more with new seeds: a score that was the best of many is too good to rank by."""
+
+import math
+from collections.abc import Sequence
+from statistics import mean
+
+from optuna.trial import FrozenTrial
+
+from search.processes import stop_if_asked, time_limit
+from search.scheduling import HOURS_ARE_OVER, Decision
+from search.storage import DEPTH, FINGERPRINT, MODEL, SEED, STRATEGY, score_of
+from search.tracking import WriteError, log_plan
+from search.trials import OpenStudy, Sampled, make_trainer, reason_of
+from search.winner.significance import half_width
+from search.winner.winner import Confirmed
+from strategies import Strategy, TrialError
+from strategies.strategy import describe
+from trainers import free_memory, leave_onednn_if_broken
+
+# By trial and seed, the score; null where it has none. In the study's attributes, so that none is trained twice.
+_SCORES = "confirmations"
+# Far above those that the search itself gives a strategy that it tries again.
+_FIRST_SEED = 100_000
+# Metrics that may be below zero.
+_SIGNED = ("r2", "spearman")
+
+
+def search_deadline(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> float:
+    """When, on ``time.monotonic``, the search has to end so that the best can be confirmed within the hours.
+
+    Args:
+        open_study: Of the study.
+        best: Its completed trials so far, best first; training them again is taken to take as long as they took, and
+            has half of the hours at most.
+    """
+    hours = open_study.config.budget.hours
+    if not open_study.config.confirm.seeds or hours is None:
+        return open_study.deadline
+    known = _known(open_study)
+    needed = 0.0
+    for trial in _contenders(open_study, best):
+        assert trial.duration is not None, "only completed trials are confirmed"
+        missing = set(map(str, _seeds(open_study))) - known.get(str(trial.number), {}).keys()
+        needed += len(missing) * trial.duration.total_seconds()
+    return open_study.deadline - min(needed, hours * 3600 / 2)
+
+
+def confirm(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, Confirmed]]:
+    """Train the best strategies with the study's number of new seeds, and rank them by their mean score.
+
+    All get the same seeds: where the hours end before (``budget.finish_trials=false``), the seeds count that all had.
+    What was trained by an earlier end of the study is not trained again.
+
+    Args:
+        open_study: Of the study.
+        best: Its completed trials, best first.
+
+    Returns:
+        Trials and what their strategies came to, the best first; nothing where there was no time for all of them. A
+        strategy that failed with any seed comes last.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: A signal asked for it.
+        WriteError: MLflow refuses what is written, such as for lack of room.
+    """
+    contenders, seeds = _contenders(open_study, best), _seeds(open_study)
+    scores: list[list[float | None]] = []
+    try:
+        for seed in seeds:
+            of_seed = _scores_with(open_study, contenders, seed)
+            if of_seed is None:
+                done = f"{len(scores)} of {len(seeds)} new seeds"
+                open_study.watcher.say(f"The hours are over: the best were trained with {done}")
+                break
+            scores.append(of_seed)
+    finally:
+        open_study.rank_group.close()
+    if not scores:
+        return []
+    found = [
+        (trial, _confirmed(open_study, trial, of_trial))
+        for trial, of_trial in zip(contenders, zip(*scores, strict=True), strict=True)
+    ]
+    sign = 1 if open_study.lower_is_better else -1
+    # Equals stay in the order of the search.
+    return sorted(found, key=lambda one: math.inf if one[1].mean is None else sign * one[1].mean)
+
+
+def _contenders(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The best trials of different strategies among those whose checkpoint is kept, since one of them will win."""
+    by_strategy: dict[str, FrozenTrial] = {}
+    for trial in best[: open_study.config.checkpoints.keep]:
+        by_strategy.setdefault(trial.user_attrs[FINGERPRINT], trial)
+    return list(by_strategy.values())[: open_study.config.confirm.top]
+
+
+def _seeds(open_study: OpenStudy) -> list[int]:
+    return [(open_study.config.seed + _FIRST_SEED + place) % 2**32 for place in range(open_study.config.confirm.seeds)]
+
+
+def _known(open_study: OpenStudy) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = open_study.study.user_attrs.get(_SCORES, {})
+    return found
+
+
+def _scores_with(open_study: OpenStudy, contenders: Sequence[FrozenTrial], seed: int) -> list[float | None] | None:
+    """The scores of all contenders with a seed, None for one that failed; no list where the hours end before."""
+    scores: list[float | None] = []
+    for trial in contenders:
+        score = _score(open_study, trial, seed)
+        if isinstance(score, Decision):
+            return None
+        scores.append(score)
+    return scores
+
+
+def _score(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Decision | None:
+    """The best epoch's score of a strategy with a seed; None where training it failed, or that the hours are over."""
+    known = _known(open_study)
+    of_trial = known.setdefault(str(trial.number), {})
+    if str(seed) in of_trial:
+        return of_trial[str(seed)]
+    score = HOURS_ARE_OVER if open_study.is_out_of_time else _train(open_study, trial, seed)
+    if not isinstance(score, Decision):
+        of_trial[str(seed)] = score
+        open_study.study.set_user_attr(_SCORES, known)
+    return score
+
+
+def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Decision | None:
+    """Train so; whatever is logged of it is there when this returns, since what was trained is not trained again."""
+    source, strategy = open_study.source_of(trial), Strategy.from_dict(trial.user_attrs[STRATEGY])
+    label = describe(strategy.canonical(source.num_blocks), source.name if open_study.chooses_model else "")
+    what = f"{trial.number} · {label} · seed {seed}"
+    tags = {"unfreeze.kind": "confirmation", "unfreeze.confirms": trial.number, **open_study.run_tags}
+    run = open_study.tracker.start_trial(open_study.parent_run, what, tags)
+    facts = {MODEL: source.name, **strategy.to_dict(), DEPTH: trial.user_attrs[DEPTH], SEED: seed}
+    open_study.tracker.log(run, params=facts)
+    score: float | Decision | None = None
+    try:
+        with time_limit(open_study.config.budget.trial_minutes):
+            score = _best_score(open_study, run, Sampled(source, strategy, seed, trial.user_attrs[FINGERPRINT]))
+        if isinstance(score, Decision):
+            # The next end of the study trains it again.
+            open_study.tracker.try_to_finish(run, "killed")
+        else:
+            open_study.tracker.log(run, metrics={"score": score})
+            open_study.tracker.finish(run, "complete")
+            open_study.tracker.flush()
+    except (KeyboardInterrupt, SystemExit, WriteError):
+        # It is no fault of the strategy's, which is trained again by the next end of the study.
+        open_study.tracker.try_to_finish(run, "killed")
+        raise
+    except Exception as error:  # whatever it is, it is this training's reason
+        leave_onednn_if_broken(error)
+        open_study.tracker.finish(run, "failed", reason_of(error))
+        open_study.tracker.flush()
+        open_study.watcher.say(f"confirm {what}: failed: {reason_of(error)}")
+    free_memory()
+    if isinstance(score, float):
+        open_study.watcher.say(f"confirm {what}: {open_study.config.metric} {score:.4f}")
+    return score
+
+
+def _best_score(open_study: OpenStudy, run: str, sampled: Sampled) -> float | Decision:
+    """Train to the end, and take the best epoch's score, as of any trial; or say that the hours are over."""
+    scores: list[float] = []
+    source, strategy, seed = sampled.source, sampled.strategy, sampled.seed
+    with open_study.rank_group.training(source.name, strategy, seed) as ranks:
+        trainer = make_trainer(open_study.materials, open_study.config.pruner, source, strategy, seed, ranks=ranks)
+        log_plan(open_study.tracker, run, strategy, trainer.plan.manifest(), trainer.reused.reason)
+        for result in open_study.rank_group.epochs(trainer):
+            stop_if_asked()
+            open_study.tracker.log(run, step=result.step, metrics=result.metrics)
+            if result.ends_epoch:
+                scores.append(result.metrics[f"val_{open_study.config.metric}"])
+            if open_study.is_out_of_time and result.epoch < trainer.strategy.epochs:
+                return HOURS_ARE_OVER
+    if any(map(math.isnan, scores)):
+        raise TrialError(f"validation {open_study.config.metric} is not a number")
+    return min(scores) if open_study.lower_is_better else max(scores)
+
+
+def _confirmed(open_study: OpenStudy, trial: FrozenTrial, scores: Sequence[float | None]) -> Confirmed:
+    searched = score_of(trial)
+    assert searched is not None, "only completed trials are confirmed"
+    found = [score for score in scores if score is not None]
+    if len(found) < len(scores):
+        return Confirmed(trial.number, searched, tuple(scores), None, None, None)
+    middle, half = mean(found), half_width(found)
+    if half is None:
+        return Confirmed(trial.number, searched, tuple(scores), middle, None, None)
+    low, high = middle - half, middle + half
+    # What no score can be is in no interval: of metrics more is better up to 1, and few go below 0.
+    if not open_study.lower_is_better:
+        high = min(high, 1.0)
+    if open_study.config.metric not in _SIGNED:
+        low = max(low, 0.0)
+    return Confirmed(trial.number, searched, tuple(scores), middle, low, high)

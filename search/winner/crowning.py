@@ -1,0 +1,131 @@
+"""The end of a study: the winner is chosen, scored on the test split and logged."""
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from safetensors.torch import load_file
+from torch import Tensor
+
+from search.storage import RUN_ID, WINNER, score_of
+from search.trials import OpenStudy
+from search.winner.evidence import log_evidence
+from search.winner.logged_model import log_model
+from search.winner.mixtures import Judge, choose, make_judge, soup_trials
+from search.winner.winner import GREEDY_SOUP, TRIAL, UNIFORM_SOUP, Calibration, Candidate, Confirmed, Winner
+from trainers import CALIBRATED_TASKS, TASKS, State, Task, calibration_error, fit_temperature
+
+CANDIDATES_FILE = "candidates.json"
+
+
+def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirmed] = ()) -> Winner:
+    """Choose among the best trial and what is mixed from it, score the choice on the test split and log it as a model.
+
+    A winner already crowned is returned as it was, unless more trials or other settings of ``after`` change what there
+    is to choose from; and if the choice is then the same, its test score and its model stay.
+
+    Args:
+        open_study: Of the study.
+        trial: Its best trial.
+        confirmed: Why that is the best, if new seeds have said so.
+
+    Raises:
+        UnfreezeError: Its checkpoint is gone.
+    """
+    stored = open_study.study.user_attrs.get(WINNER)
+    known = Winner.from_dict(stored) if stored is not None and stored["trial"] == trial.number else None
+    asked = _asked(open_study)
+    if known is not None and _is_answered(known, asked):
+        winner = replace(known, confirmed=tuple(confirmed))
+        if winner != known:
+            open_study.study.set_user_attr(WINNER, asdict(winner))
+        return winner
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = open_study.tracker.reader.fetch_checkpoint(trial.user_attrs[RUN_ID], folder)
+        judge = make_judge(open_study, trial, load_file(checkpoint))
+        weights, candidates, chosen = choose(judge, trial, folder)
+        if known is not None and _is_the_same(known, chosen, asked):
+            winner = known
+        else:
+            winner = _present(open_study, trial, judge, weights, folder, is_mixed=chosen.kind != TRIAL)
+    winner = replace(winner, kind=chosen.kind, trials=chosen.trials, candidates=candidates, asked=asked)
+    winner = replace(winner, confirmed=tuple(confirmed))
+    open_study.tracker.log(open_study.parent_run, tags={"unfreeze.winner_kind": winner.kind})
+    open_study.tracker.log_json(
+        open_study.parent_run,
+        CANDIDATES_FILE,
+        {"metric": winner.metric, "winner": winner.kind, "candidates": [asdict(one) for one in candidates]},
+    )
+    open_study.study.set_user_attr(WINNER, asdict(winner))
+    return winner
+
+
+def _asked(open_study: OpenStudy) -> dict[str, Any]:
+    after = open_study.config.after
+    return {**after.model_dump(), "soup_trials": [t.number for t in soup_trials(open_study)] if after.soups else []}
+
+
+def _is_answered(known: Winner, asked: Mapping[str, Any]) -> bool:
+    """Whether nothing that the choice depended on has changed; earlier versions had nothing to choose."""
+    if known.asked is None:
+        return not (asked["wise_ft"] or asked["soups"])
+    return known.asked == asked
+
+
+def _is_the_same(known: Winner, chosen: Candidate, asked: Mapping[str, Any]) -> bool:
+    """Whether the choice is the known winner's weights: a greedy soup of all members is the uniform one."""
+    if known.asked is None or known.asked.get("calibrate") != asked["calibrate"] or known.trials != chosen.trials:
+        return False
+    return known.kind == chosen.kind or {known.kind, chosen.kind} == {UNIFORM_SOUP, GREEDY_SOUP}
+
+
+def _present(
+    open_study: OpenStudy, trial: FrozenTrial, judge: Judge, weights: State, folder: Path, is_mixed: bool
+) -> Winner:
+    """Score the chosen weights on the test split and log them as a model."""
+    task, metric = TASKS[open_study.materials.data.task], open_study.config.metric
+    judge.load(weights)
+    temperature = None
+    if open_study.config.after.calibrate and task.name in CALIBRATED_TASKS:
+        known = None if is_mixed else judge.known_of_trial()
+        temperature = fit_temperature(task.name, *judge.outputs(open_study.materials.data.val, known))
+    outputs, targets = judge.outputs(open_study.materials.data.test)
+    calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets)
+    # Weights that are not the trial's own belong to the study.
+    run_id = open_study.parent_run if is_mixed else open_study.tracker.reader.id_of(trial.user_attrs[RUN_ID])
+    model_uri = log_model(open_study, judge.source, run_id, weights, folder, judge.strategy, temperature)
+    found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
+    found |= asdict(calibration) if calibration is not None else {}
+    found |= _of_classes(task, outputs, targets, open_study.materials.data.classes)
+    low, high = task.interval(metric, outputs, targets)
+    log_evidence(open_study, outputs, targets, temperature)
+    if not is_mixed:
+        open_study.tracker.log(run_id, metrics=found)
+    open_study.tracker.log(
+        open_study.parent_run,
+        metrics={"best_score": score_of(trial) or 0.0, **found},
+        tags={"unfreeze.winner": trial.number, "unfreeze.model_uri": model_uri},
+    )
+    score = found[f"test_{metric}"]
+    return Winner(trial.number, metric, score, low, high, len(targets), model_uri, calibration=calibration)
+
+
+def _of_classes(task: Task, outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """A dense task's score of each class that can be scored, by a name that MLflow takes."""
+    if task.dense is None:
+        return {}
+    name, of_class = task.dense.per_class
+    values = of_class(outputs, targets, len(classes)).tolist()
+    names = (re.sub(r"[^\w .:-]", "_", one, flags=re.ASCII) for one in classes)
+    return {f"test_{name}/{one}": value for one, value in zip(names, values, strict=True) if math.isfinite(value)}
+
+
+def _calibration(task: str, temperature: float, outputs: Tensor, targets: Tensor) -> Calibration:
+    before, after = (calibration_error(task, outputs.double() / t, targets) for t in (1.0, temperature))
+    return Calibration(temperature, before, after)

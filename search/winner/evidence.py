@@ -1,0 +1,183 @@
+"""What the winner says of the test images, kept so that it can be looked at, and compared, without them."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from search.trials import OpenStudy
+from search.winner import plots
+from trainers import Split
+
+#: Artifacts of the study's run.
+EVIDENCE_FILE, OUTPUTS_FILE = "winner/evidence.json", "winner/test_outputs.npz"
+MISTAKES_FOLDER = "winner/mistakes"
+
+_MISTAKES = 12
+_PICTURE_SIDE = 160
+_BINS = 15
+# Points of a plot of truth against prediction.
+_POINTS = 2000
+# Of more classes a matrix can be neither read nor drawn.
+_MOST_CLASSES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A test image of which the model is most wrong.
+
+    Args:
+        image: Its place in the test split.
+        truth: What it is.
+        answer: What the model says.
+        probability: How sure the model was of that; None where there are no probabilities.
+    """
+
+    image: int
+    truth: str
+    answer: str
+    probability: float | None
+
+
+def evidence_of(
+    task: str, outputs: Tensor, targets: Tensor, classes: Sequence[str], temperature: float | None
+) -> dict[str, Any]:
+    """Confusion, reliability and worst mistakes, as JSON takes them.
+
+    Args:
+        task: ``classification``, ``multilabel`` or ``regression``.
+        outputs: (N, C) raw outputs, in the units of the targets.
+        targets: (N,) int64 or (N, C) float32.
+        classes: Their names, or those of the numbers.
+        temperature: What logits are divided by; None for nothing.
+    """
+    scaled = outputs if temperature is None else outputs / temperature
+    found: dict[str, Any] = {"task": task, "images": len(targets), "classes": list(classes), "temperature": temperature}
+    return found | _OF_TASK[task](scaled, targets, classes)
+
+
+def _of_classification(logits: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    probabilities = logits.double().softmax(1)
+    sure, said = probabilities.max(1)
+    wrong = (said != targets).nonzero().flatten()
+    worst = wrong[sure[wrong].argsort(descending=True, stable=True)[:_MISTAKES]].tolist()
+    found: dict[str, Any] = {
+        "reliability": _reliability(sure, (said == targets).double()),
+        "mistakes": [
+            asdict(Mistake(k, classes[int(targets[k])], classes[int(said[k])], sure[k].item())) for k in worst
+        ],
+    }
+    count = len(classes)
+    if count <= _MOST_CLASSES:
+        flat = torch.bincount(targets * count + said, minlength=count**2)
+        found["confusion"] = flat.view(count, count).tolist()
+    return found
+
+
+def _of_multilabel(logits: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    probabilities = logits.double().sigmoid()
+    losses = F.binary_cross_entropy_with_logits(logits.double(), targets.double(), reduction="none").sum(1)
+    said = probabilities >= 0.5
+    wrong = (said != targets.bool()).any(1).nonzero().flatten()
+    worst = wrong[losses[wrong].argsort(descending=True, stable=True)[:_MISTAKES]].tolist()
+
+    def names(row: Tensor) -> str:
+        return ", ".join(name for name, has in zip(classes, row.tolist(), strict=True) if has) or "none"
+
+    hits = (said & targets.bool()).sum(0).tolist()
+    return {
+        "reliability": _reliability(probabilities.flatten(), targets.double().flatten()),
+        "mistakes": [asdict(Mistake(k, names(targets[k]), names(said[k]), None)) for k in worst],
+        "per_class": [
+            {"class": name, "images": int(have), "found": int(found), "said": int(claimed)}
+            for name, have, found, claimed in zip(
+                classes, targets.sum(0).tolist(), hits, said.sum(0).tolist(), strict=True
+            )
+        ],
+    }
+
+
+def _of_regression(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    spread = targets.double().std(0, unbiased=False).clamp_min(torch.finfo(torch.float32).tiny)
+    off = ((outputs.double() - targets.double()) / spread).abs().sum(1)
+    worst = off.argsort(descending=True, stable=True)[:_MISTAKES].tolist()
+
+    def numbers(row: Tensor) -> str:
+        return ", ".join(f"{name} {value:.4g}" for name, value in zip(classes, row.tolist(), strict=True))
+
+    shown = torch.linspace(0, len(targets) - 1, min(len(targets), _POINTS)).long()
+    return {
+        "mistakes": [asdict(Mistake(k, numbers(targets[k]), numbers(outputs[k]), None)) for k in worst],
+        "points": {
+            name: {"truth": targets[shown, k].tolist(), "answer": outputs[shown, k].tolist()}
+            for k, name in enumerate(classes)
+        },
+    }
+
+
+def _reliability(sure: Tensor, hits: Tensor) -> list[dict[str, float]]:
+    """Of bins of equal width that hold anything: how many, how sure the model was and how often it was right."""
+    places = (sure * _BINS).ceil().long().sub(1).clamp(min=0)
+    found = []
+    for place in range(_BINS):
+        inside = places == place
+        if inside.any():
+            found.append(
+                {
+                    "from": place / _BINS,
+                    "to": (place + 1) / _BINS,
+                    "count": int(inside.sum()),
+                    "sure": sure[inside].mean().item(),
+                    "right": hits[inside].mean().item(),
+                }
+            )
+    return found
+
+
+_OF_TASK: Mapping[str, Callable[[Tensor, Tensor, Sequence[str]], dict[str, Any]]] = {
+    "classification": _of_classification,
+    "multilabel": _of_multilabel,
+    "regression": _of_regression,
+}
+
+
+def log_evidence(open_study: OpenStudy, outputs: Tensor, targets: Tensor, temperature: float | None) -> None:
+    """Log what the winner says of the test images to the study's run; of dense tasks pictures are there already."""
+    if open_study.materials.data.task not in _OF_TASK:
+        return
+    run, tracker = open_study.parent_run, open_study.tracker
+    found = evidence_of(
+        open_study.materials.data.task, outputs, targets, open_study.materials.data.classes, temperature
+    )
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, outputs=outputs.numpy(), targets=targets.numpy())
+    tracker.log_file(run, OUTPUTS_FILE, buffer.getvalue())
+    for mistake in found["mistakes"]:
+        mistake["name"] = open_study.materials.data.test.names[mistake["image"]]
+    tracker.log_json(run, EVIDENCE_FILE, found)
+    for place, mistake in enumerate(found["mistakes"]):
+        tracker.log_file(
+            run, f"{MISTAKES_FOLDER}/{place}.png", picture_of(open_study.materials.data.test, mistake["image"])
+        )
+    for name, draw in plots.FIGURES.items():
+        figure = draw(found)
+        if figure is not None:
+            tracker.log_file(run, f"winner/{name}.png", plots.as_png(figure))
+
+
+def picture_of(split: Split, place: int) -> bytes:
+    """An image of a split as a PNG to look at, its first bands if it has many."""
+    images, _ = next(split.batches(torch.tensor([place]), 1, torch.device("cpu")))
+    pixels: NDArray[np.uint8] = images[0].permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0])
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

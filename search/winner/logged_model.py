@@ -1,0 +1,151 @@
+"""The winner as an MLflow model: weights, a card that says how to use them, and the code that does."""
+
+import base64
+import importlib.metadata
+import io
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import infer_signature, set_signature
+from mlflow.types import ColSpec, Schema
+from PIL import Image
+
+import strategies
+import trainers
+from search.tracking import save_weights
+from search.trials import OpenStudy
+from strategies import Strategy, shown_size
+from trainers import TASKS, ModelSource, State, Task
+
+# Packages that the logged model imports, by way of trainers and strategies too.
+_NEEDED = (
+    "lazy_loader",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pyyaml",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "segmentation_models_pytorch",
+    "tifffile",
+    "timm",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+)
+
+logger = logging.getLogger(__name__)
+
+
+def log_model(
+    open_study: OpenStudy,
+    source: ModelSource,
+    run_id: str,
+    weights: State,
+    folder: Path,
+    strategy: Strategy,
+    temperature: float | None,
+) -> str:
+    """Log weights as a pyfunc model of a run and return its URI.
+
+    Args:
+        open_study: Gives data and task.
+        source: Built the model.
+        run_id: The run that gets the model.
+        weights: State dict.
+        folder: For files on their way to the store.
+        strategy: How the weights were trained; its views (``tta``) are those of the served model.
+        temperature: What logits are divided by before they become probabilities; None for nothing.
+    """
+    task = TASKS[open_study.materials.data.task]
+    scale = task.scale(open_study.materials.data.train.targets)
+    card = {
+        "model": source.name,
+        "decoder": open_study.config.model.decoder,
+        "task": task.name,
+        "classes": list(open_study.materials.data.classes),
+        "scale": None if scale is None else {"mean": scale.mean.tolist(), "std": scale.std.tolist()},
+        "preprocessing": asdict(open_study.materials.data.preprocessing),
+        "mean": source.mean,
+        "std": source.std,
+        "weights": source.weights.source,
+        "shown_size": shown_size(open_study.materials.data.preprocessing.image_size, strategy),
+        "tta": strategy.tta,
+        "temperature": temperature,
+        "strategy": strategy.to_dict(),
+    }
+    card_file = folder / "card.json"
+    card_file.write_text(json.dumps(card, indent=1))
+    seen_file = folder / "seen.npy"
+    taught = [open_study.materials.data.digests[split] for split in ("train", "val")]
+    np.save(seen_file, np.unique(np.concatenate(taught)))
+    weights_file = folder / "weights.safetensors"
+    save_weights(weights, weights_file)
+    # Paths, bytes and arrays share no type that MLflow knows, so the hint is Any, of which it warns each time, past any
+    # filter; what else it warns of is for the log.
+    with warnings.catch_warnings(record=True) as caught, mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"weights": str(weights_file), "card": str(card_file), "seen": str(seen_file)},
+            code_paths=[_copied(package, folder) for package in (strategies, trainers)],
+            input_example=[_example_image(open_study)],
+            pip_requirements=_requirements(),
+        )
+    for warning in caught:
+        logger.info("%s", warning.message)
+    # The signature comes from the type hints of predict, which cannot say what the columns are. It must stay that very
+    # one: MLflow would press lists of arrays into tables for any signature that is not marked as coming from hints.
+    signature = info.signature
+    assert signature is not None, "predict has type hints"
+    signature.outputs = _columns(task, open_study.materials.data.classes)
+    set_signature(info.model_uri, signature)
+    return str(info.model_uri)
+
+
+def _columns(task: Task, classes: Sequence[str]) -> Schema:
+    """Names and types of what the model answers for an image."""
+    if task.dense is not None:
+        found: Schema = infer_signature(model_output=pd.DataFrame([task.dense.example])).outputs
+        return found
+    assert task.answers is not None, "only dense tasks have none"
+    columns = task.answers(torch.zeros(0, len(classes)), classes)
+    return Schema([ColSpec("string" if c.dtype == object else "double", name) for name, c in columns.items()])
+
+
+def _copied(package: ModuleType, folder: Path) -> str:
+    """A copy of a package's code, without the embedded weights: the model brings its own."""
+    assert package.__file__ is not None
+    source = Path(package.__file__).parent
+    ignored = shutil.ignore_patterns("*.safetensors", "__pycache__", "py.typed")
+    return str(shutil.copytree(source, folder / source.name, ignore=ignored))
+
+
+def _example_image(open_study: OpenStudy) -> str:
+    """The first validation image as base64 of a PNG, or of a .npy if neither grey nor RGB, which JSON can carry."""
+    images, _ = next(open_study.materials.data.val.batches(torch.tensor([0]), 1, torch.device("cpu")))
+    pixels = images[0].permute(1, 2, 0).contiguous().numpy()
+    buffer = io.BytesIO()
+    if pixels.shape[2] in (1, 3):
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
+    else:
+        np.save(buffer, pixels)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _requirements() -> list[str]:
+    """What the logged model needs, at the versions it was made with."""
+    # A local part, such as +cu132, is not known to package indexes.
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _NEEDED]

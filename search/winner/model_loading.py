@@ -1,0 +1,34 @@
+"""Loading a logged model."""
+
+import logging
+import warnings
+from typing import Any
+
+from search.processes import importing
+from strategies import ConfigError, first_line
+
+logger = logging.getLogger(__name__)
+
+
+def load(uri: str, tracking_uri: str) -> Any:
+    """A logged model.
+
+    Raises:
+        ConfigError: It is not there, or cannot be loaded.
+    """
+    with importing():
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        from search.storage import reachable, retrying_mlflow
+
+    mlflow.set_tracking_uri(reachable(tracking_uri))
+    try:
+        # No type hint of MLflow's says paths, bytes and arrays; it warns of that past any filter.
+        with retrying_mlflow(), warnings.catch_warnings(record=True) as caught:
+            model = mlflow.pyfunc.load_model(uri)
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"{uri}: this model cannot be loaded: {first_line(error)}") from error
+    for warning in caught:
+        logger.info("%s", warning.message)
+    return model

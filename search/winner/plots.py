@@ -1,0 +1,99 @@
+"""The winner's figures as PNG files, which MLflow's pages show; the report draws its own, which answer to the mouse."""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
+
+# Of more classes neither numbers nor names could be read.
+_MOST_NUMBERS, _MOST_NAMES = 20, 60
+
+
+def confusion(evidence: Mapping[str, Any]) -> Figure | None:
+    """How often the winner says which class of test images of which; None where that was not counted."""
+    counts, classes = evidence.get("confusion"), evidence["classes"]
+    if counts is None:
+        return None
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    side = 3 + min(12.0, 0.4 * len(classes))
+    figure, axes = _figure("what the model says", "what it is", (side + 1, side))
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(drawn, label="of its images")
+    if len(classes) <= _MOST_NAMES:
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= _MOST_NUMBERS:
+        for row, of_row in enumerate(counts):
+            for column, count in enumerate(of_row):
+                color = "white" if shares[row][column] > 0.5 else "black"
+                axes.text(column, row, count, ha="center", va="center", color=color)
+    return figure
+
+
+def reliability(evidence: Mapping[str, Any]) -> Figure | None:
+    """How often the winner is right on test images, against how sure it is; None where it gives no probabilities."""
+    bins = evidence.get("reliability")
+    if not bins:
+        return None
+    figure, axes = _figure("probability the model gives", "how often that is right")
+    axes.plot([0, 1], [0, 1], ":", color="grey", label="ideal")
+    axes.plot([found["sure"] for found in bins], [found["right"] for found in bins], "o-", label="winner")
+    axes.legend()
+    return figure
+
+
+def truth_and_answer(evidence: Mapping[str, Any]) -> Figure | None:
+    """What the winner says of numbers, against what they are, on test images; None of other tasks."""
+    points = evidence.get("points")
+    if not points:
+        return None
+    figure, axes = _figure("what it is", "what the model says")
+    for name, both in points.items():
+        axes.plot(both["truth"], both["answer"], ".", alpha=0.6, label=name)
+    low, high = axes.get_xlim()
+    axes.plot([low, high], [low, high], ":", color="grey", label="ideal")
+    axes.legend()
+    return figure
+
+
+#: By the name of the file, what is drawn of :func:`search.winner.evidence.evidence_of`.
+FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure | None]] = {
+    "confusion": confusion,
+    "reliability": reliability,
+    "truth_and_answer": truth_and_answer,
+}
+
+
+def learning_curves(trials: Sequence[FrozenTrial], metric: str) -> Figure | None:
+    """Scores by step of trials, the best first; None where none reported more than once.
+
+    Args:
+        trials: From best to worst; the first five are drawn.
+        metric: What they reported.
+    """
+    reported = [trial for trial in trials if len(trial.intermediate_values) > 1][:5]
+    if not reported:
+        return None
+    figure, axes = _figure("step", f"validation {metric}")
+    for trial in reported:
+        steps = [step for step, score in trial.intermediate_values.items() if math.isfinite(score)]
+        axes.plot(steps, [trial.intermediate_values[step] for step in steps], label=f"trial {trial.number}")
+    axes.legend()
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _figure(x: str, y: str, size: tuple[float, float] = (7, 5)) -> tuple[Figure, Any]:
+    # Without pyplot, which would keep every figure, and look for a screen.
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    return figure, axes

@@ -1,0 +1,100 @@
+"""What a search ends with: the winner, its score and its calibration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TRIAL, WISE_FT, UNIFORM_SOUP, GREEDY_SOUP = "trial", "wise_ft alpha={:g}", "uniform_soup", "greedy_soup"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Weights that may win.
+
+    Args:
+        kind: ``trial``, ``wise_ft alpha=...``, ``uniform_soup`` or ``greedy_soup``.
+        trials: Numbers of the trials whose weights are in it.
+        score: The study's metric on validation.
+    """
+
+    kind: str
+    trials: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The winner's temperature, and its expected calibration error on the test split without and with it."""
+
+    temperature: float
+    test_ece: float
+    test_ece_calibrated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What a strategy that was among the best came to with new seeds.
+
+    Args:
+        trial: Number of the trial that had searched it.
+        searched: That trial's score, by which it was among the best, and which is too good for that.
+        scores: With each new seed; None where training failed.
+        mean: Of the scores; None if any failed.
+        low: Where the mean's 95% interval begins, by Student's t; None of a single seed, or of equal scores.
+        high: Where it ends.
+    """
+
+    trial: int
+    searched: float
+    scores: tuple[float | None, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The best trial, or what was mixed from it: its score on the untouched test split, and where its model is.
+
+    Args:
+        trial: Number of the best trial.
+        metric: The study's metric.
+        test_score: The winner's score on the test split.
+        test_low: Where its 95% interval begins.
+        test_high: Where its 95% interval ends.
+        test_images: Images of the test split.
+        model_uri: The winner as an MLflow model.
+        kind: ``trial``, ``wise_ft alpha=...``, ``uniform_soup`` or ``greedy_soup``.
+        trials: Numbers of the trials whose weights are in it.
+        candidates: All that were scored on validation, the best trial first.
+        calibration: None where there are no probabilities, or nobody wanted it.
+        asked: What the choice depended on besides the trial.
+        confirmed: The best strategies with new seeds, best first; empty if none was asked for.
+    """
+
+    trial: int
+    metric: str
+    test_score: float
+    test_low: float
+    test_high: float
+    test_images: int
+    model_uri: str
+    kind: str = TRIAL
+    trials: tuple[int, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    calibration: Calibration | None = None
+    asked: dict[str, Any] | None = None
+    confirmed: tuple[Confirmed, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Winner":
+        """A winner as it was stored, by this version or an earlier one."""
+        read = {**values, "trials": tuple(values.get("trials", ()))}
+        read["candidates"] = tuple(
+            Candidate(one["kind"], tuple(one["trials"]), one["score"]) for one in values.get("candidates", ())
+        )
+        read["confirmed"] = tuple(
+            Confirmed(**{**one, "scores": tuple(one["scores"])}) for one in values.get("confirmed", ())
+        )
+        read["calibration"] = Calibration(**values["calibration"]) if values.get("calibration") else None
+        return cls(**read)

@@ -1,0 +1,89 @@
+"""How a strategy shows training images: a policy's operations, then those of its level, then mixtures."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from strategies.augmentation.draws import Chance
+from strategies.augmentation.levels import Level, augment
+from strategies.augmentation.mixing import mix
+from strategies.augmentation.policies import auto_augment, rand_augment, trivial_augment
+from strategies.augmentation.with_targets import vary_along
+from strategies.strategy import Strategy
+
+_POLICIES: dict[str, Callable[[Tensor, Strategy, Chance], Tensor]] = {
+    "none": lambda images, strategy, chance: images,
+    "auto": lambda images, strategy, chance: auto_augment(images, chance),
+    "rand": lambda images, strategy, chance: rand_augment(
+        images, strategy.policy_ops, strategy.policy_magnitude, chance
+    ),
+    "trivial": lambda images, strategy, chance: trivial_augment(images, chance),
+}
+
+
+def vary(images: Tensor, strategy: Strategy, chance: Chance) -> Tensor:
+    """Change each image at random as the strategy's ``policy`` and ``augment`` say.
+
+    Args:
+        images: (N, C, H, W) float in [0, 1].
+        strategy: Gives policy, level and their parameters.
+        chance: What decides.
+
+    Returns:
+        (N, C, H, W) float in [0, 1].
+    """
+    # Erasing comes last, so that no policy moves or recolours the hole.
+    images = _POLICIES[strategy.policy](images, strategy, chance)
+    return augment(images, _level(strategy), chance)
+
+
+def vary_dense(
+    images: Tensor, targets: Tensor, kind: Literal["masks", "boxes"], strategy: Strategy, chance: Chance
+) -> tuple[Tensor, Tensor]:
+    """Change each image at random as the strategy's ``augment`` says, and its mask or boxes along with it.
+
+    Args:
+        images: (N, C, S, S) float in [0, 1].
+        targets: (N, S, S) uint8 masks or (N, M, 5) float32 boxes, as ``with_targets.vary_along`` takes them.
+        kind: Which of them.
+        strategy: Gives the level and its parameters.
+        chance: What decides.
+    """
+    return vary_along(images, targets, kind, _level(strategy), chance)
+
+
+def mix_batch(
+    images: Tensor, targets: Tensor, num_classes: int, strategy: Strategy, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mix the batch's images and targets as ``mixup`` and ``cutmix`` say; left alone where both are off.
+
+    Args:
+        images: (N, C, H, W) float.
+        targets: (N,) int64 class indices, which become (N, num_classes) float shares; or (N, K) float.
+        num_classes: Outputs of the model.
+        strategy: Gives ``mixup``, ``cutmix`` and ``mix_prob``.
+        generator: A CPU generator.
+    """
+    if strategy.mixup == 0 and strategy.cutmix == 0:
+        return images, targets
+    if targets.ndim == 1:
+        targets = torch.nn.functional.one_hot(targets, num_classes).float()
+    return mix(
+        images, targets, mixup=strategy.mixup, cutmix=strategy.cutmix, prob=strategy.mix_prob, generator=generator
+    )
+
+
+def _level(strategy: Strategy) -> str | Level:
+    if strategy.augment != "custom":
+        return strategy.augment
+    return Level(
+        crop_area=strategy.crop_area,
+        flip=strategy.flip,
+        rotate=strategy.rotate,
+        colour=strategy.colour,
+        saturation=strategy.saturation,
+        hue=strategy.hue,
+        erase=strategy.erase,
+    )

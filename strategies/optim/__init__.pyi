@@ -1,0 +1,11 @@
+from .averaging import WeightAverage as WeightAverage
+from .averaging import ema_weight as ema_weight
+from .averaging import refit_batch_norm as refit_batch_norm
+from .averaging import swa_weight as swa_weight
+from .optimization import check_optimizer_names as check_optimizer_names
+from .optimization import make_optimizer as make_optimizer
+from .optimization import make_scheduler as make_scheduler
+from .optimization import optimizer_over as optimizer_over
+from .relative_gradients import RelativeGradients as RelativeGradients
+from .sam import Sam as Sam
+from .sam import fixed_batch_stats as fixed_batch_stats

@@ -1,0 +1,361 @@
+"""Optimizers and learning-rate schedules, from timm's factories and where they have none from here.
+
+Nothing heavy is imported until something is built, so that conditions on an optimizer's name cost nothing to read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from strategies.errors import ConfigError, nearest
+from strategies.optimizer_facts import optimizer_parameters
+from strategies.space import Choice, Fixed, Space
+from strategies.strategy import CHOICES_DEFAULTS, Strategy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from strategies.model import Plan
+
+# The three betas of Adan are of gradients, of their differences and of squares.
+_SQUARES_COME_THIRD = frozenset({"adan", "adanw", "cadan", "cadanw"})
+
+# Timm's names for those of torch's optimizers that have a fused step on CPUs and CUDA devices alike.
+_FUSED = frozenset({"adam", "adamw", "momentum", "nesterov", "sgd"})
+
+#: Share of the training over which one_cycle rises without a warm-up, and as long falls; and where it then starts.
+_ONE_CYCLE_RISE = 0.45
+_ONE_CYCLE_START = 1 / 25
+
+
+def check_optimizer_names(space: Space) -> None:
+    """Refuse optimizers that timm does not have.
+
+    Raises:
+        ConfigError: Names the unknown optimizer and the nearest known one.
+    """
+    from timm.optim import list_optimizers  # type: ignore[attr-defined]
+
+    known = [str(name) for name in list_optimizers()]
+    match space.get("optimizer", Fixed(CHOICES_DEFAULTS["optimizer"])):
+        case Choice(choices=names):
+            asked = names
+        case Fixed(value=name):
+            asked = (name,)
+        case entry:
+            raise ConfigError(f"strategy.optimizer: {entry} is not a name or a list of names")
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"strategy.optimizer: {name!r} is no optimizer of timm; {nearest(name, known)}")
+
+
+def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.optim.Optimizer:
+    """Timm's optimizer of that name over the planned parameter groups.
+
+    Raises:
+        ConfigError: timm refuses the name or its settings, or the optimizer needs second derivatives.
+    """
+    from strategies.model import param_groups
+
+    return optimizer_over(param_groups(model, plan, by_block=strategy.lr_by == "gradient"), strategy)
+
+
+def optimizer_over(groups: list[dict[str, Any]], strategy: Strategy) -> torch.optim.Optimizer:
+    """The strategy's optimizer over parameter groups; see :func:`build_optimizer`."""
+    return build_optimizer(
+        groups,
+        strategy.optimizer,
+        lr=strategy.lr,
+        weight_decay=strategy.weight_decay,
+        momentum=strategy.momentum,
+        beta1=strategy.beta1,
+        beta2=strategy.beta2,
+        nesterov=strategy.nesterov,
+    )
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]],
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float | None = None,
+    beta1: float | None = None,
+    beta2: float | None = None,
+    nesterov: bool | None = None,
+) -> torch.optim.Optimizer:
+    """Timm's optimizer of that name over parameter groups.
+
+    Of the last four, None leaves the optimizer's own value, and what it does not have (:func:`optimizer_parameters`) is
+    ignored. Without momentum, ``nesterov`` is off: there is nothing to look ahead along, and torch refuses it.
+
+    Adam, AdamW and SGD step by torch's fused kernels, which equal its other implementations to rounding. Those for CPUs
+    go through memory: a gradient must lie there as its parameter does, which ``backward()`` sees to.
+
+    Args:
+        groups: Parameter groups; each may have its own weight decay.
+        name: One of ``timm.optim.list_optimizers()``.
+        lr: Peak learning rate.
+        weight_decay: That of groups without their own.
+        momentum: Share of the last step that is kept, in [0, 1).
+        beta1: Share kept in the running mean of gradients, in [0, 1).
+        beta2: Share kept in the running mean of squared gradients, in [0, 1); for Lion, of gradients.
+        nesterov: Whether gradients are taken as if one step ahead (Nesterov's momentum).
+
+    Raises:
+        ConfigError: timm refuses the name or its settings, or the optimizer needs second derivatives.
+    """
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+
+    asked = {"momentum": momentum, "beta1": beta1, "beta2": beta2, "nesterov": nesterov}
+    had = optimizer_parameters(name)
+    given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None and key in had}
+    if given.get("momentum") == 0 and "nesterov" in had and "beta1" not in had:
+        given["nesterov"] = False
+    try:
+        if "beta1" in given or "beta2" in given:
+            given["betas"] = _betas(name, given.pop("beta1", None), given.pop("beta2", None))
+        if name in _FUSED and _can_fuse(groups):
+            given["fused"] = True
+        optimizer = create_optimizer_v2(cast(Any, groups), opt=name, lr=lr, weight_decay=weight_decay, **given)
+    except (TypeError, ValueError, AssertionError, ImportError, NotImplementedError) as error:
+        raise ConfigError(f"strategy.optimizer: {name!r} cannot be made: {error}") from error
+    _fill_momentum(optimizer)
+    if getattr(optimizer, "is_second_order", False):
+        raise ConfigError(f"strategy.optimizer: {name!r} needs second derivatives")
+    return optimizer
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    """Whether torch has fused steps for where the parameters are, and what they are."""
+    params = [param for group in groups for param in group["params"]]
+    return all(param.is_floating_point() and param.device.type in ("cpu", "cuda") for param in params)
+
+
+def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter of a fused SGD the momentum of zero with which it would begin.
+
+    The kernel refuses a group in which some have taken their first step and others take it (torch 2.14), as happens
+    when blocks are unfrozen one after the other.
+    """
+    import torch
+
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            if group["fused"] and group["momentum"] > 0:
+                for param in group["params"]:
+                    optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+
+
+def _betas(name: str, beta1: float | None, beta2: float | None) -> tuple[float, ...]:
+    """An optimizer's betas, its own where None."""
+    from timm.optim import get_optimizer_class, get_optimizer_info  # type: ignore[attr-defined]
+
+    own = (get_optimizer_info(name).defaults or {}).get("betas")
+    if own is None:
+        own = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters["betas"].default
+    # Adafactor has no mean of gradients unless asked, and reads the first alone.
+    betas = list(own or (0.0, 0.0))
+    if beta1 is not None:
+        betas[0] = beta1
+    if beta2 is not None:
+        betas[2 if name in _SQUARES_COME_THIRD else 1] = beta2
+    return tuple(betas)
+
+
+class Schedule(Protocol):
+    """Sets the learning rate of every parameter group, times its ``lr_scale``.
+
+    Call ``step_update(n)`` before update ``n``, counted from 0, and ``step(n, score)`` after epoch ``n``, counted from
+    1, with a validation score of which more is better.
+    """
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the rates for an update."""
+
+    def step(self, epoch: int, metric: float) -> None:
+        """Take note of the score after an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values with which an equal schedule goes on."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, strategy: Strategy, updates_per_epoch: int) -> Schedule:
+    """The strategy's schedule; a warm-up longer than the training is cut to its length."""
+    steps = strategy.warmup_steps or strategy.warmup_epochs * updates_per_epoch
+    return build_scheduler(
+        optimizer,
+        strategy.schedule,
+        lr=strategy.lr,
+        epochs=strategy.epochs,
+        updates_per_epoch=updates_per_epoch,
+        warmup_epochs=min(steps / updates_per_epoch, strategy.epochs),
+        warmup_lr=strategy.warmup_lr,
+        decay_rate=strategy.decay_rate,
+        decay_epochs=strategy.decay_epochs,
+        patience_epochs=strategy.patience_epochs,
+        poly_power=strategy.poly_power,
+    )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    *,
+    lr: float,
+    epochs: int,
+    updates_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    warmup_lr: float = 0.0,
+    decay_rate: float = 0.1,
+    decay_epochs: float = 0.0,
+    patience_epochs: int = 1,
+    poly_power: float = 1.0,
+) -> Schedule:
+    """A learning-rate schedule over the whole training.
+
+    - ``constant``: the rate stays.
+    - ``cosine``: half a cosine down to zero (Loshchilov and Hutter, SGDR, ICLR 2017, without restarts).
+    - ``poly``: ``(1 - share of the training done) ** poly_power``.
+    - ``step``: times ``decay_rate`` every ``decay_epochs``.
+    - ``multistep``: times ``decay_rate`` after half and after three quarters of the training (He et al., Deep Residual
+      Learning for Image Recognition, CVPR 2016).
+    - ``plateau``: times ``decay_rate`` whenever the score has not risen for ``patience_epochs`` epochs, those of the
+      warm-up not counted.
+    - ``one_cycle``: straight up, straight down in the same time, then down to zero (Smith and Topin, Super-Convergence,
+      SPIE 2019). Its rise is the warm-up, or 45% of the training if there is none; momentum is not cycled.
+
+    The warm-up runs on the schedule's time, so the others go on behind it as if there had been none.
+
+    Args:
+        optimizer: Its groups' ``lr`` is set, to the schedule's times ``lr_scale`` where a group has one.
+        name: One of the above.
+        lr: Peak rate.
+        epochs: Length of the training.
+        updates_per_epoch: Optimizer steps an epoch.
+        warmup_epochs: Length of the straight rise before all else; fractions count.
+        warmup_lr: Where it starts, as a share of ``lr``. With 0 it rises as from zero to the first update, because an
+            update of no length would be lost; one_cycle starts at 1/25.
+        decay_rate: See above.
+        decay_epochs: See above; 0 for a third of ``epochs``.
+        patience_epochs: See above.
+        poly_power: See above; 1 is a straight line.
+    """
+    updates = epochs * updates_per_epoch
+    warmup = round(warmup_epochs * updates_per_epoch)
+    start = warmup_lr or 1 / (warmup + 1)
+    if name == "one_cycle":
+        rise = max(1, round(warmup if warmup_epochs > 0 else _ONE_CYCLE_RISE * updates))
+        return _Ruled(optimizer, lr, _one_cycle(updates, rise, warmup_lr or _ONE_CYCLE_START))
+    if name == "plateau":
+        return _Plateau(optimizer, lr, warmup, start, warmup_epochs, decay_rate, patience_epochs)
+    from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
+
+    # Each update is an epoch to timm, so that all times are whole numbers to it.
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=name,
+        num_epochs=updates,
+        # A rate falls at the first update at or after its time; without the margin rounding could delay that by one.
+        decay_epochs=(decay_epochs * updates_per_epoch or updates / 3) * (1 - 1e-9),
+        # timm's own milestones come one update early.
+        decay_milestones=[math.ceil(updates / 2) + 1, math.ceil(updates * 3 / 4) + 1],
+        decay_rate=poly_power if name == "poly" else decay_rate,
+        warmup_epochs=warmup,
+        warmup_lr=lr * start,
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    return cast(Schedule, scheduler)
+
+
+class _Ruled:
+    """A schedule by a rule: the rate as a share of its peak at each update."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float, rule: Callable[[int], float]) -> None:
+        self._optimizer = optimizer
+        self._lr = lr
+        self._rule = rule
+        self.step_update(0)
+
+    def step_update(self, num_updates: int) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr * self._rule(num_updates) * group.get("lr_scale", 1.0)
+
+    def step(self, epoch: int, metric: float) -> None:
+        """The rule knows no scores."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """There is nothing to take up."""
+
+
+def _one_cycle(updates: int, rise: int, start: float) -> Callable[[int], float]:
+    fall = min(rise, updates - rise)
+    tail = updates - rise - fall
+
+    def rule(update: int) -> float:
+        if update < rise:
+            return start + (1 - start) * update / rise
+        if update < rise + fall:
+            return 1 - (1 - start) * (update - rise) / fall
+        return start * (1 - (update - rise - fall) / tail)
+
+    return rule
+
+
+class _Plateau(_Ruled):
+    """Cuts the rate when the score stops rising.
+
+    Timm's own is going to be removed, forgets on resume how long it has waited, and warms up by whole epochs.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        lr: float,
+        warmup: int,
+        start: float,
+        warmup_epochs: float,
+        decay_rate: float,
+        patience: int,
+    ) -> None:
+        self._warmup_epochs = warmup_epochs
+        self._decay_rate = decay_rate
+        self._patience = patience
+        self._best = -math.inf
+        self._waited = 0
+        self._cuts = 0
+
+        def rule(update: int) -> float:
+            ramp = start + (1 - start) * update / warmup if update < warmup else 1.0
+            return ramp * float(decay_rate**self._cuts)
+
+        super().__init__(optimizer, lr, rule)
+
+    def step(self, epoch: int, metric: float) -> None:
+        """Cut the rate from the next update on, if it is time; NaN is no rise."""
+        rises = metric > self._best
+        self._best = metric if rises else self._best
+        self._waited = 0 if rises or epoch <= self._warmup_epochs else self._waited + 1
+        if self._waited >= self._patience:
+            self._cuts += 1
+            self._waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "waited": self._waited, "cuts": self._cuts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
+        self._waited = state_dict["waited"]
+        self._cuts = state_dict["cuts"]

@@ -1,0 +1,8 @@
+"""What is added to a loss to hold weights, features or outputs near those of the start.
+
+Losses of targets are in :mod:`strategies.losses`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

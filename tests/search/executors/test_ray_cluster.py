@@ -1,0 +1,129 @@
+"""Studies that workers on a Ray cluster train, on one machine."""
+
+import os
+import signal
+import socket
+
+import psutil
+import pytest
+from lab import SMALL, finish, owners, train_both
+from ray.cluster_utils import Cluster
+
+from search.config import build_config
+from search.executors.ray_cluster import Fit, connected, fit, refuse_files
+from search.storage import ATTEMPT, REASON
+from strategies import ConfigError
+
+LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 1000}, "metric": "loss"}
+HEAD, SMALL_NODE, LARGE_NODE = {"CPU": 0}, {"CPU": 4, "disk": 1.0}, {"CPU": 16, "GPU": 4}
+
+
+def study(**executor):
+    keys = {key: executor.pop(key) for key in ("device", "threads") if key in executor}
+    return build_config({"executor": {"name": "ray", **executor}, **keys})
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "expected"),
+    [
+        # A GPU and its share of the CPUs, or where there is none a node.
+        ({}, [HEAD, LARGE_NODE, LARGE_NODE], Fit(8, 4, 1.0)),
+        ({}, [HEAD, SMALL_NODE, {"CPU": 8}], Fit(2, 4, 0.0)),
+        ({"device": "cpu"}, [LARGE_NODE], Fit(1, 16, 0.0)),
+        ({"gpus": 0.5}, [HEAD, LARGE_NODE], Fit(8, 2, 0.5)),
+        ({"threads": 1}, [{"CPU": 2}], Fit(2, 1, 0.0)),
+        ({"threads": 8}, [LARGE_NODE], Fit(2, 8, 1.0)),
+        ({"workers": 2}, [{"CPU": 2}], Fit(2, 1, 0.0)),
+        ({"workers": 2}, [HEAD, SMALL_NODE, LARGE_NODE], Fit(2, 8, 1.0)),
+        ({"resources": {"disk": 0.5}, "gpus": 0}, [SMALL_NODE, LARGE_NODE], Fit(2, 2, 0.0)),
+        # Those that are to come when they are needed.
+        ({"workers": 3}, [HEAD], Fit(3, 1, 0.0)),
+    ],
+)
+def test_a_worker_has_its_share_of_a_cluster(asked, nodes, expected):
+    assert fit(study(**asked), nodes) == expected
+
+
+def test_a_cluster_that_has_no_room_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"none of the cluster's 2 nodes has room .* needs CPU 1, disk 3; where nodes"
+    ):
+        fit(study(resources={"disk": 3.0}), [HEAD, SMALL_NODE])
+
+
+def test_files_of_one_host_are_refused_as_stores_of_several():
+    config = study()
+    refuse_files(config, [socket.gethostname()])
+    with pytest.raises(ConfigError, match=r"store\.url: sqlite:///.* is a file of this host, .* share with elsewhere;"):
+        refuse_files(config, [socket.gethostname(), "elsewhere"])
+    server = config.model_copy(update={"store": config.store.model_copy(update={"url": "postgresql://db/optuna"})})
+    with pytest.raises(ConfigError, match=r"tracking\.uri: sqlite:///"):
+        refuse_files(server, ["elsewhere"])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that trains nothing and two nodes for one worker each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_study_on_ray_that_ctrl_c_stops_goes_on_to_its_end(new_lab, capsys):
+    lab = new_lab(**LONG)
+    words = ["executor=ray", "executor.workers=2"]
+    process = lab.start("budget.trials=2", *words, leads=True)
+    lab.wait_until(train_both, process)
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    # As a terminal does, to all that were not put into a group of their own.
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130, err
+    assert not psutil.wait_procs(everyone, timeout=60)[1]
+    assert lab.outcomes() == ["killed", "killed", None, None]
+    assert [trial.user_attrs[ATTEMPT] for trial in lab.trials()[2:]] == [0, 0]
+    assert lab.statuses() == ["KILLED", "KILLED"]
+
+    assert lab.run("budget.trials=3", "strategy.epochs=5", *words) == 0
+    assert lab.outcomes() == ["killed", "killed", "complete", "complete", "complete"]
+    out = capsys.readouterr().out
+    assert "Workers 2 processes train at once on Ray, 1 CPU threads each" in out
+    assert out.count("complete  loss") == 3
+    assert "Winner: trial " in out
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_joined_leaves_signals_to_the_search(cluster):
+    before = signal.getsignal(signal.SIGTERM)
+    with connected(study(address=cluster.address, threads=1)) as executor:
+        assert executor.devices == 2
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow
+def test_the_trial_of_a_lost_node_is_killed_once_and_tried_again_once(new_lab, cluster):
+    lab = new_lab(**LONG)
+    process = lab.start("budget.trials=2", "strategy.epochs=300", f"executor.address={cluster.address}")
+    lab.wait_until(train_both, process)
+    victim = psutil.Process(owners(lab)[0])
+    above = {parent.pid for parent in victim.parents()}
+    (node,) = [node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid in above]
+    # What is lost says nothing more.
+    victim.suspend()
+    cluster.remove_node(node, allow_graceful=False)
+    code, out, err = finish(process)
+    if victim.is_running():
+        victim.kill()
+    assert code == 0, err
+    outcomes = lab.outcomes()
+    assert sorted(outcomes) == ["complete", "complete", "killed"]
+    lost = lab.trials()[outcomes.index("killed")]
+    assert lost.user_attrs[REASON] == "its process ended"
+    (again,) = [trial for trial in lab.trials() if trial.user_attrs.get("retry_of") == lost.number]
+    assert again.user_attrs[ATTEMPT] == 1
+    assert again.params == lost.params
+    assert out.count(f"trial {lost.number} had been killed; it is tried again") == 1
+    assert sorted(run.info.status for run in lab.all_runs()) == ["FINISHED", "FINISHED", "FINISHED", "KILLED"]

@@ -1,0 +1,79 @@
+"""A trial that takes too long is given up, whatever it waits for."""
+
+import queue
+import signal
+import threading
+import time
+
+import pytest
+from lab import SMALL
+
+from search.processes import time_limit
+from search.processes.timeout import TrialTimeoutError
+from search.storage import REASON
+
+LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 100_000}, "metric": "loss"}
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [lambda: time.sleep(60), lambda: queue.Queue().get(), lambda: threading.Event().wait(60)],
+    ids=["sleep", "queue", "event"],
+)
+def test_what_waits_for_ever_is_ended(wait):
+    began = time.monotonic()
+    with pytest.raises(TrialTimeoutError, match=r"longer than budget\.trial_minutes: 0\.002"), time_limit(0.002):
+        wait()
+    assert time.monotonic() - began < 30
+
+
+def test_what_ends_in_time_is_left_alone():
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(0.01):
+        pass
+    with time_limit(None):
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_trial_that_takes_too_long_has_failed_and_the_study_goes_on(new_lab):
+    lab = new_lab(**LONG)
+    assert lab.run("budget.trials=2", "budget.trial_minutes=0.02") == 1
+    assert lab.outcomes() == ["failed", "failed"]
+    for trial in lab.trials():
+        assert trial.user_attrs[REASON] == "it took longer than budget.trial_minutes: 0.02"
+    assert lab.statuses() == ["FAILED", "FAILED"]
+    # Those that are in time are not hurt by those that were not.
+    assert lab.run("budget.trials=3", "budget.trial_minutes=1", "strategy.epochs=2") == 0
+    assert lab.outcomes() == ["failed", "failed", "complete"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_where_no_signal_reaches_is_replaced(new_lab, monkeypatch):
+    from search.executors import pool
+
+    lab = new_lab(strategy=SMALL["strategy"] | {"depth": 1.0, "epochs": 2}, metric="loss")
+    # Blocked signals stand for a library that never returns to Python.
+    hang = "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM]); time.sleep"
+    (lab.folder / "hang").mkdir()
+    (lab.folder / "hang" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'search.worker' in sys.orig_argv:\n"
+        "    import search.trials.trial\n"
+        "    train, first = search.trials.training.train, sys.orig_argv and not os.path.exists('hung')\n"
+        "    def hanging(*args):\n"
+        "        if not os.path.exists('hung'):\n"
+        "            open('hung', 'w').close()\n"
+        f"            {hang}(600)\n"
+        "        return train(*args)\n"
+        "    search.trials.training.train = hanging\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(lab.folder / "hang"))
+    monkeypatch.chdir(lab.folder)
+    monkeypatch.setattr(pool, "_GRACE_SECONDS", 1.0)
+    assert lab.run("budget.trials=3", "budget.trial_minutes=0.1", "executor.trials_per_device=2") == 0
+    assert sorted(map(str, lab.outcomes())) == ["complete", "complete", "failed"]
+    (hung,) = [trial for trial in lab.trials() if trial.user_attrs.get(REASON)]
+    assert hung.user_attrs[REASON] == "it took longer than budget.trial_minutes: 0.1"
+    assert "RUNNING" not in [run.info.status for run in lab.all_runs()]

@@ -1,0 +1,228 @@
+import io
+import os
+import pty
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+
+import optuna
+import pytest
+from lab import REPOSITORY
+from optuna.trial import TrialState
+from rich.console import Console
+
+from search.reporting import Terminal, print_table
+from search.storage import DEPTH, OUTCOME, PRESET, REASON, STRATEGY
+from search.winner import Winner
+from search.winner.winner import Calibration, Candidate
+from strategies import Strategy, parse_space, sample
+from trainers import EpochResult
+
+LABEL = "depth 2 · adamw 1e-03"
+
+
+class Screen:
+    """A terminal of 80 columns, or a log file, and what was printed to it."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        self.file = io.StringIO()
+        width = 80 if is_terminal else None
+        console = Console(file=self.file, force_terminal=is_terminal, width=width, highlight=False)
+        self.terminal = Terminal("accuracy", console)
+
+    @property
+    def text(self) -> str:
+        return self.file.getvalue()
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def log() -> Screen:
+    return Screen(is_terminal=False)
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(direction="maximize")
+
+
+SPACE = parse_space(
+    {
+        "depth": 2,
+        "lr": {"low": 1e-4, "high": 0.1, "log": True},
+        "loss": {"choices": ["label_smoothing", "focal"]},
+        "epochs": {"choices": [5]},
+    }
+)
+
+
+def add(study, state=TrialState.COMPLETE, value=None, params=None, **attrs):
+    """A trial as run_trial leaves it."""
+    study.enqueue_trial(params or {}, user_attrs=attrs)
+    trial = study.ask()
+    trial.set_user_attr(STRATEGY, sample(SPACE, trial).to_dict())
+    trial.set_user_attr(DEPTH, 2)
+    return study.tell(trial, value, state=state)
+
+
+def test_a_log_gets_one_plain_line_a_trial_with_outcome_score_and_label(log, study):
+    with log.terminal as terminal:
+        terminal.study_started(0, 2)
+        terminal.trial_started(0, Strategy(epochs=2), LABEL)
+        terminal.epoch_ended(EpochResult(1, {}, 0.1), 0.5)
+        terminal.trial_ended(add(study, value=0.9125, **{PRESET: "last_block"}), 0.9125)
+    (line,) = log.lines
+    assert line.startswith("trial   0  complete  accuracy 0.9125")
+    assert line.endswith(f" s  {LABEL}  (preset last_block)")
+    assert "\x1b" not in log.text
+
+
+def test_a_failed_trial_shows_its_reason_whatever_characters_it_has(log, study):
+    reason = "RuntimeError: shape [3, 4] is no [bold]match[/bold] " + "x" * 300
+    failed = add(study, TrialState.FAIL, **{OUTCOME: "failed", REASON: reason})
+    log.terminal.trial_ended(failed, None)
+    log.terminal.counts([failed])
+    assert len(log.lines[0]) > 300
+    assert f"({reason})" in log.lines[0]
+    assert "Trials: 1 failed" in log.lines
+    assert "shape [3, 4] is no [bold]match[/bold]" in log.text.split("Trials:")[1]
+
+
+def test_a_trial_without_a_score_shows_none(log, study):
+    trial = add(study, TrialState.PRUNED)
+    log.terminal.trial_ended(trial, None)
+    assert "pruned" in log.text
+    assert "accuracy" not in log.text
+
+
+def test_a_terminal_gets_bars_that_are_gone_at_the_end(study):
+    screen = Screen(is_terminal=True)
+    with screen.terminal as terminal:
+        terminal.reading("decoding images", 1, 2)
+        terminal.study_started(0, 2)
+        terminal.trial_started(0, Strategy(epochs=2), LABEL)
+        terminal.epoch_ended(EpochResult(1, {}, 0.1), 0.5)
+        terminal.trial_ended(add(study, value=0.9), 0.9)
+    assert "\x1b" in screen.text
+    assert "complete" in screen.text
+
+
+def test_the_table_ranks_trials_by_the_fields_in_which_they_differ(log, study):
+    best = add(study, value=0.9, params={"lr": 0.00123, "loss": "label_smoothing"})
+    second = add(study, value=0.8, params={"lr": 0.02, "loss": "focal"})
+    log.terminal.table([best, second], ["lr", "loss", "epochs"])
+    rows = [line.split() for line in log.lines]
+    assert log.lines[0] == "Best strategies by validation accuracy"
+    assert ["rank", "trial", "accuracy", "lr", "loss", "seconds"] in rows
+    assert next(row for row in rows if row[:1] == ["1"])[:6] == ["1", "0", "0.9000", "0.00123", "label", "smoothing"]
+    assert next(row for row in rows if row[:1] == ["2"])[:5] == ["2", "1", "0.8000", "0.02", "focal"]
+
+
+def test_of_a_large_space_the_table_shows_the_first_fields_and_the_list_those_that_matter(log, study):
+    names = ["crop_area", "flip", "colour", "saturation", "erase", "mixup", "cutmix", "dropout", "ema", "warmup_lr"]
+    pair = [
+        optuna.trial.create_trial(
+            value=value,
+            params=dict.fromkeys(names, value),
+            distributions=dict.fromkeys(names, optuna.distributions.FloatDistribution(0, 1)),
+            user_attrs={STRATEGY: dict.fromkeys(names, value), DEPTH: 2},
+        )
+        for value in (0.9, 0.8)
+    ]
+    log.terminal.table(pair, names)
+    header = next(line.split() for line in log.lines if line.split()[:1] == ["rank"])
+    shown = " ".join(names[:8]).replace("_", " ").split()
+    assert header == ["rank", "trial", "accuracy", *shown, "seconds"]
+    log.terminal.importances(dict.fromkeys(names[:4], 0.2) | dict.fromkeys(names[4:], 0.001))
+    assert [line.split()[0] for line in log.lines if "%" in line] == names[:4]
+
+
+def test_the_table_shows_ten_trials_at_most(log, study):
+    trials = [add(study, value=1 - k / 100) for k in range(12)]
+    log.terminal.table(trials, [])
+    ranks = [line.split()[0] for line in log.lines if line.strip()[:1].isdigit()]
+    assert ranks == [str(rank) for rank in range(1, 11)]
+
+
+def test_counts_name_each_outcome_once(log, study):
+    trials = [add(study, value=1.0), add(study, value=0.5), add(study, TrialState.PRUNED)]
+    trials += [add(study, TrialState.FAIL, **{OUTCOME: "killed", REASON: "interrupted"})]
+    log.terminal.counts(trials)
+    assert log.lines == ["Trials: 2 complete, 1 pruned, 1 killed"]
+
+
+def test_importances_are_shares_or_a_word_on_why_there_are_none(log):
+    log.terminal.importances({})
+    log.terminal.importances({"lr": 0.75, "depth": 0.25})
+    assert "too few comparable trials" in log.lines[0]
+    assert log.lines[2].split()[:2] == ["lr", "75.0%"]
+    assert log.lines[3].split()[:2] == ["depth", "25.0%"]
+
+
+def test_the_end_tells_score_interval_model_and_where_to_look_on_lines_that_can_be_copied():
+    screen = Screen(is_terminal=True)
+    command = "mlflow ui --backend-store-uri sqlite:////" + "deep/" * 30 + "mlflow.db"
+    winner = Winner(4, "accuracy", 0.95, 0.91, 0.98, 360, "models:/m-0123456789abcdef")
+    screen.terminal.winner(winner, command)
+    assert "Winner: trial 4, test accuracy 0.9500 (95% interval 0.9100 to 0.9800, 360" in screen.text
+    assert "Model:  models:/m-0123456789abcdef" in screen.lines
+    assert f"Look:   {command}" in screen.lines
+
+
+def test_what_was_mixed_is_a_table_with_a_star_at_the_winner_and_calibration_a_line(log):
+    candidates = (
+        Candidate("trial", (4,), 0.9),
+        Candidate("uniform_soup", (4, 1), 0.8),
+        Candidate("greedy_soup", (4, 2), 0.95),
+    )
+    winner = Winner(4, "accuracy", 0.95, 0.91, 0.98, 360, "models:/m-0", "greedy_soup", (4, 2), candidates)
+    log.terminal.winner(replace(winner, calibration=Calibration(1.523, 0.0834, 0.0219)), "mlflow ui")
+    rows = [line.split() for line in log.lines]
+    assert ["weights", "of", "trials", "accuracy"] in rows
+    assert ["trial", "4", "0.9000"] in rows
+    assert ["uniform_soup", "4,", "1", "0.8000"] in rows
+    assert ["greedy_soup", "*", "4,", "2", "0.9500"] in rows
+    assert any(line.startswith("Winner: greedy_soup (trials 4, 2), test accuracy 0.9500 (95%") for line in log.lines)
+    error = "expected calibration error on the test images 0.0834 -> 0.0219"
+    assert f"Calibration: temperature 1.52, {error}" in log.lines
+
+
+def test_a_table_that_is_wider_than_the_terminal_has_every_word_in_whole():
+    console = Console(file=io.StringIO(), width=30)
+    print_table(console, "Wide", {f"column_{place}": [f"value{place}"] for place in range(8)})
+    text = console.file.getvalue()
+    assert all(f"value{place}" in text for place in range(8))
+    assert console.width == 30
+
+
+def test_the_size_of_a_download_is_said_once_and_its_bar_counts_megabytes(log):
+    with log.terminal as terminal:
+        for done in (0, 23_400_000, 46_800_000):
+            terminal.downloading("downloading timm/resnet18.a1_in1k", done, 46_800_000)
+    assert log.lines == ["downloading timm/resnet18.a1_in1k, 46.8 MB"]
+    screen = Screen(is_terminal=True)
+    with screen.terminal as terminal:
+        terminal.downloading("downloading timm/resnet18.a1_in1k", 23_400_000, 46_800_000)
+    assert "23/46" in screen.text
+
+
+def test_on_a_terminal_a_warning_says_its_level_once(lab):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "search.run", f"study={lab.file}", "budget.trials=1"]
+    wide = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
+    process = subprocess.Popen(command, cwd=lab.folder, env=wide, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    # Where all others have closed a terminal, reading from it is an error instead of an end.
+    with suppress(OSError):
+        while block := os.read(ours, 65536):
+            shown += block
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    (warned,) = [line for line in shown.decode().splitlines() if "random weights" in line]
+    assert warned.count("WARNING") == 1
+    assert "trainers.models.weights: model.weights: none" in warned

@@ -1,0 +1,89 @@
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from search.tracking import WriteError
+from search.tracking.background_writer import BackgroundWriter
+
+
+def deliver(write, folder, again):
+    raise AssertionError("calls are no writes")
+
+
+@pytest.fixture
+def writer() -> BackgroundWriter:
+    return BackgroundWriter("the store", deliver, print)
+
+
+def fail():
+    raise OSError("no space left on device\nand more")
+
+
+def test_writes_are_done_in_order_in_another_thread(writer):
+    done = []
+    for number in range(100):
+        writer.put(lambda number=number: done.append((number, threading.current_thread())))
+    writer.flush()
+    assert [number for number, _ in done] == list(range(100))
+    (thread,) = {thread for _, thread in done}
+    assert thread is not threading.current_thread()
+
+
+def test_it_is_idle_when_everything_is_written(writer):
+    release = threading.Event()
+    writer.put(release.wait)
+    assert not writer.is_idle
+    release.set()
+    writer.flush()
+    assert writer.is_idle
+
+
+def test_the_first_failure_is_raised_at_the_flush_with_its_reason_and_what_follows_it_is_dropped(writer):
+    done, release = [], threading.Event()
+    writer.put(release.wait)
+    writer.put(lambda: done.append("before"))
+    writer.put(fail)
+    writer.put(lambda: done.append("after"))
+    release.set()
+    with pytest.raises(WriteError, match=r"^the store cannot be written to: no space left on device$"):
+        writer.flush()
+    assert done == ["before"]
+
+
+def test_the_reason_is_what_began_it(writer):
+    def wrapped():
+        try:
+            fail()
+        except OSError as error:
+            raise RuntimeError("(Background on this error at: https://example.org)") from error
+
+    writer.put(wrapped)
+    with pytest.raises(WriteError, match="no space left on device"):
+        writer.flush()
+
+
+def test_a_failure_is_raised_at_the_next_write_and_the_one_after_is_done(writer):
+    done = []
+    failed = threading.Event()
+    writer.put(lambda: failed.set() or fail())
+    failed.wait()
+    with pytest.raises(WriteError):
+        while True:
+            writer.put(lambda: done.append("refused"))
+    done.clear()
+    writer.put(lambda: done.append("taken"))
+    writer.flush()
+    assert done == ["taken"]
+
+
+def test_everything_is_written_before_python_exits(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from search.tracking.background_writer import BackgroundWriter\n"
+        "writer = BackgroundWriter('the store', None, print); file = Path(sys.argv[1])\n"
+        "writer.put(lambda: time.sleep(0.3))\n"
+        "for n in range(3): writer.put(lambda n=n: file.open('a').write(str(n)))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "file")], check=True)
+    assert (tmp_path / "file").read_text() == "012"

@@ -1,0 +1,127 @@
+"""The model that is served: replaced by what is better beyond chance, and by nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from lab import SMALL
+from mlflow.exceptions import MlflowException
+
+from search.promote import main
+from search.winner.champion import COMPARED, REPLACED
+from trainers import open_data
+
+DATA = SMALL["data"] | {"limit_train": 256, "limit_test": 200}
+FIXED = {"depth": 1.0, "batch_size": 32}
+POOR, GOOD = (FIXED | values for values in ({"lr": 1e-5, "epochs": 1}, {"lr": 1e-2, "epochs": 12}))
+
+
+@pytest.fixture(scope="module")
+def lab(new_lab):
+    """Studies ``poor``, which learns next to nothing, ``poor_too``, like it but for its seed, and ``good``."""
+    lab = new_lab(data=DATA, strategy=POOR)
+    assert lab.run("budget.trials=1", "name=poor") == 0
+    assert lab.run("budget.trials=1", "name=poor_too", "seed=1") == 0
+    good = [f"strategy.{name}={value}" for name, value in GOOD.items()]
+    assert lab.run("budget.trials=1", "name=good", *good) == 0
+    return lab
+
+
+def promote(lab, study: str, model: str, *words: str) -> int:
+    stores = [f"store.url={lab.optuna_url}", f"tracking.uri={lab.mlflow_uri}"]
+    return main([study, f"champion.name={model}", *stores, *words])
+
+
+def aliases(lab, model: str) -> dict[str, str]:
+    found = lab.client.get_registered_model(model).aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def test_the_first_winner_is_champion_and_stays_so(lab, capsys):
+    assert promote(lab, "poor", "first") == 0
+    assert capsys.readouterr().out == "Champion: version 1 of first: there was no champion\n"
+    assert aliases(lab, "first") == {"champion": "1", "challenger": "1"}
+    assert promote(lab, "poor", "first") == 0
+    assert "it is the champion already" in capsys.readouterr().out
+    assert len(lab.client.search_model_versions("name = 'first'")) == 1
+
+
+def test_what_is_better_beyond_chance_takes_its_place_and_can_be_rolled_back(lab, capsys):
+    assert promote(lab, "poor", "second") == 0
+    assert promote(lab, "good", "second") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("Champion: version 2 of second, in place of version 1: accuracy 0.")
+    assert aliases(lab, "second") == {"champion": "2", "challenger": "2"}
+    version = lab.client.get_model_version("second", "2")
+    compared = json.loads(version.tags[COMPARED])
+    assert compared["images"] == 200
+    assert compared["p_value"] < 0.05
+    assert 0 < compared["low"] < compared["new"] - compared["old"] < compared["high"]
+    winner = lab.open("good").user_attrs["winner"]
+    assert compared["new"] == pytest.approx(winner["test_score"])
+    assert version.tags[REPLACED] == "1"
+    assert version.description.startswith("Champion: accuracy")
+
+    assert promote(lab, "good", "second", "--rollback") == 0
+    assert aliases(lab, "second")["champion"] == "1"
+    assert promote(lab, "good", "second", "--rollback") == 2
+    assert "version 1 of model 'second' has replaced no other" in capsys.readouterr().err
+
+
+def test_what_is_better_by_chance_alone_stays_the_challenger(lab, capsys):
+    assert promote(lab, "poor", "third") == 0
+    assert promote(lab, "poor_too", "third") == 0
+    assert "not better beyond chance" in capsys.readouterr().out
+    assert aliases(lab, "third") == {"champion": "1", "challenger": "2"}
+    assert lab.client.get_model_version("third", "2").description.startswith("Challenger: ")
+
+
+def test_what_is_better_but_beyond_a_limit_is_not_promoted(lab, capsys):
+    assert promote(lab, "poor", "fourth") == 0
+    for limit in ("max_growth=0.99", "max_slowdown=1e-6"):
+        assert promote(lab, "good", "fourth", f"champion.{limit}") == 0
+        assert f": better, but champion.{limit.partition('=')[0]}: it " in capsys.readouterr().out
+        assert aliases(lab, "fourth")["champion"] == "1"
+
+
+def test_both_are_asked_about_the_images_as_they_are_now(lab, capsys):
+    assert promote(lab, "poor", "fifth") == 0
+    assert promote(lab, "good", "fifth", "data.limit_test=120") == 0
+    assert " on 120 images (" in capsys.readouterr().out
+
+
+def test_images_that_a_model_was_made_with_do_not_count(new_lab, capsys):
+    lab = new_lab(data=DATA, strategy=POOR)
+    assert lab.run("budget.trials=1", "name=before") == 0
+    # Other images are for the test now, some of which the first model was trained with.
+    assert lab.run("budget.trials=1", "name=after", "data.split_seed=1") == 0
+    assert promote(lab, "before", "model") == 0
+    assert promote(lab, "after", "model") == 0
+    compared = json.loads(lab.client.get_model_version("model", "2").tags[COMPARED])
+    made_with, asked = (
+        open_data(task="classification", in_chans=3, **lab.config(*words).data.model_dump())
+        for words in ((), ("data.split_seed=1",))
+    )
+    seen = np.concatenate([made_with.digests["train"], made_with.digests["val"]])
+    new = (~np.isin(asked.digests["test"], seen)).sum()
+    assert compared["images"] == new
+    assert 100 < new < 200
+
+
+def test_a_study_without_a_winner_and_a_model_without_a_champion_are_refused(lab, capsys):
+    diverging = ["strategy.lr=100", "strategy.optimizer=sgd", "strategy.momentum=0.99", "strategy.batch_size=8"]
+    assert lab.run("budget.trials=1", "name=failing", *diverging) == 1
+    capsys.readouterr()
+    assert promote(lab, "failing", "sixth") == 2
+    assert "study 'failing' has no winner yet" in capsys.readouterr().err
+    assert promote(lab, "good", "sixth", "--rollback") == 2
+    assert "model 'sixth' has no champion" in capsys.readouterr().err
+    with pytest.raises(MlflowException):
+        lab.client.get_registered_model("sixth")
+
+
+def test_a_search_promotes_its_winner_itself_where_it_is_asked_to(new_lab, capsys):
+    lab = new_lab(data=DATA, strategy=POOR, champion={"promote": True, "name": "served"})
+    assert lab.run("budget.trials=1") == 0
+    assert "Champion: version 1 of served: there was no champion" in capsys.readouterr().out
+    assert aliases(lab, "served")["champion"] == "1"

@@ -1,0 +1,110 @@
+"""Strategies drawn from the whole space, on small models of five families."""
+
+import copy
+import math
+import random
+
+import pytest
+import timm
+import torch
+from test_trainer import halves
+from timm.models import register_model
+from timm.models.swin_transformer import SwinTransformer, _create_swin_transformer
+
+from search.config import load_space
+from strategies import Strategy, parse_space, sample, without
+from trainers import ModelSource, Teacher, Trainer, Weights, choose_device, unusable_fields
+from trainers.models import normaliser
+
+DEVICE = choose_device("cpu")
+DATA = halves()
+SPACE = parse_space(load_space("full"))
+
+
+@register_model
+def swin_of_tests(pretrained: bool = False, **how) -> SwinTransformer:
+    """Timm has no Swin small enough."""
+    small = {"patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}
+    small |= {"img_size": 32, "strict_img_size": False}
+    return _create_swin_transformer("swin_tiny_patch4_window7_224", pretrained, **small | how)
+
+
+class Dice:
+    """Answers suggestions at random."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def suggest_int(self, name, low, high, *, step=1, log=False):
+        return self._random.randrange(low, high + 1, step)
+
+    def suggest_float(self, name, low, high, *, step=None, log=False):
+        return math.exp(self._random.uniform(math.log(low), math.log(high))) if log else self._random.uniform(low, high)
+
+    def suggest_categorical(self, name, choices):
+        return self._random.choice(choices)
+
+
+def pretrained(name: str) -> ModelSource:
+    """A model of that name from weights that bring a classifier of seven classes."""
+    torch.manual_seed(0)
+    how = {"img_size": 32} if "vit" in name else {}
+    state = timm.create_model(name, num_classes=7, **how).state_dict()
+    source = ModelSource(name, Weights("file:tests", "0" * 16, state), 2, 32)
+    assert source.pretrained_classifier() is not None
+    return source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "swin_of_tests"])
+def test_two_steps_of_any_strategy_change_what_is_trained_and_no_bit_of_what_is_frozen(name):
+    source = pretrained(name)
+    teacher = Teacher(
+        ModelSource("test_resnet", Weights("none", "random", None), 2, 32).build(0),
+        normaliser(source.mean, source.std, DEVICE),
+        32,
+        DEVICE,
+    )
+    space = without(SPACE, unusable_fields(SPACE, source, "classification", has_teacher=True))
+    for seed in range(60):
+        strategy = sample(space, Dice(seed)).replace(batch_size=32)
+        trainer = Trainer(source, DATA, strategy, seed, DEVICE, teacher)
+        before = copy.deepcopy(dict(trainer.model.named_buffers()))
+        moved = names_moved_by_each_step(trainer)
+        result = next(trainer)
+        assert math.isfinite(result.metrics["train_loss"]), strategy.to_yaml()
+        assert len(moved) == 2
+        for param in trainer.plan.params:
+            changed = any(param.name in names for names in moved)
+            what = f"strategy {seed}: {param.name} is {'trained' if param.trained_in(0) else 'frozen'}"
+            assert changed == param.trained_in(0) or step_is_lost_in_rounding(trainer, param.name), what
+        asleep = trainer.plan.eval_modules(0)
+        for entry, tensor in trainer.model.named_buffers():
+            assert entry.rpartition(".")[0] not in asleep or torch.equal(before[entry], tensor), (
+                f"strategy {seed}: {entry}"
+            )
+
+
+def names_moved_by_each_step(trainer: Trainer) -> list[set[str]]:
+    """Filled as it trains; an optimizer of signs may take back in the second step what it did in the first."""
+    params = dict(trainer.model.named_parameters())
+    start = {name: param.detach().clone() for name, param in params.items()}
+    moved: list[set[str]] = []
+
+    def compare(*_):
+        moved.append({name for name, param in params.items() if not torch.equal(start[name], param)})
+
+    trainer.optimizer.register_step_post_hook(compare)
+    return moved
+
+
+def step_is_lost_in_rounding(trainer: Trainer, name: str) -> bool:
+    """Whether a trained tensor's gradient is so small beside its values that float32 cannot hold the step."""
+    param = dict(trainer.model.named_parameters())[name]
+    lr = next((g["lr"] for g in trainer.optimizer.param_groups if any(p is param for p in g["params"])), 0.0)
+    return param.grad is not None and bool((lr * param.grad.abs() <= 2**-23 * param.abs()).all())
+
+
+def test_the_whole_space_is_the_whole_strategy():
+    left_out = {"lora_alpha", "decay_epochs", "patience_epochs", "warmup_steps", "warmup_lr"}
+    assert Strategy().to_dict().keys() - SPACE.keys() == left_out

@@ -1,0 +1,142 @@
+"""What does not fit into memory is done in parts, which come to the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainers.training import is_out_of_memory
+from trainers.training.memory import Fitting, in_parts
+
+ROOT = Path(__file__).resolve().parents[3]
+# A process that trains by batches of 128, with so many MiB beyond what it begins with; it prints how many it took.
+# oneDNN does not bear every lack of memory: now and then its code is not there and is called all the same.
+TRAINING = """
+import os, re, resource, sys
+import torch
+torch.backends.mkldnn.set_flags(False)
+from search.config import DataConfig
+from strategies import Strategy
+from trainers import ModelSource, Trainer, choose_device, find_weights, open_data
+
+data = open_data(
+    task="classification", in_chans=3,
+    **DataConfig(source="digits", image_size=64, limit_train=128, limit_val=128, cache=sys.argv[1]).model_dump(),
+)
+source = ModelSource("resnet18", find_weights("resnet18", ["none"]), 10, 64)
+strategy = Strategy(depth=1.0, lr=1e-3, batch_size=128, epochs=1, batch_norm="frozen_stats")
+trainer = Trainer(source, data, strategy, 0, choose_device("cpu"))
+
+def mebibytes(what):
+    return int(re.search(what + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) // 1024
+
+used = mebibytes("VmSize")
+if sys.argv[2] != "all":
+    limit = (used + int(sys.argv[2])) * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+metrics = next(trainer).metrics
+print(trainer.micro_batches, mebibytes("VmPeak") - used, metrics["train_loss"], metrics["val_loss"])
+"""
+
+
+# A process in which oneDNN has no memory for the code of new convolutions, and has it again afterwards.
+CONVOLUTIONS = """
+import logging, re, resource
+import torch
+from torch.nn.functional import conv2d
+from trainers.memory import Fitting
+
+logging.basicConfig(format="%(message)s")
+torch.set_num_threads(1)
+before = resource.getrlimit(resource.RLIMIT_AS)
+# Between what stays in use there is room for small tensors, but for no code.
+room = [torch.empty(60_000, dtype=torch.uint8) for _ in range(500)][::2]
+
+def convolved(channels):
+    return conv2d(torch.ones(2, channels, 9, 9), torch.ones(channels, channels, 3, 3))
+
+def attempt(parts):
+    if parts > 1:
+        return convolved(24)
+    used = int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+    resource.setrlimit(resource.RLIMIT_AS, (used * 1024, before[1]))
+    try:
+        return [convolved(channels) for channels in range(3, 33)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+convolved(16)
+print(*Fitting(2).do(attempt).unique().tolist(), torch.backends.mkldnn.enabled)
+"""
+
+
+def test_onednn_that_had_no_memory_once_is_done_without():
+    done = subprocess.run([sys.executable, "-c", CONVOLUTIONS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["216.0", "False"]
+    assert "goes on without oneDNN" in done.stderr
+
+
+def trained(cache: Path, mebibytes: str) -> tuple[int, int, float, float]:
+    words = [sys.executable, "-c", TRAINING, str(cache), mebibytes]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    parts, taken, train_loss, val_loss = done.stdout.split()[-4:]
+    return int(parts), int(taken), float(train_loss), float(val_loss)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_is_trained_in_parts_with_the_same_losses(tmp_path):
+    in_one, taken, *losses = trained(tmp_path, "all")
+    in_several, _, *losses_of_several = trained(tmp_path, str(taken * 2 // 3))
+    assert in_one == 1
+    assert in_several >= 2
+    assert losses_of_several == pytest.approx(losses, rel=1e-4)
+
+
+def out_of_memory() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    return caught.value
+
+
+def test_want_of_memory_is_told_from_other_errors():
+    assert is_out_of_memory(out_of_memory())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("posix_memalign failed:Cannot allocate memory (12)"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator: can't allocate memory"))
+
+
+def test_parts_double_until_they_fit_and_stay():
+    tried = []
+
+    def attempt(parts: int) -> str:
+        tried.append(parts)
+        if parts < 4:
+            raise out_of_memory()
+        return "done"
+
+    fitting = Fitting(8)
+    assert fitting.do(attempt) == "done"
+    assert fitting.do(attempt) == "done"
+    assert tried == [1, 2, 4, 4]
+    with pytest.raises(RuntimeError, match="allocate"):
+        Fitting(2).do(attempt)
+    with pytest.raises(ValueError, match="another"):
+        Fitting(8).do(lambda parts: (_ for _ in ()).throw(ValueError("another")))
+
+
+def test_a_batch_is_divided_with_all_that_belongs_to_it():
+    images, targets = torch.arange(10.0)[:, None], torch.arange(10)
+    parts = list(in_parts(images, targets, None, parts=3))
+    assert [len(part[1]) for part in parts] == [4, 3, 3]
+    assert torch.cat([part[0] for part in parts]).equal(images)
+    assert all(part[2] is None for part in parts)
+    rows = (images, images * 2)
+    for (first, second), some, _ in in_parts(rows, targets, None, parts=2):
+        assert first.equal(some[:, None].float())
+        assert second.equal(2 * first)

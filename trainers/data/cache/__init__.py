@@ -1,0 +1,8 @@
+"""Decoded images on disk, shared by trials, processes and nights.
+
+What frozen blocks give is cached in :mod:`trainers.reuse`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,17 @@
+from .file_index import Digests as Digests
+from .file_index import FileIndex as FileIndex
+from .file_index import content_digests as content_digests
+from .file_index import digests_of as digests_of
+from .file_index import take_stamps as take_stamps
+from .mask_squares import MaskSquares as MaskSquares
+from .mask_squares import Squares as Squares
+from .mask_squares import squared as squared
+from .pixel_cache import DECODING as DECODING
+from .pixel_cache import AccessError as AccessError
+from .pixel_cache import PixelArray as PixelArray
+from .pixel_cache import PixelCache as PixelCache
+from .pixel_cache import Progress as Progress
+from .pixel_cache import cores as cores
+from .pixel_cache import decoded_bytes as decoded_bytes
+from .sizes import Size as Size
+from .sizes import read_sizes as read_sizes

@@ -1,0 +1,4 @@
+from .detectors import DETECTORS as DETECTORS
+from .detectors import Detector as Detector
+from .segmenters import SEGMENTERS as SEGMENTERS
+from .segmenters import Segmenter as Segmenter

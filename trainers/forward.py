@@ -1,0 +1,197 @@
+"""Forward passes compiled by torch.compile, whose code the trials of a process share, and later ones find on disk.
+
+A compiled function takes the model as an argument, so that its tensors are inputs of the code and not part of it: the
+next trial that freezes the same, on batches of the same size, runs on code that is there.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from strategies import ConfigError, Strategy
+from trainers.device import Device
+from trainers.reuse import Cut, Rows
+
+logger = logging.getLogger(__name__)
+
+# Functions whose code is kept; a space with a continuous rate of dropout has new ones in every trial.
+_MAX_FUNCTIONS = 64
+# Kinds of code that one function may have: by size of batches and images, by what is frozen, by BatchNorm's modes.
+# torch's own 8 are fewer than the steps in which a model can be unfrozen.
+_MAX_VARIANTS = 64
+
+
+class Compiler:
+    """Compiles functions, each once, and remembers which cannot be compiled.
+
+    Where the frozen part of a model is not run at all (:mod:`trainers.reuse`), what is compiled is the rest. Dropout
+    draws the numbers that it draws without compiling, so that scores agree to rounding.
+
+    Args:
+        mode: ``default``, or ``reduce-overhead``: as CUDA graphs.
+        device: Where the functions run.
+        folder: Where code is kept for other processes, unless ``TORCHINDUCTOR_CACHE_DIR`` names another.
+
+    Raises:
+        ConfigError: The device has no CUDA graphs, and the mode needs them.
+    """
+
+    def __init__(self, mode: str, device: Device, folder: Path) -> None:
+        self.mode = mode
+        #: Whether an output is overwritten by the next one.
+        self.overwrites = mode == "reduce-overhead"
+        if self.overwrites and device.torch.type != "cuda":
+            raise ConfigError(
+                f"compile: {mode!r} records CUDA graphs, and the device is {device.torch.type}; choose default or off"
+            )
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
+        _set_up_torch()
+        self._options = {"fallback_random": True, **torch._inductor.list_mode_options(mode)}
+        self._numbers = count()
+        self.compiled = lru_cache(_MAX_FUNCTIONS)(self._compiled)
+        self.whole = lru_cache(_MAX_FUNCTIONS)(self._whole)
+
+    def _compiled(self, function: Callable[..., Any]) -> "Compiled":
+        """The function compiled; the same object for the same function."""
+        return Compiled(torch.compile(function, fullgraph=True, options=self._options), function)
+
+    def _whole(self, kind: Hashable) -> Callable[[nn.Module, Tensor], Any]:
+        """A function that calls a model on images, the same for each kind of model: kinds share no code."""
+        # torch keeps code, and which sizes have changed, by a function's code object and its name.
+        code = _call.__code__.replace(co_name=f"{_call.__name__}_{next(self._numbers)}")
+        return FunctionType(code, _call.__globals__, code.co_name)
+
+
+class Compiled:
+    """A compiled function, or as it was where it cannot be compiled.
+
+    Args:
+        compiled: What torch.compile gave.
+        function: What it was given.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], function: Callable[..., Any]) -> None:
+        self._compiled = compiled
+        self._function = function
+        #: Why it runs as it was; None while it is compiled.
+        self.failure: str | None = None
+
+    def __call__(self, model: nn.Module, *values: Any) -> Any:
+        """What the function gives for a model and values."""
+        if self.failure is None:
+            try:
+                return self._compiled(model, *values)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                # Nothing has been computed by then: it fails before its first call, or before a new kind of call.
+                self.failure = _reason(error)
+                logger.warning("compile: %s runs without: %s", type(model).__name__, self.failure)
+        return self._function(model, *values)
+
+
+class Forward:
+    """The forward passes of one trial, compiled as far as asked and possible.
+
+    Args:
+        compiler: What the process's trials share; None compiles nothing.
+        name: The model's.
+        strategy: In canonical form.
+    """
+
+    def __init__(self, compiler: Compiler | None, name: str, strategy: Strategy) -> None:
+        self._compiler = compiler
+        # Rates are part of the code.
+        self._kind = name, strategy.dropout, strategy.drop_path
+        self._refusal = _refusal(strategy)
+        self._used: dict[str, Compiled] = {}
+
+    @property
+    def reason(self) -> str:
+        """What is compiled, or why not, in one line."""
+        if self._compiler is None:
+            return "no compile: off"
+        if self._refusal is not None:
+            return f"no compile: {self._refusal}"
+        failures = {part: used.failure for part, used in self._used.items() if used.failure is not None}
+        if not failures:
+            return f"compile: {self._compiler.mode}"
+        return "; ".join(f"no compile in {part}: {failure}" for part, failure in failures.items())
+
+    def __call__(self, model: nn.Module, inputs: Tensor | Rows, cut: Cut | None = None) -> Any:
+        """What the model gives, in the modes that its modules are in.
+
+        Args:
+            model: The classifier.
+            inputs: Images (B, C, H, W) as the model takes them, or what its frozen part gives for them.
+            cut: Where that part ends; needed for the latter.
+
+        Returns:
+            Logits (B, num_classes) of a classifier.
+        """
+        if isinstance(inputs, Tensor):
+            whole = _call if self._compiler is None else self._compiler.whole((*self._kind, model.training))
+            return self._run(whole, model, inputs)
+        assert cut is not None, "rows come from a cut"
+        return cut.suffix(model, inputs, self._run)
+
+    def _run(self, function: Callable[..., Any], model: nn.Module, *values: Any) -> Any:
+        if self._compiler is None or self._refusal is not None:
+            return function(model, *values)
+        compiled = self._compiler.compiled(function)
+        self._used["training" if model.training else "validation"] = compiled
+        if not self._compiler.overwrites:
+            return compiled(model, *values)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        outputs = compiled(model, *values)
+        # A gradient is taken before the next pass, but validation collects its outputs.
+        return outputs if model.training else fx.node.map_aggregate(outputs, _cloned)
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _call(model: nn.Module, images: Tensor) -> Any:
+    return model(images)
+
+
+def _refusal(strategy: Strategy) -> str | None:
+    """Why a strategy's forward passes are not to be compiled; None if they may be."""
+    if any((strategy.delta, strategy.bss, strategy.co_tuning)):
+        return "delta, bss and co_tuning listen to what the model computes within"
+    if strategy.stochastic_norm > 0:
+        # torch 2.14 takes the moving statistics anew in the backward pass, when they have been updated: gradients were
+        # 10% off and more.
+        return "the gradients of stochastic_norm would be wrong"
+    return None
+
+
+def _set_up_torch() -> None:
+    """For the whole process: allow more kinds of code, and compile the backward pass with the forward pass.
+
+    Else it would be compiled, and might fail to be, only in ``backward()``, where there is nothing to fall back to.
+    """
+    import torch._dynamo.config
+    import torch._functorch.config
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
+    torch._functorch.config.force_non_lazy_backward_lowering = True
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line: a compiler's own, and not what torch says around it."""
+    inner = getattr(error, "inner_exception", None) or error
+    first = next((line.strip() for line in str(inner).splitlines() if line.strip()), "")
+    return first if isinstance(inner, TorchDynamoException) and first else f"{type(inner).__name__}: {first}"
+
+
+#: Computes as the model does.
+EAGER = Forward(None, "", Strategy())

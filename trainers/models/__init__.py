@@ -1,0 +1,8 @@
+"""A timm model with its weights: found, created, given a head or feature maps, and what can be applied to it.
+
+What stands on feature maps is in :mod:`trainers.decoders`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,12 @@
+from .applicable import unusable_fields as unusable_fields
+from .dense import dress as dress
+from .dense import top_of as top_of
+from .normalise import Normalise as Normalise
+from .normalise import normaliser as normaliser
+from .small_maps import speed_up_small_maps as speed_up_small_maps
+from .source import ModelSource as ModelSource
+from .source import create_classifier as create_classifier
+from .source import parameter_count as parameter_count
+from .weights import Weights as Weights
+from .weights import check_model_name as check_model_name
+from .weights import find_weights as find_weights

@@ -1,0 +1,312 @@
+"""Fresh models for trials: one pretrained body read once, a new classifier each time."""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import cycle, islice
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from strategies import ConfigError, WeightsError, split_blocks
+from trainers.models.dense import Top, dress
+from trainers.models.weights import Weights, check_model_name
+
+__all__ = ["ModelSource", "check_model_name", "create_classifier", "parameter_count"]
+
+logger = logging.getLogger(__name__)
+
+_RGB = 3
+_TWIN_SEED = 0
+# Official files carry a few tensors that a classifier does not use (a mask token, an auxiliary head).
+_TOLERATED_UNUSED = 0.1
+
+
+class ModelSource:
+    """Builds the same pretrained model over and over, each time with a classifier drawn anew.
+
+    The weights are fitted to the architecture once, here, by timm's own loading: its checkpoint filters, its
+    resizing of position embeddings to ``image_size`` and its adaption of the first convolution to ``in_chans``. A
+    file that was saved from a model with as many channels is taken as it is.
+
+    ``mean`` and ``std`` are what images with pixels in 0 ... 1 are normalised with, a number a channel: the model's
+    own for red, green and blue; their average for one channel; red, green, blue, red, ... in turn for any other number.
+    ``num_blocks`` is how many blocks can be unfrozen.
+
+    Args:
+        name: A timm model, with or without a pretrained tag.
+        weights: What :func:`trainers.models.weights.find_weights` found.
+        num_classes: Outputs of the classifier.
+        image_size: Height and width of the images in pixels.
+        in_chans: Channels of the images.
+        top: What stands on the model's feature maps, where that is no classifier (:mod:`trainers.models.dense`).
+
+    Raises:
+        ConfigError: timm knows no such model, the model cannot take images of this size and so many channels, gives no
+            feature maps where they are needed, or its blocks are not known.
+        WeightsError: The weights do not fit the model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: Weights,
+        num_classes: int,
+        image_size: int,
+        in_chans: int = 3,
+        top: Top | None = None,
+    ) -> None:
+        check_model_name(name)
+        self.name = name
+        self.weights = weights
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.in_chans = in_chans
+        self._top = top
+        twin = self._create_twin()
+        self.mean = _per_channel(twin.pretrained_cfg["mean"], in_chans)
+        self.std = _per_channel(twin.pretrained_cfg["std"], in_chans)
+        self._template = None if weights.state_dict is None else self._fit(weights.state_dict, twin)
+        self.num_blocks = len(split_blocks(self._dressed(twin, _TWIN_SEED)))
+
+        #: Heads that were fitted before a fine-tuning, by all that they depend on; shared by trials.
+        self.probes: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        #: For Co-Tuning, how the weights' classes go with those of a data set.
+        self.relationships: dict[tuple[Any, ...], Tensor] = {}
+
+    def build(self, seed: int, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
+        """A fresh model on the CPU, in float32 and training mode; the global random state stays as it was.
+
+        The pretrained part is equal in every build. The classifier is always drawn from ``seed``, also where
+        the weights bring one for as many classes: a trial starts from the body and its head is always new, so
+        that trials stay comparable whatever the weights. Without weights all is drawn from ``seed``.
+
+        Args:
+            seed: Draws what is not pretrained.
+            dropout: Share of features that the head does not see in training.
+            drop_path: Largest share of images for which a residual branch is left out in training.
+
+        Raises:
+            ConfigError: The architecture has no residual branches to leave out.
+        """
+        how = ({"drop_rate": dropout} if dropout > 0 else {}) | ({"drop_path_rate": drop_path} if drop_path > 0 else {})
+        if self._template is None:
+            model: Any = self._create_dropping(seed, how)
+        elif not how:
+            model = deepcopy(self._template)
+        else:
+            model = self._create_dropping(seed, how)
+            model.load_state_dict(self._template.state_dict(), strict=True)
+        if self._template is not None and self._top is None:
+            with _seeded(seed):
+                model.reset_classifier(self.num_classes)
+        return self._dressed(model, seed)
+
+    def _dressed(self, model: Any, seed: int) -> nn.Module:
+        """The classifier, or what the task makes of it, of which it draws the new parts from ``seed``."""
+        if self._top is not None:
+            with _seeded(seed):
+                model = dress(model, self.image_size, self.in_chans, self._top)
+        assert isinstance(model, nn.Module)
+        return model
+
+    def _create_dropping(self, seed: int, how: dict[str, float]) -> Any:
+        try:
+            return self._create(seed, **how)
+        except TypeError as error:
+            raise ConfigError(f"strategy.drop_path: {self.name} has no residual branches to leave out") from error
+
+    def can_drop_path(self) -> bool:
+        """Whether the architecture takes a rate of dropped residual branches."""
+        try:
+            with torch.device("meta"):
+                create_classifier(self.name, self.num_classes, self.image_size, self.in_chans, drop_path_rate=0.1)
+        except TypeError:
+            return False
+        return True
+
+    def takes(self, size: int) -> bool:
+        """Whether the model can be shown images of ``size`` x ``size`` pixels, and all up to its own size."""
+        if size == self.image_size:
+            return True
+        if self._top is not None:
+            return False
+        if self._create_twin().pretrained_cfg.get("fixed_input_size"):
+            return False
+        model = self.build(_TWIN_SEED).eval()
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, self.in_chans, size, size))
+        except Exception:  # timm's architectures refuse sizes by assertions, RuntimeError, ValueError ...
+            return False
+        return True
+
+    def pretrained_classifier(self) -> tuple[Tensor, Tensor] | None:
+        """Weight (S, D) and bias (S,) of the classifier that the weights bring; None if they bring none."""
+        if self._top is not None:
+            return None
+        names = [f"{name}.weight" for name in _classifier_names(self._create_twin())]
+        state = self.weights.state_dict or {}
+        weights = [name for name in names if name in state and state[name].flatten(1).shape[0] > 1]
+        if len(weights) != 1:
+            return None
+        weight = state[weights[0]].flatten(1)
+        bias = state.get(weights[0].removesuffix("weight") + "bias")
+        return weight, torch.zeros(len(weight)) if bias is None else bias
+
+    def draw_anew(self, model: nn.Module, names: Collection[str], seed: int) -> None:
+        """Give the parameters and buffers of these names what a model without weights has, drawn from ``seed``."""
+        drawn = self._dressed(self._create(seed), seed).state_dict()
+        model.load_state_dict({name: tensor for name, tensor in drawn.items() if name in names}, strict=False)
+
+    def _create(self, seed: int, **how: Any) -> Any:
+        with _seeded(seed):
+            return create_classifier(self.name, self.num_classes, self.image_size, self.in_chans, **how)
+
+    def _create_twin(self) -> Any:
+        """The model without weights, after a look at whether it can classify an image of this size."""
+        try:
+            twin = self._create(_TWIN_SEED)
+            with torch.inference_mode():
+                logits = twin.eval()(torch.zeros(1, self.in_chans, self.image_size, self.image_size))
+        except Exception as error:  # timm's architectures refuse sizes by assertions, RuntimeError, ValueError ...
+            key = "data.image_size" if self.in_chans == _RGB else "data.image_size or model.in_chans"
+            shape = f"{self.image_size} px with {self.in_chans} channels"
+            raise ConfigError(f"{key}: {self.name} cannot take images of {shape}: {_head(error)}") from error
+        if not isinstance(logits, Tensor) or logits.shape != (1, self.num_classes):
+            raise ConfigError(f"model.name: {self.name} is no classifier: it does not answer with one row of scores")
+        return twin.train()
+
+    def _fit(self, state_dict: Mapping[str, Tensor], twin: Any) -> Any:
+        # A number of classes no model has makes timm leave the file's classifier out, whatever its size.
+        overlay: dict[str, Any] = {"state_dict": dict(state_dict), "num_classes": -1}
+        if self._has_channels(state_dict, twin):
+            # Told of a first convolution, timm 1.0.22 drops one that is not of 3 channels, and 1.0.31 warns of it.
+            overlay["first_conv"] = None
+        try:
+            model = self._create(_TWIN_SEED, pretrained=True, pretrained_cfg_overlay=overlay)
+        except Exception as error:  # a checkpoint filter may stumble over a foreign file in any way
+            raise self._unfit(_head(error)) from error
+        # timm keeps the overlay, tensors included, in the model's configuration.
+        model.pretrained_cfg = model.default_cfg = twin.pretrained_cfg
+        self._check_loaded(model, twin, state_dict)
+        return model
+
+    def _has_channels(self, state_dict: Mapping[str, Tensor], twin: Any) -> bool:
+        """Whether the file's first layers take ``in_chans`` channels already; else they take red, green and blue."""
+        own = twin.state_dict()
+        for name in _first_weights(twin):
+            if name not in state_dict or not state_dict[name].ndim == own[name].ndim == 4:
+                return False  # timm's filter may rename and reshape the file's tensors first
+            channels, wanted = state_dict[name].shape[1], own[name].shape[1]
+            # Some stems fold pixels into channels, so that there are a multiple of both.
+            if channels == wanted * _RGB / self.in_chans:
+                return False
+            if channels != wanted:
+                raise self._unfit(f"its {name} takes {channels} channels, model.in_chans is {self.in_chans}")
+        return True
+
+    def _check_loaded(self, model: Any, twin: Any, state_dict: Mapping[str, Tensor]) -> None:
+        """Prove that the file filled the model; timm does not ask once the numbers of classes differ."""
+        loaded, random = model.state_dict(), twin.state_dict()
+        wanted = _weight_names(model)
+        # The file clears a tensor that starts as a constant and is that same constant in the file.
+        missing = [
+            name
+            for name in wanted
+            if torch.equal(loaded[name], random[name]) and not _holds(state_dict, name, loaded[name])
+        ]
+        if missing and set(missing) <= set(_first_weights(twin)) & state_dict.keys():
+            raise self._unfit(f"its {missing[0]} cannot be adapted to {self.in_chans} channels")
+        if missing:
+            raise self._unfit(f"{len(missing)} of {len(wanted)} weight tensors missing, first: {missing[0]}")
+        if not all(name in state_dict for name in wanted):
+            return  # timm's filter renamed the file's tensors, so names do not tell which were used
+        file_weights = [name for name, tensor in state_dict.items() if tensor.ndim >= 2]
+        unused = [name for name in file_weights if name not in loaded]
+        if len(unused) > _TOLERATED_UNUSED * len(file_weights):
+            raise self._unfit(
+                f"it holds {len(unused)} weight tensors that the model lacks, first: {unused[0]}; "
+                "is it of another architecture?"
+            )
+        if unused:
+            logger.warning("model.weights: %s: not used: %s", self.weights.source, ", ".join(unused))
+
+    def _unfit(self, reason: str) -> WeightsError:
+        return WeightsError(f"model.weights: {self.weights.source} does not fit {self.name}: {reason}")
+
+
+def create_classifier(name: str, num_classes: int, image_size: int, in_chans: int = 3, **how: Any) -> nn.Module:
+    """Timm's model of that name, for images of ``image_size`` pixels where its architecture depends on that.
+
+    Args:
+        name: A timm model.
+        num_classes: Outputs of the classifier.
+        image_size: Height and width of the images in pixels.
+        in_chans: Channels of the images.
+        how: Further arguments of ``timm.create_model``.
+    """
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+        how["img_size"] = image_size
+    model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **how)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of the model's parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _classifier_names(model: Any) -> tuple[str, ...]:
+    """Names of the module or modules that a timm model classifies with, as its configuration has them."""
+    names = model.pretrained_cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _weight_names(model: Any) -> list[str]:
+    """What a file must bring: weights of two and more axes outside the classifier, running statistics."""
+    found = model.get_classifier()
+    heads = found if isinstance(found, tuple | list) else (found,)
+    classifier = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
+    weights = [(name, tensor) for name, tensor in model.named_parameters() if tensor.ndim >= 2]
+    statistics = [
+        (name, tensor) for name, tensor in model.named_buffers() if name.endswith(("running_mean", "running_var"))
+    ]
+    return [name for name, tensor in weights + statistics if id(tensor) not in classifier]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` on the CPU and leave every generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it would seed the accelerators too, whose state is not forked here.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _first_weights(model: Any) -> list[str]:
+    """Names of the weights that meet the image's channels."""
+    layers = model.pretrained_cfg.get("first_conv") or ()
+    return [f"{layer}.weight" for layer in ((layers,) if isinstance(layers, str) else layers)]
+
+
+def _holds(state_dict: Mapping[str, Tensor], name: str, values: Tensor) -> bool:
+    return name in state_dict and torch.equal(state_dict[name].to(values.dtype), values)
+
+
+def _per_channel(rgb: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """A number for each channel, from those for red, green and blue."""
+    if in_chans == 1:
+        return (sum(rgb) / len(rgb),)
+    return tuple(islice(cycle(rgb), in_chans))
+
+
+def _head(error: Exception) -> str:
+    """The first lines of an error's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:400] or type(error).__name__

@@ -1,0 +1,130 @@
+"""Many linear probes before a search's first trial: what the head alone wants, in the time of one trial."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from strategies import Strategy, TrialError, make_plan
+from trainers.data import ImageData, Split
+from trainers.device import Device
+from trainers.models import ModelSource, normaliser
+from trainers.probes.stacked import Features, Probes, probe_groups, stored_features
+from trainers.reuse import FrozenOutputs, Reuse, Setting
+from trainers.training import EpochResult, classifier_of, collect_features
+
+# Stacked heads with their gradients, moments and averages take about so many numbers of four bytes a weight.
+_COPIES = 8
+_MAX_BYTES = 512 * 2**20
+# Rows that the classifier is shown at once.
+_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What one probe of a sweep came to.
+
+    Args:
+        strategy: A linear probe.
+        epochs: Its results, epoch by epoch; as far as it came.
+    """
+
+    strategy: Strategy
+    epochs: tuple[EpochResult, ...]
+
+
+def sweep(
+    parts: Iterable[tuple[Sequence[int], Probes]], total: int, progress: Callable[[str, int, int], None]
+) -> list[ProbeResult]:
+    """Train linear probes together, as many at once as memory allows.
+
+    Args:
+        parts: From :func:`probe_parts`.
+        total: Probes in all of them.
+        progress: Told how many probes are done.
+
+    Returns:
+        One result a probe that finished at least an epoch.
+    """
+    results: list[ProbeResult] = []
+    done = 0
+    for part, probes in parts:
+        history: dict[int, list[EpochResult]] = {}
+        for epoch in probes:
+            for place, result in epoch.items():
+                if not isinstance(result, TrialError):
+                    history.setdefault(place, []).append(result)
+        results += [ProbeResult(probes.strategies[place], tuple(epochs)) for place, epochs in history.items()]
+        done += len(part)
+        progress("linear probes", done, total)
+    return results
+
+
+def probe_parts(
+    source: ModelSource,
+    data: ImageData,
+    strategies: Sequence[Strategy],
+    seed: int,
+    device: Device,
+    reuse: Reuse | None,
+) -> Iterator[tuple[list[int], Probes]]:
+    """Linear probes by groups that are trained together, as many at once as memory allows.
+
+    Args:
+        source: Builds the model, which must have a linear head.
+        data: Gives training and validation images.
+        strategies: Of depth 0; those that cannot be trained together with others are in no group.
+        seed: Draws heads and the order of images.
+        device: Where to compute.
+        reuse: Shares features with trials, processes and nights; None computes them for this call.
+
+    Yields:
+        Positions of the strategies, and what trains these, in that order.
+    """
+    features = _shared_features(source, data, seed, device, reuse)
+    size = _COPIES * 4 * len(data.classes) * _width(source)
+    at_once = max(1, _MAX_BYTES // max(1, size))
+    for group in probe_groups(strategies):
+        for start in range(0, len(group), at_once):
+            part = group[start : start + at_once]
+            yield part, Probes(source, data, [strategies[k] for k in part], seed, device, features)
+
+
+def feature_bytes(source: ModelSource, data: ImageData) -> int:
+    """Memory that a sweep needs for the features of the training and validation images."""
+    return 4 * _width(source) * (len(data.train) + len(data.val))
+
+
+def _width(source: ModelSource) -> int:
+    """Numbers that the classifier is given for an image."""
+    weight = classifier_of(source.build(0)).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]
+
+
+def _shared_features(source: ModelSource, data: ImageData, seed: int, device: Device, reuse: Reuse | None) -> Features:
+    """Features from the rows that trials of depth 0 read, as far as there are such rows."""
+    computed = stored_features(source, seed, device)
+    if reuse is None:
+        return computed
+    strategy = Strategy(depth=0).canonical(source.num_blocks)
+    model = source.build(seed).to(device.torch)
+    model.to(memory_format=torch.channels_last)
+    normalise = normaliser(source.mean, source.std, device)
+    setting = Setting(source, model, make_plan(model, strategy), strategy, seed, data, normalise, device)
+    known = reuse.look_up(setting).known
+    read = {id(getattr(data, name)): _features_behind(model, rows, device) for name, rows in known.items()}
+
+    def features(split: Split, size: int, tta: str) -> Tensor:
+        if id(split) in read and size == setting.size and tta == "none":
+            return read[id(split)]
+        return computed(split, size, tta)
+
+    return features
+
+
+def _features_behind(model: nn.Module, known: FrozenOutputs, device: Device) -> Tensor:
+    """What the classifier is given for each row, (1, N, D) float32 on the device."""
+    batches = known.rows.batches(torch.arange(len(known.rows)), _ROWS, device.torch)
+    return collect_features(model, batches, lambda rows: known.cut.suffix(model, rows), device)[None]

@@ -1,0 +1,533 @@
+"""Linear probes in one go: trials that train the head alone, stacked into one head of many.
+
+Many linear classifiers are fitted at once to features that are computed once, as in the linear evaluation of DINOv2
+(Oquab et al., TMLR 2024); that models of one shape with different hyperparameters can share their operators is HFTA
+(Wang et al., MLSys 2021).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property, lru_cache, partial
+from itertools import groupby
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strategies import (
+    HEAD,
+    ConfigError,
+    Plan,
+    Strategy,
+    TrialError,
+    ema_weight,
+    freeze,
+    make_plan,
+    make_scheduler,
+    optimizer_over,
+    resize,
+    sampling_order,
+    set_train_mode,
+    shown_size,
+    swa_weight,
+    tta_views,
+)
+from trainers.data import ImageData, Split
+from trainers.device import Device
+from trainers.models import ModelSource, normaliser
+from trainers.tasks import TASKS
+from trainers.training import EpochResult, classifier_of, features_of, loss_of, start_from_a_probe, weights_of_classes
+
+#: What the classifier is given for a split's images at a size in pixels, in each view of a kind of ``tta``:
+#: (views, N, D) float, no tensor of inference mode.
+Features = Callable[[Split, int, str], Tensor]
+
+# With any other value than the default, features are not the same in every epoch, or the images are needed besides.
+_NEEDS_IMAGES = ("augment", "policy", "mixup", "cutmix", "grow_from", "dropout", "distill_weight")
+
+# What decides which images a step sees, and how.
+_IN_COMMON = ("epochs", "batch_size", "sampling", "image_scale", "tta")
+
+_OF_OPTIMIZERS = ("optimizer", "momentum", "beta1", "beta2", "nesterov")
+
+_OF_LOSSES = ("label_smoothing", "focal_gamma", "poly1_epsilon", "mse_weight", "mse_target")
+
+# Optimizers that treat every number alike and move it in proportion to the rate, and whether their weight decay is
+# decoupled, p <- (1 - lr * decay) * p, or else added to the gradient.
+_ELEMENTWISE = {
+    **dict.fromkeys(("adadelta", "adagrad", "adam", "adamax", "momentum", "nadam", "nesterov"), False),
+    **dict.fromkeys(("radam", "rmsprop", "sgd"), False),
+    **dict.fromkeys(("adamw", "lion", "nadamw", "radamw", "sgdw"), True),
+}
+
+
+def is_batchable(strategy: Strategy) -> bool:
+    """Whether a strategy trains the head alone, on features that are the same in every epoch."""
+    default = Strategy()
+    return strategy.depth == 0 and all(getattr(strategy, name) == getattr(default, name) for name in _NEEDS_IMAGES)
+
+
+def probe_groups(strategies: Sequence[Strategy]) -> list[list[int]]:
+    """Positions of the strategies that :class:`Probes` can train together, group by group.
+
+    Those that are not batchable are in no group.
+    """
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for position, strategy in enumerate(strategies):
+        if is_batchable(strategy):
+            found.setdefault(_common_key(strategy), []).append(position)
+    return list(found.values())
+
+
+@lru_cache(maxsize=32)
+def has_linear_head(source: ModelSource) -> bool:
+    """Whether the model ends in one linear layer, whose inputs are the same in training as in eval mode.
+
+    Tried out on two images of noise. Only such a model's probes can be trained by :class:`Probes`.
+    """
+    model = source.build(0)
+    try:
+        classifier = classifier_of(model)
+        plan = make_plan(model, Strategy(depth=0))
+    except TrialError:
+        return False
+    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+        return False
+    caught: list[Tensor] = []
+    classifier.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    images = torch.rand(2, source.in_chans, source.image_size, source.image_size)
+    with torch.no_grad():
+        model.eval()(images)
+        freeze(model, plan)
+        set_train_mode(model, plan)
+        logits = model(images)
+        (features, in_training) = caught[0], caught[-1]
+        return (
+            features.ndim == 2
+            and torch.allclose(features, in_training)
+            and torch.equal(logits, F.linear(in_training, classifier.weight, classifier.bias))
+        )
+
+
+def stored_features(source: ModelSource, seed: int, device: Device) -> Features:
+    """Features that are computed at the first call for a split, a size and a kind of views, and kept on the device.
+
+    Args:
+        source: Builds the model.
+        seed: Draws the body, where there are no weights.
+        device: Where to compute.
+    """
+    model = source.build(seed).to(device.torch)
+    model.to(memory_format=torch.channels_last)
+    normalise = normaliser(source.mean, source.std, device)
+
+    def view_of(size: int, tta: str, view: int) -> Callable[[Tensor], Tensor]:
+        return lambda pixels: tta_views(normalise(resize(pixels, size)), tta)[view]
+
+    @cache
+    def features(split: Split, size: int, tta: str) -> Tensor:
+        views = len(tta_views(torch.zeros(1, 1, size, size), tta))
+        return torch.stack([features_of(model, split, view_of(size, tta, k), device) for k in range(views)])
+
+    return features
+
+
+class Probes:
+    """An iterator over the epochs of many linear probes: each ``next()`` trains all of them for one epoch.
+
+    Each probe gives what :class:`trainers.Trainer` gives for its strategy alone, to the rounding of float32: it
+    has its own rate, schedule, weight decay, optimizer, loss, class weights, clipping and average. One whose loss is no
+    longer finite ends with the error that it would end with alone, and the others go on. Optimizers that treat every
+    number alike step once for all probes that differ in rate and weight decay only; any other steps for each probe.
+
+    Args:
+        source: Builds the model; it must have a linear head (:func:`has_linear_head`).
+        data: Gives training and validation images, and says which task they are for.
+        strategies: Of one group (:func:`probe_groups`); at least one.
+        seed: Draws the head, alike for all, and the order of images.
+        device: Where to compute.
+        features: Gives the features of splits; :func:`stored_features` unless told otherwise, which is worth sharing
+            between groups.
+
+    Raises:
+        ConfigError: The strategies are not of one group, the model has no linear head, or a strategy cannot be applied.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        data: ImageData,
+        strategies: Sequence[Strategy],
+        seed: int,
+        device: Device,
+        features: Features | None = None,
+    ) -> None:
+        self.strategies = tuple(strategy.canonical(source.num_blocks) for strategy in strategies)
+        if probe_groups(self.strategies) != [list(range(len(self.strategies)))]:
+            raise ConfigError("strategy: these strategies cannot be trained together as linear probes")
+        # Those that share an optimizer lie side by side.
+        ranked = sorted(range(len(self.strategies)), key=lambda index: _optimizer_key(self.strategies[index]))
+        self._row = {index: row for row, index in enumerate(ranked)}
+        stacked = [self.strategies[index] for index in ranked]
+        self.epoch = 0
+        self.device = device
+        self._common = self.strategies[0]
+        self._data = data
+        self._task = TASKS[data.task]
+        self._features = features or stored_features(source, seed, device)
+        self._scale = self._task.scale(data.train.targets)
+        self._order_rng = torch.Generator().manual_seed(seed)
+        self._updates_per_epoch = max(1, len(data.train) // self._common.batch_size)
+        class_weights = [weights_of_classes(data, strategy, device) for strategy in stacked]
+        self._losses = _Losses(data, stacked, class_weights, device)
+        self.model = source.build(seed).to(device.torch)
+        classifier = classifier_of(self.model)
+        if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+            raise ConfigError(f"model.name: {source.name} has no linear head, so its probes cannot be trained together")
+        self._head_name = next(name for name, module in self.model.named_modules() if module is classifier)
+        self._head = self._start(source, classifier, stacked, class_weights, seed)
+        self._rates = [_Rate(strategy, self._updates_per_epoch) for strategy in stacked]
+        plan = make_plan(self.model, Strategy(depth=0, weight_decay=1.0))
+        decayed = any(param.weight_decay > 0 for param in plan.params if param.block == HEAD)
+        self._steppers = _steppers(self._head, stacked, decayed)
+        self._averages = _Averages(self._head, stacked)
+        self._clip = _column([strategy.clip_grad for strategy in stacked], device)
+        self._clips = any(strategy.clip_grad > 0 for strategy in stacked)
+        self._rho = _column([strategy.sam_rho for strategy in stacked], device)
+        self._live = list(range(len(stacked)))
+
+    def _start(
+        self,
+        source: ModelSource,
+        classifier: nn.Linear,
+        strategies: Sequence[Strategy],
+        class_weights: Sequence[Tensor | None],
+        seed: int,
+    ) -> "_Head":
+        """Every probe's head as it starts: drawn from the seed, or fitted before (``probe_epochs``)."""
+        drawn = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+        starts = []
+        for strategy, weights in zip(strategies, class_weights, strict=True):
+            if strategy.probe_epochs > 0:
+                classifier.load_state_dict(drawn)
+                features = self._features(self._data.train, self._data.preprocessing.image_size, "none")[0]
+                features = features.to(self.device.torch, torch.float32)
+                start_from_a_probe(self.model, source, self._data, strategy, seed, self.device, weights, features)
+                starts.append({name: tensor.clone() for name, tensor in classifier.state_dict().items()})
+            else:
+                starts.append(drawn)
+        classifier.load_state_dict(drawn)
+        return _Head(*(torch.stack([start[name] for start in starts]) for name in ("weight", "bias")))
+
+    def __iter__(self) -> Iterator[dict[int, EpochResult | TrialError]]:
+        return self
+
+    def __next__(self) -> dict[int, EpochResult | TrialError]:
+        """Train an epoch; by position in ``strategies``, what it gave or why the probe ended in it.
+
+        Probes that ended or were dropped before are left out; without any left, the iteration ends.
+        """
+        if self.epoch >= self._common.epochs or not self._live:
+            raise StopIteration
+        start = time.perf_counter()
+        train_losses = self._train_epoch()
+        self.epoch += 1
+        found = {index: self._metrics(index, train_losses[self._row[index]]) for index in self._live}
+        # What the probes share cannot be told apart, so each takes an equal part of it.
+        seconds = (time.perf_counter() - start) / len(found)
+        self._live = [index for index in found if isinstance(found[index], dict)]
+        return {
+            index: EpochResult(self.epoch, metrics, seconds) if isinstance(metrics, dict) else metrics
+            for index, metrics in found.items()
+        }
+
+    def drop(self, index: int) -> None:
+        """Give no more results of a probe, such as one that was pruned."""
+        self._live = [live for live in self._live if live != index]
+
+    def _train_epoch(self) -> list[float]:
+        """Mean training loss of each probe, finite or not."""
+        size = shown_size(self._data.preprocessing.image_size, self._common)
+        features = self._features(self._data.train, size, "none")[0]
+        order = sampling_order(self._data.train.targets, self._common.sampling, self._order_rng)
+        order = order[: self._updates_per_epoch * self._common.batch_size]
+        targets = self._data.train.targets if self._scale is None else self._scale.standardise(self._data.train.targets)
+        first = self.epoch * self._updates_per_epoch
+        rates = [[rate.at(first + u) for rate in self._rates] for u in range(self._updates_per_epoch)]
+        for stepper in self._steppers:
+            stepper.set_rates(rates)
+        sums = torch.zeros(len(self.strategies), device=self.device.torch)
+        batches = zip(
+            torch.split(order.to(features.device), self._common.batch_size),
+            torch.split(targets[order].to(self.device.torch), self._common.batch_size),
+            strict=True,
+        )
+        for update, (rows, wanted) in enumerate(batches):
+            sums += self._update(features[rows].to(self.device.torch, torch.float32), wanted, update)
+        self._averages.end_epoch(self.epoch)
+        return (sums.cpu().double() / self._updates_per_epoch).tolist()
+
+    def _update(self, features: Tensor, targets: Tensor, update: int) -> Tensor:
+        """One step of all probes on a batch of features, (B, D); returns their losses before it, (P,)."""
+        losses, grads = self._loss_and_grads(features, targets)
+        if self._common.sam_rho > 0:
+            _, grads = self._loss_and_grads(features, targets, self._climbed(grads))
+        if self._clips:
+            # As nn.utils.clip_grad_norm_, for each probe alone.
+            shares = torch.where(self._clip > 0, (self._clip / (_norms(grads) + 1e-6)).clamp_max(1.0), 1.0)
+            grads = _Head(grads.weight * shares[:, None, None], grads.bias * shares[:, None])
+        for stepper in self._steppers:
+            stepper.step(grads, update)
+        self._averages.end_update()
+        return losses
+
+    def _loss_and_grads(self, features: Tensor, targets: Tensor, head: "_Head | None" = None) -> "tuple[Tensor, _Head]":
+        weight, bias = (tensor.detach().requires_grad_() for tensor in head or self._head)
+        with self.device.autocast():
+            # One product for all, instead of one for each as in a batched one: they share the features.
+            outputs = F.linear(features, weight.flatten(0, 1), bias.flatten()).float()
+        losses = self._losses(outputs.view(-1, *bias.shape).transpose(0, 1), targets)
+        return losses.detach(), _Head(*torch.autograd.grad(losses.sum(), (weight, bias)))
+
+    def _climbed(self, grads: "_Head") -> "_Head":
+        """Each probe's weights where its loss is about worst near by (SAM; see :class:`strategies.optim.sam.Sam`)."""
+        scale = self._rho / _norms(grads).clamp_min(1e-12)
+        weight, bias = self._head
+        return _Head(weight + grads.weight * scale[:, None, None], bias + grads.bias * scale[:, None])
+
+    def _metrics(self, index: int, train_loss: float) -> dict[str, float] | TrialError:
+        if not math.isfinite(train_loss):
+            return TrialError(f"training loss became {train_loss} in epoch {self.epoch}")
+        rate = self._rates[self._row[index]]
+        metrics = {"train_loss": train_loss, "lr": rate.before_scale}
+        scores = self._task.scores(*self.predict(index, self._data.val))
+        metrics |= {f"val_{name}": value for name, value in scores.items()}
+        if not math.isfinite(metrics["val_loss"]):
+            return TrialError(f"validation loss is {metrics['val_loss']} after epoch {self.epoch}")
+        rate.end_epoch(self.epoch, -metrics["val_loss"])
+        return metrics
+
+    @torch.inference_mode()
+    def predict(self, index: int, split: Split) -> tuple[Tensor, Tensor]:
+        """A probe's outputs and the targets of a split; see :func:`trainers.scoring.prediction.predict`."""
+        size = shown_size(self._data.preprocessing.image_size, self._common)
+        weight, bias = (tensor[self._row[index]] for tensor in self._averages.scored)
+        features = self._features(split, size, self._common.tta).to(self.device.torch, torch.float32)
+        with self.device.autocast():
+            outputs = F.linear(features, weight, bias).float().mean(0)
+        return (outputs if self._scale is None else self._scale.restore(outputs)).cpu(), split.targets.cpu()
+
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """The weights of a probe that were scored, on the CPU, named as in a plain timm model.
+
+        The head's are copies; the body's are the same tensors for every probe and not to be written to.
+        """
+        weight, bias = (tensor[self._row[index]].cpu().clone() for tensor in self._averages.scored)
+        return self._start_on_cpu | {f"{self._head_name}.weight": weight, f"{self._head_name}.bias": bias}
+
+    @cached_property
+    def _start_on_cpu(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+
+    def plan(self, index: int) -> Plan:
+        """What a probe's strategy means for every parameter of the model."""
+        return make_plan(self.model, self.strategies[index])
+
+
+class _Head(NamedTuple):
+    """Stacked classifiers, or their gradients: weight (P, C, D) and bias (P, C) float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class _Rate:
+    """A probe's learning rate, by the strategy's own schedule."""
+
+    def __init__(self, strategy: Strategy, updates_per_epoch: int) -> None:
+        # Schedules write to an optimizer's groups, so there is one that has nothing to train.
+        group = {"params": [torch.zeros(())], "lr_scale": strategy.head_lr_scale}
+        optimizer = torch.optim.SGD([group], lr=strategy.lr)
+        self._schedule = make_scheduler(optimizer, strategy, updates_per_epoch)
+        self._group = optimizer.param_groups[0]
+
+    def at(self, update: int) -> float:
+        """The head's rate at an update, counted from 0."""
+        self._schedule.step_update(update)
+        return float(self._group["lr"])
+
+    @property
+    def before_scale(self) -> float:
+        """The latest rate before any factor."""
+        return float(self._group["lr"] / self._group["lr_scale"])
+
+    def end_epoch(self, epoch: int, score: float) -> None:
+        """Tell the schedule a validation score of which more is better."""
+        self._schedule.step(epoch, score)
+
+
+class _Losses:
+    """Each probe's training loss, those of the same name computed together."""
+
+    def __init__(
+        self, data: ImageData, strategies: Sequence[Strategy], weights: Sequence[Tensor | None], device: Device
+    ) -> None:
+        rows: dict[str, list[int]] = {}
+        for index, strategy in enumerate(strategies):
+            rows.setdefault(strategy.loss, []).append(index)
+        alike = torch.ones(len(data.classes), device=device.torch)
+        self._parts = []
+        for members in rows.values():
+            numbers = {name: _column([getattr(strategies[i], name) for i in members], device) for name in _OF_LOSSES}
+            stacked = torch.stack([alike if (found := weights[i]) is None else found for i in members])
+            loss = loss_of(data.task, strategies[members[0]])
+            self._parts.append((torch.tensor(members, device=device.torch), loss, numbers, stacked))
+        self._places = torch.cat([members for members, *_ in self._parts]).argsort()
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The losses, (P,), of outputs (P, B, C) and targets (B,) int64 or (B, C) float."""
+        found = [
+            torch.vmap(partial(_loss_of_one, loss, targets))(outputs[members], numbers, weights)
+            for members, loss, numbers, weights in self._parts
+        ]
+        return torch.cat(found)[self._places]
+
+
+def _loss_of_one(loss: Any, targets: Tensor, outputs: Tensor, numbers: dict[str, Tensor], weights: Tensor) -> Tensor:
+    # Of the strategy a loss reads its numbers only, and they may as well be tensors.
+    found: Tensor = loss(outputs, targets, SimpleNamespace(**numbers), weights)
+    return found
+
+
+class _Averages:
+    """The weights that are scored: a probe's own, or their moving average (EMA), or that of its last epochs (SWA)."""
+
+    def __init__(self, head: _Head, strategies: Sequence[Strategy]) -> None:
+        self._head = head
+        self._strategies = strategies
+        self._updates = 0
+        self._with_ema = any(strategy.ema > 0 for strategy in strategies)
+        self._any = self._with_ema or any(strategy.swa_epochs > 0 for strategy in strategies)
+        self.scored = _Head(*(tensor.clone() for tensor in head)) if self._any else head
+
+    def end_update(self) -> None:
+        """Take every probe's weights into its moving average."""
+        if self._with_ema:
+            self._move([ema_weight(self._updates, s.ema) if s.ema > 0 else 0.0 for s in self._strategies])
+            self._updates += 1
+
+    def end_epoch(self, epoch: int) -> None:
+        """Take the weights after an epoch, counted from 0, into the averages of the last epochs."""
+        if self._any:
+            self._move([_share_of_epoch(strategy, epoch) for strategy in self._strategies])
+
+    def _move(self, shares: list[float]) -> None:
+        column = torch.tensor(shares).to(self._head.bias.device, non_blocking=True)
+        self.scored.weight.lerp_(self._head.weight, column[:, None, None])
+        self.scored.bias.lerp_(self._head.bias, column[:, None])
+
+
+def _share_of_epoch(strategy: Strategy, epoch: int) -> float:
+    """Share of the weights after an epoch in what is scored; 1 is these weights themselves."""
+    if strategy.ema > 0:
+        return 0.0
+    return swa_weight(max(0, epoch - (strategy.epochs - strategy.swa_epochs)))
+
+
+def _steppers(head: _Head, strategies: Sequence[Strategy], decayed: bool) -> "list[_Together | _Alone]":
+    """Optimizers for a stack whose probes are in the order of :func:`_optimizer_key`."""
+    found: list[_Together | _Alone] = []
+    start = 0
+    for _, members in groupby(strategies, key=_optimizer_key):
+        alike = list(members)
+        rows = range(start, start + len(alike))
+        start = rows.stop
+        if alike[0].optimizer in _ELEMENTWISE:
+            found.append(_Together(head, slice(rows.start, rows.stop), alike, decayed))
+        else:
+            found += [_Alone(head, row, strategy, decayed) for row, strategy in zip(rows, alike, strict=True)]
+    return found
+
+
+def _optimizer_key(strategy: Strategy) -> str:
+    """Equal for strategies whose optimizers differ in rate and weight decay alone."""
+    return repr([getattr(strategy, name) for name in _OF_OPTIMIZERS])
+
+
+class _Together:
+    """One optimizer for probes that differ in rate and weight decay alone.
+
+    It moves zeros at rate 1 without weight decay; what they move by, times a probe's rate, is that probe's step.
+    """
+
+    def __init__(self, head: _Head, members: slice, strategies: Sequence[Strategy], decayed: bool) -> None:
+        self._members = members
+        self._head = _Head(*(tensor[members] for tensor in head))
+        self._decoupled = _ELEMENTWISE[strategies[0].optimizer]
+        self._decays = torch.tensor([s.weight_decay if decayed else 0.0 for s in strategies], dtype=torch.float64)
+        self._coupled = self._decays.float().to(head.weight.device)[:, None, None]
+        self._moves = [nn.Parameter(torch.zeros_like(tensor)) for tensor in self._head]
+        self._optimizer = optimizer_over([{"params": self._moves}], strategies[0].replace(lr=1.0, weight_decay=0.0))
+
+    def set_rates(self, rates: list[list[float]]) -> None:
+        """Take the rates of an epoch, by update and probe."""
+        own = torch.tensor(rates, dtype=torch.float64)[:, self._members]
+        self._rates = own.float().to(self._coupled.device)
+        self._kept = (1 - own * self._decays).float().to(self._coupled.device)
+
+    @torch.no_grad()
+    def step(self, grads: _Head, update: int) -> None:
+        """Step by the gradients of all probes."""
+        weight, bias = self._head
+        for move, grad in zip(self._moves, grads, strict=True):
+            move.grad = grad[self._members]
+        if self._decoupled:
+            weight.mul_(self._kept[update][:, None, None])
+        else:
+            self._moves[0].grad = torch.addcmul(grads.weight[self._members], weight, self._coupled)
+        self._optimizer.step()
+        weight.addcmul_(self._moves[0], self._rates[update][:, None, None])
+        bias.addcmul_(self._moves[1], self._rates[update][:, None])
+        for move in self._moves:
+            move.zero_()
+
+
+class _Alone:
+    """An optimizer of one probe, for kinds that look at a tensor as a whole."""
+
+    def __init__(self, head: _Head, index: int, strategy: Strategy, decayed: bool) -> None:
+        self._index = index
+        # Views: their steps are the stack's.
+        self._params = [nn.Parameter(tensor[index]) for tensor in head]
+        decays = (strategy.weight_decay if decayed else 0.0, 0.0)
+        found = [{"params": [p], "weight_decay": decay} for p, decay in zip(self._params, decays, strict=True)]
+        self._optimizer = optimizer_over(found, strategy)
+
+    def set_rates(self, rates: list[list[float]]) -> None:
+        """Take the rates of an epoch, by update and probe."""
+        self._rates = [of_all[self._index] for of_all in rates]
+
+    def step(self, grads: _Head, update: int) -> None:
+        """Step by the probe's own of the gradients of all."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rates[update]
+        for param, grad in zip(self._params, grads, strict=True):
+            param.grad = grad[self._index]
+        self._optimizer.step()
+
+
+def _common_key(strategy: Strategy) -> tuple[Any, ...]:
+    # A sharpness-aware step takes two passes, which the others would wait for.
+    return (*(getattr(strategy, name) for name in _IN_COMMON), strategy.sam_rho > 0)
+
+
+def _column(numbers: Sequence[float], device: Device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32, device=device.torch)
+
+
+def _norms(grads: _Head) -> Tensor:
+    """The norm of each probe's whole gradient, (P,)."""
+    return torch.hypot(torch.linalg.vector_norm(grads.weight, dim=(1, 2)), torch.linalg.vector_norm(grads.bias, dim=1))

@@ -1,0 +1,13 @@
+from .cut import Cut as Cut
+from .cut import cut_at as cut_at
+from .cut import deepen as deepen
+from .entry import Activations as Activations
+from .entry import FrozenOutputs as FrozenOutputs
+from .graph import BlockGraph as BlockGraph
+from .graph import trace_blocks as trace_blocks
+from .reuse import NOTHING_REUSED as NOTHING_REUSED
+from .reuse import Reuse as Reuse
+from .reuse import Setting as Setting
+from .rows import CutError as CutError
+from .rows import Rows as Rows
+from .store import ActivationStore as ActivationStore

@@ -1,0 +1,13 @@
+from .calibration import CALIBRATED_TASKS as CALIBRATED_TASKS
+from .calibration import calibration_error as calibration_error
+from .calibration import fit_temperature as fit_temperature
+from .prediction import predict as predict
+from .shown_images import pictures as pictures
+from .shown_images import shown_places as shown_places
+from .soups import State as State
+from .soups import check_alike as check_alike
+from .soups import greedy_soup as greedy_soup
+from .soups import interpolate as interpolate
+from .soups import load_mixed as load_mixed
+from .soups import random_at_start as random_at_start
+from .soups import uniform_soup as uniform_soup

@@ -1,0 +1,166 @@
+"""Weights mixed from those of several models of one architecture, without training: interpolations and soups."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from strategies import Strategy, WeightsError, entries_of_last_blocks, make_plan, refit_batch_norm, split_blocks
+from trainers.data import Split
+from trainers.device import Device
+from trainers.models import Normalise
+
+State = Mapping[str, Tensor]
+
+
+def interpolate(start: State, end: State, alpha: float, kept: Collection[str] = ()) -> dict[str, Tensor]:
+    """The point between two models' weights: ``start`` at ``alpha`` 0, ``end`` at 1.
+
+    Wortsman et al.: Robust Fine-Tuning of Zero-Shot Models (WiSE-FT), CVPR 2022.
+
+    Args:
+        start: State dict that a fine-tuning began with.
+        end: State dict that it ended with.
+        alpha: Share of ``end``.
+        kept: Entries that are those of ``end`` whatever ``alpha`` is, as are counters and other whole numbers.
+
+    Raises:
+        WeightsError: The two are not of one architecture.
+    """
+    check_alike(start, end)
+    # Both forms of lerp leave equal values equal to the bit, which stale_norms relies on.
+    return {
+        name: torch.lerp(start[name], tensor, alpha) if tensor.is_floating_point() and name not in kept else tensor
+        for name, tensor in end.items()
+    }
+
+
+def uniform_soup(members: Iterable[State]) -> dict[str, Tensor]:
+    """The mean of models' weights; counters are those of the first.
+
+    Wortsman et al.: Model Soups, ICML 2022.
+
+    Args:
+        members: At least one state dict; one at a time is held.
+
+    Raises:
+        WeightsError: Two are not of one architecture.
+    """
+    soup: dict[str, Tensor] = {}
+    for count, member in enumerate(members):
+        soup = _stir(soup, member, count)
+    return soup
+
+
+def greedy_soup(
+    members: Iterable[State], score: Callable[[State], float], lower_is_better: bool
+) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+    """The mean of those models that do not make it worse, taken in their order.
+
+    Wortsman et al.: Model Soups, ICML 2022, Recipe 1: the first is in; each next one stays if, on held-out data, the
+    mean with it scores no worse than the mean without it.
+
+    Args:
+        members: State dicts from the best model to the worst, at least one; one at a time is held.
+        score: The score of weights; one that is not a number is never an improvement.
+        lower_is_better: Whether the score is an error.
+
+    Returns:
+        The mean, and the places of its members among ``members``.
+
+    Raises:
+        WeightsError: Two are not of one architecture.
+    """
+    soup: dict[str, Tensor] = {}
+    taken: list[int] = []
+    best = 0.0
+    for place, member in enumerate(members):
+        mixed = _stir(soup, member, len(taken))
+        found = score(mixed)
+        if not taken or (found <= best if lower_is_better else found >= best):
+            soup, best = mixed, found
+            taken.append(place)
+    return soup, tuple(taken)
+
+
+def check_alike(first: State, second: State) -> None:
+    """Refuse to mix what has other names or shapes.
+
+    Raises:
+        WeightsError: Names the first entry that differs.
+    """
+    for name in (*first, *second):
+        if name not in first or name not in second or first[name].shape != second[name].shape:
+            raise WeightsError(f"weights of different models cannot be mixed: {name} is not the same in both")
+
+
+def _stir(soup: State, member: State, count: int) -> dict[str, Tensor]:
+    """The mean of ``count`` models, of which ``soup`` is the mean, and one more."""
+    return dict(member) if count == 0 else interpolate(member, soup, count / (count + 1))
+
+
+def random_at_start(model: nn.Module, strategy: Strategy) -> frozenset[str]:
+    """Entries of a state dict that a fine-tuning starts with at random, so that they have no start worth mixing in.
+
+    Those are the head's, unless it was fitted first (``probe_epochs``), and those of blocks drawn anew
+    (``reinit_blocks``).
+
+    Args:
+        model: A timm classifier.
+        strategy: How it was fine-tuned.
+
+    Raises:
+        ConfigError: The model's blocks are not known.
+    """
+    anew = min(strategy.reinit_blocks, make_plan(model, strategy).depth)
+    drawn = entries_of_last_blocks(model, anew) if anew > 0 else frozenset()
+    return drawn if strategy.probe_epochs > 0 else drawn | set(split_blocks(model).head.params)
+
+
+def load_mixed(
+    model: nn.Module,
+    mixed: State,
+    reference: State,
+    split: Split,
+    batch_size: int,
+    normalise: Normalise,
+    seed: int,
+    device: Device,
+) -> None:
+    """Load mixed weights and fit the BatchNorm statistics that they lack, by one pass over images as they are.
+
+    Statistics that all members agree on, such as those of frozen blocks, stay; where they agree on all, no image is
+    looked at. Dropout is off in that pass.
+
+    Args:
+        model: A model on the device, changed in place; it is left in eval mode but for what was fitted.
+        mixed: What :func:`interpolate` or a soup gave.
+        reference: One of the members.
+        split: The training images.
+        batch_size: Images a batch; a last, smaller batch is left out.
+        normalise: Makes the model's input.
+        seed: Draws the order of images, since batches of a sorted set would each show one class.
+        device: Where to compute.
+    """
+    model.load_state_dict(mixed)
+    model.eval()
+    for norm in stale_norms(model, mixed, reference):
+        norm.train()
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    order = order[: max(1, len(split) // batch_size) * batch_size]
+    with device.autocast():
+        batches = split.batches(order, batch_size, device.torch)
+        refit_batch_norm(model, (normalise(images.float().div_(255)) for images, _ in batches))
+
+
+def stale_norms(model: nn.Module, mixed: State, reference: State) -> list[nn.Module]:
+    """Modules whose running statistics were mixed from different ones: the mean then differs from each member's."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if any(
+            not torch.equal(mixed[entry], reference[entry])
+            for entry in (f"{name}.running_mean", f"{name}.running_var")
+            if entry in mixed
+        )
+    ]

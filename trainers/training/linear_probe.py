@@ -1,0 +1,115 @@
+"""Fitting the head to the frozen body before fine-tuning: the first half of LP-FT (Kumar et al., ICLR 2022)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from strategies import LOSSES, Strategy, TrialError
+from trainers.data import Split
+from trainers.device import Device
+from trainers.models import Normalise
+from trainers.tasks import Task
+
+_BATCH = 256
+
+
+def probe_head(
+    model: nn.Module,
+    strategy: Strategy,
+    task: Task,
+    split: Split,
+    normalise: Normalise,
+    seed: int,
+    device: Device,
+    class_weights: Tensor | None = None,
+    features: Tensor | None = None,
+) -> None:
+    """Train the classifier alone for ``probe_epochs`` on the body's features, which are computed once.
+
+    The body is in eval mode and sees every image as it is, without augmentation. The rate falls from ``probe_lr`` to
+    zero along a half cosine, once over all epochs; the optimizer is AdamW without weight decay.
+
+    Args:
+        model: A timm classifier, changed in place.
+        strategy: Gives ``probe_epochs``, ``probe_lr``, ``batch_size`` and the loss.
+        task: Gives the units of the targets.
+        split: The training images.
+        normalise: Makes the model's input of (N, C, H, W) float in [0, 1].
+        seed: Draws the order of images.
+        device: Where to compute.
+        class_weights: (C,) float on the device, or None for all alike.
+        features: What :func:`features_of` gives for the split, if it is known already.
+
+    Raises:
+        TrialError: The model has not one classifier but several.
+    """
+    classifier = classifier_of(model)
+    if features is None:
+        features = features_of(model, split, normalise, device)
+    scale = task.scale(split.targets)
+    targets = (split.targets if scale is None else scale.standardise(split.targets)).to(device.torch)
+    loss = LOSSES[task.name][strategy.loss]
+    updates = max(1, len(targets) // strategy.batch_size)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=strategy.probe_lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, strategy.probe_epochs * updates)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(strategy.probe_epochs):
+        order = torch.randperm(len(targets), generator=generator)[: updates * strategy.batch_size].to(device.torch)
+        for rows in torch.split(order, strategy.batch_size):
+            value = loss(classifier(features[rows]).float(), targets[rows], strategy, class_weights)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def classifier_of(model: nn.Module) -> nn.Module:
+    """The one module that a timm model classifies with.
+
+    Raises:
+        TrialError: It has several, as distilled models do.
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.ModuleList):
+        raise TrialError("strategy.probe_epochs: the model has several classifiers, so there is none to probe")
+    return classifier
+
+
+def features_of(model: nn.Module, split: Split, normalise: Normalise, device: Device) -> Tensor:
+    """What the classifier is given for each image of a split, (N, ...) float32 on the device; in eval mode.
+
+    Raises:
+        TrialError: The model has not one classifier but several.
+    """
+    batches = split.batches(torch.arange(len(split)), _BATCH, device.torch)
+    return collect_features(model, (normalise(images.float().div_(255)) for images, _ in batches), model, device)
+
+
+@torch.no_grad()
+def collect_features(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any], device: Device) -> Tensor:
+    """What the classifier is given in forward passes, (N, ...) float32 on the device; in eval mode.
+
+    Args:
+        model: Whose classifier is listened to.
+        batches: Inputs of the passes.
+        forward: Makes a pass of a batch: the model, or a part of it that ends in the classifier.
+        device: Where to compute.
+
+    Raises:
+        TrialError: The model has not one classifier but several.
+    """
+    caught: list[Tensor] = []
+    hook = classifier_of(model).register_forward_pre_hook(
+        lambda module, inputs: caught.append(inputs[0].float().clone())
+    )
+    model.eval()
+    try:
+        for batch in batches:
+            with device.autocast():
+                forward(batch)
+    finally:
+        hook.remove()
+    return torch.cat(caught)
