@@ -14,6 +14,7 @@ from rich.console import Console
 
 from search.reporting import Terminal, print_table
 from search.storage import DEPTH, OUTCOME, PRESET, REASON, STRATEGY
+from search.tracking import EpochEnded, TrialEnded, TrialStarted
 from search.winner import Winner
 from search.winner.winner import Calibration, Candidate
 from strategies import Strategy, parse_space, sample
@@ -69,12 +70,20 @@ def add(study, state=TrialState.COMPLETE, value=None, params=None, **attrs):
     return study.tell(trial, value, state=state)
 
 
+def begin(terminal):
+    """Begin trial 0, and end its first epoch."""
+    started = TrialStarted(
+        0, "key", Strategy(epochs=2), LABEL, "resnet18", "none", "0", depth=4, seed=0, fingerprint="f"
+    )
+    terminal.hear(started)
+    terminal.hear(EpochEnded(0, "key", EpochResult(1, {}, 0.1), 0.5, 0.1))
+
+
 def test_a_log_gets_one_plain_line_a_trial_with_outcome_score_and_label(log, study):
     with log.terminal as terminal:
         terminal.study_started(0, 2)
-        terminal.trial_started(0, Strategy(epochs=2), LABEL)
-        terminal.epoch_ended(EpochResult(1, {}, 0.1), 0.5)
-        terminal.trial_ended(add(study, value=0.9125, **{PRESET: "last_block"}), 0.9125)
+        begin(terminal)
+        terminal.hear(TrialEnded.of(add(study, value=0.9125, **{PRESET: "last_block"}), "key", 0.9125))
     (line,) = log.lines
     assert line.startswith("trial   0  complete  accuracy 0.9125")
     assert line.endswith(f" s  {LABEL}  (preset last_block)")
@@ -84,7 +93,7 @@ def test_a_log_gets_one_plain_line_a_trial_with_outcome_score_and_label(log, stu
 def test_a_failed_trial_shows_its_reason_whatever_characters_it_has(log, study):
     reason = "RuntimeError: shape [3, 4] is no [bold]match[/bold] " + "x" * 300
     failed = add(study, TrialState.FAIL, **{OUTCOME: "failed", REASON: reason})
-    log.terminal.trial_ended(failed, None)
+    log.terminal.hear(TrialEnded.of(failed, "key"))
     log.terminal.counts([failed])
     assert len(log.lines[0]) > 300
     assert f"({reason})" in log.lines[0]
@@ -94,7 +103,7 @@ def test_a_failed_trial_shows_its_reason_whatever_characters_it_has(log, study):
 
 def test_a_trial_without_a_score_shows_none(log, study):
     trial = add(study, TrialState.PRUNED)
-    log.terminal.trial_ended(trial, None)
+    log.terminal.hear(TrialEnded.of(trial, "key"))
     assert "pruned" in log.text
     assert "accuracy" not in log.text
 
@@ -104,9 +113,8 @@ def test_a_terminal_gets_bars_that_are_gone_at_the_end(study):
     with screen.terminal as terminal:
         terminal.reading("decoding images", 1, 2)
         terminal.study_started(0, 2)
-        terminal.trial_started(0, Strategy(epochs=2), LABEL)
-        terminal.epoch_ended(EpochResult(1, {}, 0.1), 0.5)
-        terminal.trial_ended(add(study, value=0.9), 0.9)
+        begin(terminal)
+        terminal.hear(TrialEnded.of(add(study, value=0.9), "key", 0.9))
     assert "\x1b" in screen.text
     assert "complete" in screen.text
 

@@ -19,6 +19,7 @@ from search.processes import owner
 from search.scheduling import Heartbeat, recover, requeue, requeuing
 from search.storage import ATTEMPT, CHECKPOINT, OUTCOME, OWNER, PRESET, REASON, RUN_ID, STRATEGY, open_storage
 from search.tracking import PARENT_TAG, Tracker
+from search.tracking.checkpoints import Checkpoints
 
 PARAMS = {"depth": 0.5, "lr": 2e-3}
 
@@ -199,14 +200,14 @@ def test_killed_between_the_checkpoint_and_tell_the_trial_is_tried_again_and_its
 
 def test_interrupted_right_after_its_checkpoint_was_stored_a_trial_leaves_none_behind(lab, monkeypatch):
     assert lab.run("budget.trials=1") == 0
-    save = Tracker.save_checkpoint
+    save = Checkpoints.save
 
     def save_and_interrupt(*args):
         save(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tracker, "save_checkpoint", save_and_interrupt)
+        patch.setattr(Checkpoints, "save", save_and_interrupt)
         assert lab.run("budget.trials=2") == 130
     assert lab.checkpoints() == {0}
     assert lab.outcomes() == ["complete", "killed", None]

@@ -213,8 +213,8 @@ ENDS = {
     "between the file and tell": ("search.trials.snapshots", "", "save_state", "after", 1),
     "after a paused trial was told": ("optuna.study", "Study", "tell", "after", 2),
     "after a trial was queued to go on": ("search.trials.pausing", "", "queue_again", "after", 1),
-    "when it has taken up its state": ("search.trials.trial", "Record", "restore", "after", 1),
-    "two epochs on": ("search.trials.trial", "Record", "add", "before", 12),
+    "when it has taken up its state": ("search.trials.record", "Record", "restore", "after", 1),
+    "two epochs on": ("search.trials.record", "Record", "add", "before", 12),
     "before the one that went on is told": ("optuna.study", "Study", "tell", "before", 5),
     "before what is kept is removed": ("search.study.loop", "", "drop_paused", "before", 5),
 }

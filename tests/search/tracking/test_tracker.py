@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from search.config import without_password
 from search.storage import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY, absolute_sqlite, fetch_uri
 from search.tracking import PARENT_TAG, Tracker, WriteError, git_commit
-from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking.sink import Sink
+from search.tracking.sink import CHECKPOINT_FILE, Sink
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
 
 EPOCH_METRICS = {
@@ -251,10 +252,10 @@ def refuse(lab, table: str, condition: str) -> None:
         )
 
 
-def test_what_exceeds_mlflows_limits_is_written_in_as_many_calls_as_it_takes(lab, tracker):
+def test_what_exceeds_mlflows_limits_is_written_in_as_many_calls_as_it_takes(lab, tracker, monkeypatch):
     run_id = tracker.open_parent(None, "lab", {})
-    release = threading.Event()
-    tracker.writer.put(release.wait)
+    release, deliver = threading.Event(), Sink.__call__
+    monkeypatch.setattr(Sink, "__call__", lambda *write, **how: release.wait() and deliver(*write, **how))
     for step in range(130):
         tracker.log(run_id, step=step, metrics={f"m{k}": step + k for k in range(10)})
     tracker.log(run_id, params={f"p{k}": k for k in range(250)}, tags={f"t{k}": k for k in range(150)})

@@ -32,7 +32,7 @@ main(arguments)
 
 # Where the process is killed, and how many trials it has told by then.
 KILLS = {
-    "before the checkpoint": (("search.tracking.tracker", "Tracker", "save_checkpoint", "before", 2), 1),
+    "before the checkpoint": (("search.tracking.checkpoints", "Checkpoints", "save", "before", 2), 1),
     "between two batches": (("mlflow", "MlflowClient", "log_batch", "after", 4), 0),
     "before tell": (("optuna.study", "Study", "tell", "before", 2), 1),
     "after tell": (("optuna.study", "Study", "tell", "after", 2), 2),
