@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from search.config import without_password
 from search.storage import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY, absolute_sqlite, fetch_uri
 from search.tracking import PARENT_TAG, Tracker, WriteError, git_commit
-from search.tracking.sink import Sink
 from search.tracking.sink import CHECKPOINT_FILE, Sink
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
 
