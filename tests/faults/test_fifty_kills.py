@@ -14,7 +14,7 @@ from lab import SMALL, Lab
 from optuna.trial import FrozenTrial, TrialState
 
 from search.storage import ATTEMPT, OUTCOME, OWNER, REASON, RETRY_OF, RUN_ID
-from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking import CHECKPOINT_FILE
 
 KILLS, WITH_WORKERS, RETRIES, EPOCHS, KEPT = 50, 8, 2, 6, 3
 STUDY = {

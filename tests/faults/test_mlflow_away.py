@@ -22,11 +22,10 @@ from optuna import Study
 
 from search import housekeeping, rerun
 from search.storage import ENDINGS, RUN_ID
-from search.tracking import KEY_TAG, PARENT_TAG, AwayError, NoRoomError, Tracker
+from search.tracking import CHECKPOINT_FILE, KEY_TAG, PARENT_TAG, AwayError, NoRoomError, Tracker
 from search.tracking import background_writer as writer
 from search.tracking.sink import Sink
 from search.tracking.spool import REFUSED_FILE, Spool
-from search.tracking.tracker import CHECKPOINT_FILE
 from search.tracking.writes import Log, from_line
 from strategies import ConfigError
 

@@ -21,7 +21,7 @@ from search import compose_study
 from search.config import StudyConfig
 from search.run import main
 from search.storage import OWNER, outcome_of, score_of
-from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking import CHECKPOINT_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ from optuna.study import StudyDirection
 
 from search.scheduling import pareto_front
 from search.storage import RUN_ID, WINNER, score_of
-from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking import CHECKPOINT_FILE
 
 SPACE = {"depth": {"low": 0.0, "high": 1.0}, "lr": {"low": 1e-4, "high": 1e-1, "log": True}, "epochs": 2}
 SPACE |= {"batch_size": 32}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from search.storage import DEPTH, FINGERPRINT, PRESET, WINNER
-from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking import CHECKPOINT_FILE
 from trainers import create_classifier
 
 MODELS = {"name": ["test_vit", "test_resnet"], "weights": "none"}

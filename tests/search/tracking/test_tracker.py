@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from search.config import without_password
 from search.storage import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY, absolute_sqlite, fetch_uri
-from search.tracking import PARENT_TAG, Tracker, WriteError, git_commit
-from search.tracking.sink import CHECKPOINT_FILE, Sink
+from search.tracking import CHECKPOINT_FILE, PARENT_TAG, Tracker, WriteError, git_commit
+from search.tracking.sink import Sink
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
 
 EPOCH_METRICS = {

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from search.config import DataConfig
 from search.storage import STRATEGY, WINNER
-from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking import CHECKPOINT_FILE
 from search.winner import TRIAL, Winner
 from search.winner.crowning import CANDIDATES_FILE
 from strategies import Strategy, split_blocks

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from search.storage import RUN_ID, STRATEGY, WINNER
-from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking import CHECKPOINT_FILE
 from search.winner.served_model import ImageModel
 from strategies import DataError, Strategy
 from trainers import ModelSource, Trainer, choose_device, find_weights, open_data

@@ -5,7 +5,7 @@ import pytest
 from mlflow import MlflowClient
 
 from search.storage import RUN_ID, WINNER
-from search.tracking.tracker import CHECKPOINT_FILE
+from search.tracking import CHECKPOINT_FILE
 from trainers.models.weights import digest, read_state_dict
 
 
