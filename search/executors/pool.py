@@ -104,7 +104,7 @@ class _Pool:
     """Workers and what they say; see :func:`run_pool`."""
 
     def __init__(self, open_study: OpenStudy, executor: Executor, watcher: PoolWatcher, ledger: Ledger) -> None:
-        self._bench, self._executor, self._watcher = open_study, executor, watcher
+        self._open_study, self._executor, self._watcher = open_study, executor, watcher
         self._ledger = ledger
         self._workers: list[_Worker] = []
         self._listeners: list[threading.Thread] = []
@@ -119,8 +119,8 @@ class _Pool:
 
     def run(self) -> None:
         """Start workers and follow what they say until the last has ended."""
-        most = self._bench.config.budget.trials
-        if time.monotonic() >= self._bench.deadline or (most is not None and self._ledger.counted >= most):
+        most = self._open_study.config.budget.trials
+        if time.monotonic() >= self._open_study.deadline or (most is not None and self._ledger.counted >= most):
             return
         # Where others train the last of the budget, one is there in case that they end before their time.
         first = max(1, min(self._wanted, self._room()))
@@ -163,13 +163,13 @@ class _Pool:
             # Of workers that have ended; a cluster is left only when nobody asks it anything any more.
             listener.join(_LISTEN_SECONDS)
         for owner in lost:
-            recover_trials(self._bench, owner)
+            recover_trials(self._open_study, owner)
         if lost:
-            reconcile_runs(self._bench)
+            reconcile_runs(self._open_study)
 
     def _until_overdue(self) -> float | None:
         """Seconds until a worker has let its trial's time pass and has not given it up itself; None for no limit."""
-        minutes = self._bench.config.budget.trial_minutes
+        minutes = self._open_study.config.budget.trial_minutes
         began = [running.began for worker in self._workers for running in worker.running.values()]
         if minutes is None or not began:
             # Who begins a trial says so, and wakes this.
@@ -178,30 +178,30 @@ class _Pool:
 
     def _end_overdue(self) -> None:
         """Give up what hangs where no signal reaches it, with its worker, which is replaced."""
-        minutes = self._bench.config.budget.trial_minutes
+        minutes = self._open_study.config.budget.trial_minutes
         assert minutes is not None, "nothing is overdue without a limit"
         late = time.monotonic() - minutes * 60 - _GRACE_SECONDS
-        trials = self._bench.study.get_trials(deepcopy=False)
+        trials = self._open_study.study.get_trials(deepcopy=False)
         overdue = []
         for worker in self._workers:
             numbers = [number for number, running in worker.running.items() if running.began <= late]
             if numbers:
                 # First, since another worker would take the trial of one that has ended for one to try again.
                 for number in numbers:
-                    give_up(self._bench.study, trials[number], over_the_limit(minutes))
+                    give_up(self._open_study.study, trials[number], over_the_limit(minutes))
                 worker.process.kill()
                 worker.process.wait()
                 overdue += numbers
                 worker.running.clear()
                 worker.was_ended = True
-        trials = self._bench.study.get_trials(deepcopy=False)
+        trials = self._open_study.study.get_trials(deepcopy=False)
         for number in overdue:
             self._watcher.hear(TrialEnded.of(trials[number], trials[number].user_attrs.get(RUN_ID, "")))
 
     def _room(self) -> int:
         """How many trials may begin; more than there are workers where the budget has no number."""
-        most = self._bench.config.budget.trials
-        if time.monotonic() >= self._bench.deadline:
+        most = self._open_study.config.budget.trials
+        if time.monotonic() >= self._open_study.deadline:
             return 0
         if most is None:
             return sys.maxsize
@@ -222,8 +222,8 @@ class _Pool:
     def _listen(self, worker: _Worker, share: Share) -> None:
         """Give a worker its orders, pass on what it says, and an empty line when it has ended."""
         if worker.process.is_placed():
-            left = self._bench.deadline - time.monotonic()
-            config = self._executor.config_for_worker(self._bench.config)
+            left = self._open_study.deadline - time.monotonic()
+            config = self._executor.config_for_worker(self._open_study.config)
             orders = Orders(
                 config=config.model_copy(update={"threads": share.threads}),
                 cores=share.cores,
@@ -333,8 +333,8 @@ class _Pool:
         self._deaths += not worker.was_ended
         self._watcher.say(f"A worker has ended before its time ({_in_words(code)})")
         # Of a worker on another host nobody else could tell that it has ended before its heartbeats are missed.
-        recover_trials(self._bench, worker.owner)
-        reconcile_runs(self._bench)
+        recover_trials(self._open_study, worker.owner)
+        reconcile_runs(self._open_study)
         if (
             self._packer is not None
             and code == -signal.SIGKILL
@@ -352,7 +352,7 @@ class _Pool:
             )
 
     def _note(self, tag: str, line: str) -> None:
-        self._bench.tracker.log(self._bench.parent_run, tags={TAG: tag})
+        self._open_study.tracker.log(self._open_study.parent_run, tags={TAG: tag})
         self._watcher.say(f"Workers {line}")
 
 

@@ -72,7 +72,7 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
         ConnectionError: Nobody answers there.
     """
 
-    def __init__(self, url: str, interval: int, on_stale: Callable[[Study, FrozenTrial], None]) -> None:
+    def __init__(self, url: str, interval: int, on_stale: Callable[[Study, FrozenTrial], None] | None = None) -> None:
         self._url, self._interval, self._on_stale = url, interval, on_stale
         host, port = _address(url)
         super().__init__(host=host, port=port)
@@ -97,7 +97,7 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
         """Seconds between heartbeats."""
         return self._interval
 
-    def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None]:
+    def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None] | None:
         """What is called with each trial whose heart has stopped."""
         return self._on_stale
 

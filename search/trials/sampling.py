@@ -58,7 +58,7 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
             model=source.name,
             weights=source.weights.source,
             weights_digest=source.weights.digest,
-            depth=canonical.depth,
+            depth=int(canonical.depth),
             seed=seed,
             fingerprint=fingerprint,
             attempt=int(attrs.get(ATTEMPT, 0)),
@@ -66,7 +66,7 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
             low_rung_images=short.images if short is not None else None,
         )
     )
-    open_study.attributes.put(trial, {STRATEGY: strategy.to_dict(), DEPTH: canonical.depth, SEED: seed})
+    open_study.attributes.put(trial, {STRATEGY: strategy.to_dict(), DEPTH: int(canonical.depth), SEED: seed})
     return Sampled(source, strategy, seed, fingerprint)
 
 

@@ -23,7 +23,7 @@ class Snapshots:
     """
 
     def __init__(self, open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> None:
-        self._bench, self._asked, self._sampled = open_study, asked, sampled
+        self._open_study, self._asked, self._sampled = open_study, asked, sampled
         self._trainer, self._record = trainer, record
         every = open_study.config.checkpoints.every_minutes * 60
         self._every = every if every > 0 else float("inf")
@@ -40,10 +40,10 @@ class Snapshots:
         began = time.monotonic()
         number = self._asked.trial.number
         try:
-            write_state(self._sampled, self._trainer, self._record, snapshot_of(self._bench, number))
+            write_state(self._sampled, self._trainer, self._record, snapshot_of(self._open_study, number))
         except StateError as error:
             if not self._has_complained:
-                self._bench.watcher.say(f"trial {number} could not go on from here if it were killed: {error}")
+                self._open_study.watcher.say(f"trial {number} could not go on from here if it were killed: {error}")
             self._has_complained = True
         self._due = time.monotonic() + max(self._every, _COST * (time.monotonic() - began))
 

@@ -34,7 +34,7 @@ def confirmations(lab):
 
 
 @contextmanager
-def bench_of(lab, *keys: str) -> Iterator[OpenStudy]:
+def opened(lab, *keys: str) -> Iterator[OpenStudy]:
     config = lab.config(*keys)
     with Terminal(config.metric) as terminal:
         open_study = prepare(config, terminal)
@@ -101,7 +101,7 @@ def test_a_strategy_that_fails_with_a_new_seed_comes_last(new_lab, capsys):
     # As an earlier end left it: the best of the search has failed with the new seed.
     known = {str(trial.number): {"100000": None if place == 0 else 0.1 * place} for place, trial in enumerate(best)}
     lab.study.set_user_attr("confirmations", known)
-    with bench_of(lab, "confirm.seeds=1", "confirm.top=3") as open_study:
+    with opened(lab, "confirm.seeds=1", "confirm.top=3") as open_study:
         found = confirm(open_study, best)
     assert [trial.number for trial, _ in found] == [best[2].number, best[1].number, best[0].number]
     assert found[-1][1].mean is None
@@ -114,7 +114,7 @@ def test_a_training_that_diverges_is_recorded_with_its_reason(new_lab, capsys):
     trial = lab.trials()[0]
     diverging = trial.user_attrs["strategy"] | {"depth": 1.0, "lr": 100.0, "optimizer": "sgd", "loss": "mse"}
     trial.user_attrs["strategy"] = diverging
-    with bench_of(lab, "confirm.seeds=1", "confirm.top=1") as open_study:
+    with opened(lab, "confirm.seeds=1", "confirm.top=1") as open_study:
         ((_, found),) = confirm(open_study, [trial])
     assert found.mean is None
     (run,) = confirmations(lab)
@@ -126,7 +126,7 @@ def test_equal_scores_are_no_certainty(new_lab):
     lab = new_lab()
     assert lab.run("budget.trials=1") == 0
     lab.study.set_user_attr("confirmations", {"0": {"100000": 0.5, "100001": 0.5}})
-    with bench_of(lab, "confirm.seeds=2", "confirm.top=1") as open_study:
+    with opened(lab, "confirm.seeds=2", "confirm.top=1") as open_study:
         ((_, found),) = confirm(open_study, ranked(lab.study))
     assert (found.mean, found.low, found.high) == (0.5, None, None)
 
@@ -138,11 +138,11 @@ def test_what_mlflow_refuses_is_no_strategys_failure(new_lab):
     with closing(sqlite3.connect(lab.mlflow_uri.removeprefix("sqlite:///"))) as database:
         refusal = "CREATE TRIGGER full BEFORE INSERT ON metrics BEGIN SELECT RAISE(ABORT, 'no room'); END"
         database.execute(refusal)
-        with bench_of(lab, *keys) as open_study, pytest.raises(WriteError, match="no room"):
+        with opened(lab, *keys) as open_study, pytest.raises(WriteError, match="no room"):
             confirm(open_study, best)
         database.execute("DROP TRIGGER full")
     assert "confirmations" not in lab.study.user_attrs
-    with bench_of(lab, *keys) as open_study:
+    with opened(lab, *keys) as open_study:
         ((_, found),) = confirm(open_study, best)
     assert found.mean is not None
     assert sorted(run.info.status for run in confirmations(lab)) == ["FINISHED", "KILLED"]
@@ -150,14 +150,14 @@ def test_what_mlflow_refuses_is_no_strategys_failure(new_lab):
 
 def test_the_search_leaves_them_time_within_its_hours(searched):
     best = ranked(searched.study)
-    with bench_of(searched, "budget.hours=1", "confirm.seeds=5", "confirm.top=2") as open_study:
+    with opened(searched, "budget.hours=1", "confirm.seeds=5", "confirm.top=2") as open_study:
         took = sum(trial.duration.total_seconds() for trial in best[:2])
         # Two of the five seeds are known.
         assert 0.0 - search_deadline(replace(open_study, deadline=0.0), best) == pytest.approx(3 * took)
-    with bench_of(searched, "budget.hours=1e-5", "confirm.seeds=5", "confirm.top=2") as open_study:
+    with opened(searched, "budget.hours=1e-5", "confirm.seeds=5", "confirm.top=2") as open_study:
         # At most half of them.
         assert 0.0 - search_deadline(replace(open_study, deadline=0.0), best) == pytest.approx(0.018)
-    with bench_of(searched, "budget.hours=1") as open_study:
+    with opened(searched, "budget.hours=1") as open_study:
         assert search_deadline(replace(open_study, deadline=0.0), best) == 0.0
 
 
@@ -172,7 +172,7 @@ def test_only_seeds_count_that_all_had_before_the_hours_were_over(searched, caps
     runs = len(searched.all_runs())
     keys = ("budget.hours=1", "budget.finish_trials=false", "confirm.seeds=3", "confirm.top=2")
     best = ranked(searched.study)
-    with bench_of(searched, *keys) as open_study:
+    with opened(searched, *keys) as open_study:
         found = confirm(replace(open_study, deadline=time.monotonic()), best)
         assert [len(one.scores) for _, one in found] == [2, 2]
         assert "the best were trained with 2 of 3 new seeds" in capsys.readouterr().out
@@ -189,7 +189,7 @@ def test_a_training_is_given_up_when_the_hours_end(new_lab, capsys):
     trial = lab.trials()[0]
     trial.user_attrs["strategy"] = trial.user_attrs["strategy"] | {"epochs": 2000}
     keys = ("budget.hours=1", "budget.finish_trials=false", "confirm.seeds=1", "confirm.top=1")
-    with bench_of(lab, *keys) as open_study:
+    with opened(lab, *keys) as open_study:
         assert confirm(replace(open_study, deadline=time.monotonic() + 1), [trial]) == []
     (run,) = confirmations(lab)
     assert run.info.status == "KILLED"

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from strategies import Strategy
-from trainers import ActivationStore, ModelSource, Reuse, Trainer, Weights, choose_device, open_data, top_of
-from trainers.scoring import shown_images as pictures
+from trainers import ActivationStore, ModelSource, Reuse, Trainer, Weights, choose_device, open_data, pictures, top_of
 
 DEVICE = choose_device("cpu")
 SIDE = 64
