@@ -11,8 +11,7 @@ import numpy as np
 from search.storage import SWEEP
 from search.trials import OpenStudy
 from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, IntRange, Space, sample
-from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, probe_parts
-from trainers.probes import parts as sweep
+from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, probe_parts, sweep
 
 # What a head depends on, beside its rate; of these the sweep tries what the space holds.
 _TRIED = (*LOSS_FIELDS, "weight_decay", "batch_size", "epochs")
