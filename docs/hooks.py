@@ -6,7 +6,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-# By the name of the page, the file that it is.
+# From the name of a page to its file in the repository.
 ELSEWHERE = {
     "benchmarks.md": "benchmarks/README.md",
     "contributing.md": "CONTRIBUTING.md",
@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Take the pages in that lie elsewhere."""
+    """Add the pages that lie elsewhere in the repository."""
     for page, path in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(ROOT / path).read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Make links to files of the repository links to pages, wherever they are made from."""
+    """Turn links to those files into links to their pages."""
     for name, path in ELSEWHERE.items():
         for link in (f"](../{path})", f"]({path})"):
             markdown = markdown.replace(link, f"]({name})")

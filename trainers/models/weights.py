@@ -26,7 +26,7 @@ ResolveUri = Callable[[str], Path]
 StateDict = dict[str, Tensor]
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_EMBEDDED = Path(__file__).with_name("embedded")
+_EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
 # In the order of preference: averaged weights before raw ones, as timm does.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
