@@ -14,6 +14,9 @@ from .errors import UnfreezeError as UnfreezeError
 from .errors import WeightsError as WeightsError
 from .errors import first_line as first_line
 from .errors import nearest as nearest
+from .loss_facts import IGNORED as IGNORED
+from .loss_facts import LOSS_FIELDS as LOSS_FIELDS
+from .loss_facts import TASK_LOSSES as TASK_LOSSES
 from .losses import LOSSES as LOSSES
 from .losses import PIXEL_LOSSES as PIXEL_LOSSES
 from .losses import class_weights as class_weights
@@ -61,7 +64,4 @@ from .space import project as project
 from .space import sample as sample
 from .space import without as without
 from .strategy import CHOICES as CHOICES
-from .strategy import IGNORED as IGNORED
-from .strategy import LOSS_FIELDS as LOSS_FIELDS
-from .strategy import TASK_LOSSES as TASK_LOSSES
 from .strategy import Strategy as Strategy

@@ -1,4 +1,7 @@
-"""What a fine-tuning strategy is: one frozen record of every choice, checked, printable as YAML."""
+"""What a fine-tuning strategy is: one frozen record of every choice, checked, printable as YAML.
+
+The file is long because the record is one table: a field for each choice, with its bounds, help and source.
+"""
 
 import dataclasses
 import hashlib
@@ -12,38 +15,7 @@ import yaml
 from strategies.choices import Choices, choice
 from strategies.conditions import has_effect
 from strategies.errors import ConfigError, nearest
-
-#: The losses that each task can be trained with; the first is its default.
-TASK_LOSSES: dict[str, tuple[str, ...]] = {
-    "classification": ("cross_entropy", "label_smoothing", "focal", "poly1", "bce", "mse"),
-    "multilabel": ("bce", "focal"),
-    "regression": ("mse", "l1", "huber"),
-    "segmentation": (
-        "cross_entropy",
-        "dice",
-        "focal",
-        "lovasz",
-        "cross_entropy+dice",
-        "focal+dice",
-        "cross_entropy+lovasz",
-    ),
-    "detection": ("detector",),
-}
-
-#: The class of pixels from which nothing is learnt, in targets of segmentation.
-IGNORED = 255
-
-#: The fields that make a loss.
-LOSS_FIELDS = (
-    "loss",
-    "label_smoothing",
-    "focal_gamma",
-    "poly1_epsilon",
-    "mse_weight",
-    "mse_target",
-    "class_weights",
-    "class_weights_beta",
-)
+from strategies.loss_facts import TASK_LOSSES
 
 _MANY = 100_000
 

@@ -17,7 +17,7 @@ from strategies.augmentation.levels import (
     sampled,
     sampling_grid,
 )
-from strategies.strategy import IGNORED
+from strategies.loss_facts import IGNORED
 
 # Of a box that is cut off, the share that must stay for it to be kept.
 _LEAST_SHARE = 0.25
@@ -40,7 +40,7 @@ def vary_along(
         chance: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
-        Both as they were given, changed. Outside the image, masks are :data:`strategies.strategy.IGNORED`. Boxes
+        Both as they were given, changed. Outside the image, masks are :data:`strategies.IGNORED`. Boxes
         hold what the old ones held, as tightly as upright boxes around their corners can, cut off at the edges; where
         less than a quarter of one stays there is none any more.
     """

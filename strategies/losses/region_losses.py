@@ -1,6 +1,6 @@
 """Training losses of segmentation by name, as functions of a model's logits and the classes of pixels.
 
-Pixels of the class :data:`strategies.strategy.IGNORED` count nowhere: not in a sum, nor in what a mean is over. A batch
+Pixels of the class :data:`strategies.IGNORED` count nowhere: not in a sum, nor in what a mean is over. A batch
 that has no others gives a loss of 0 and gradients of 0. Class weights, (C,) float, multiply the loss of each pixel by
 its class's where a loss is a mean over pixels; dice and Lovász are means over classes already, and leave them aside.
 """
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from strategies.loss_facts import IGNORED
 from strategies.losses.loss import Loss
-from strategies.strategy import IGNORED, Strategy
+from strategies.strategy import Strategy
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
