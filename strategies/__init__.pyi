@@ -65,3 +65,4 @@ from .space import sample as sample
 from .space import without as without
 from .strategy import CHOICES as CHOICES
 from .strategy import Strategy as Strategy
+from .strategy import one_line as one_line

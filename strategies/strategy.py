@@ -639,7 +639,7 @@ CHOICES: dict[str, Choices] = {f.name: f.metadata["choices"] for f in dataclasse
 CHOICES_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Strategy)}
 
 
-def describe(strategy: Strategy, model: str = "") -> str:
+def one_line(strategy: Strategy, model: str = "") -> str:
     """A strategy, and its model if one is given, in one short line: ``depth 4 · adamw 3e-04 · decay 0.7``."""
     parts = [model] if model else []
     parts += [f"depth {strategy.depth}", f"{strategy.optimizer} {strategy.lr:.0e}"]
