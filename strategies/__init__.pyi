@@ -1,4 +1,4 @@
-from .augmentation import Chance as Chance
+from .augmentation import Draws as Draws
 from .augmentation import View as View
 from .augmentation import mix_batch as mix_batch
 from .augmentation import resize as resize
@@ -49,8 +49,8 @@ from .optim import make_scheduler as make_scheduler
 from .optim import optimizer_over as optimizer_over
 from .optim import refit_batch_norm as refit_batch_norm
 from .optim import swa_weight as swa_weight
-from .penalties import Holding as Holding
 from .penalties import SourceClasses as SourceClasses
+from .penalties import TotalPenalty as TotalPenalty
 from .penalties import learn_relationship as learn_relationship
 from .space import Choice as Choice
 from .space import Entry as Entry

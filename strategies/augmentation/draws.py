@@ -33,18 +33,18 @@ class Replay:
 
 
 #: What decides: a CPU generator, so that the same seed gives the same on every device, or a replay.
-Chance: TypeAlias = torch.Generator | Replay
+Draws: TypeAlias = torch.Generator | Replay
 
 
-def shares(n: int, chance: Chance) -> Tensor:
+def shares(n: int, draws: Draws) -> Tensor:
     """A number in [0, 1) for each of ``n`` images, (n,) float32."""
-    return _drawn(n, chance, lambda count, generator: torch.rand(count, generator=generator))
+    return _drawn(n, draws, lambda count, generator: torch.rand(count, generator=generator))
 
 
-def whole_numbers(n: int, end: int, chance: Chance) -> Tensor:
+def whole_numbers(n: int, end: int, draws: Draws) -> Tensor:
     """A whole number from 0 to below ``end`` for each of ``n`` images, (n,) int64."""
-    return _drawn(n, chance, lambda count, generator: torch.randint(end, (count,), generator=generator))
+    return _drawn(n, draws, lambda count, generator: torch.randint(end, (count,), generator=generator))
 
 
-def _drawn(n: int, chance: Chance, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-    return chance.take(draw) if isinstance(chance, Replay) else draw(n, chance)
+def _drawn(n: int, draws: Draws, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+    return draws.take(draw) if isinstance(draws, Replay) else draw(n, draws)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from strategies.augmentation.draws import Chance, shares, whole_numbers
+from strategies.augmentation.draws import Draws, shares, whole_numbers
 
 #: What can be done to an image, and its largest magnitude in AutoAugment and RandAugment, and in TrivialAugment. Units:
 #: slope of a shear, share of the side of a translation (TrivialAugment's 32 pixels, of 224), degrees of a rotation,
@@ -74,28 +74,28 @@ _POLICY_PROBS = torch.tensor([float(prob) for prob in _CELLS[1::3]]).view(25, 2)
 _POLICY_LEVELS = torch.tensor([int(level) / 9 for level in _CELLS[2::3]]).view(25, 2)
 
 
-def auto_augment(images: Tensor, chance: Chance) -> Tensor:
+def auto_augment(images: Tensor, draws: Draws) -> Tensor:
     """Two operations an image, of one of the 25 pairs found on ImageNet.
 
     Source: Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019.
 
     Args:
         images: (N, C, H, W) float in [0, 1].
-        chance: What decides; a CPU generator gives the same changes on every device.
+        draws: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
-    pair = whole_numbers(n, len(_POLICY_OPS), chance)
+    pair = whole_numbers(n, len(_POLICY_OPS), draws)
     for which in range(2):
-        done = shares(n, chance) < _POLICY_PROBS[pair, which]
+        done = shares(n, draws) < _POLICY_PROBS[pair, which]
         ops = torch.where(done, _POLICY_OPS[pair, which], OPS.index("identity"))
-        images = apply_ops(images, ops, _magnitudes(ops, _POLICY_LEVELS[pair, which], _NARROW, chance))
+        images = apply_ops(images, ops, _magnitudes(ops, _POLICY_LEVELS[pair, which], _NARROW, draws))
     return images
 
 
-def rand_augment(images: Tensor, num_ops: int, magnitude: float, chance: Chance) -> Tensor:
+def rand_augment(images: Tensor, num_ops: int, magnitude: float, draws: Draws) -> Tensor:
     """``num_ops`` operations an image, each one of 14, all of the same magnitude.
 
     Source: Cubuk et al., RandAugment: Practical Automated Data Augmentation with a Reduced Search Space, NeurIPS 2020.
@@ -105,19 +105,19 @@ def rand_augment(images: Tensor, num_ops: int, magnitude: float, chance: Chance)
         num_ops: Operations one after the other.
         magnitude: Of all operations, 0 to 30, where 30 is AutoAugment's strongest. This is torchvision's scale; timm's
             ends at 10, so that its 9 is 27 here.
-        chance: What decides; a CPU generator gives the same changes on every device.
+        draws: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
     for _ in range(num_ops):
-        ops = whole_numbers(n, _DRAWN, chance)
-        images = apply_ops(images, ops, _magnitudes(ops, torch.full((n,), magnitude / 30), _NARROW, chance))
+        ops = whole_numbers(n, _DRAWN, draws)
+        images = apply_ops(images, ops, _magnitudes(ops, torch.full((n,), magnitude / 30), _NARROW, draws))
     return images
 
 
-def trivial_augment(images: Tensor, chance: Chance) -> Tensor:
+def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
     """One operation an image, one of 14, of any of 31 magnitudes up to very strong ones.
 
     Source: Müller and Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation, ICCV 2021 (the wide
@@ -125,20 +125,20 @@ def trivial_augment(images: Tensor, chance: Chance) -> Tensor:
 
     Args:
         images: (N, C, H, W) float in [0, 1].
-        chance: What decides; a CPU generator gives the same changes on every device.
+        draws: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
-    ops = whole_numbers(n, _DRAWN, chance)
-    levels = whole_numbers(n, 31, chance) / 30
-    return apply_ops(images, ops, _magnitudes(ops, levels, _WIDE, chance))
+    ops = whole_numbers(n, _DRAWN, draws)
+    levels = whole_numbers(n, 31, draws) / 30
+    return apply_ops(images, ops, _magnitudes(ops, levels, _WIDE, draws))
 
 
-def _magnitudes(ops: Tensor, levels: Tensor, reach: Tensor, chance: Chance) -> Tensor:
+def _magnitudes(ops: Tensor, levels: Tensor, reach: Tensor, draws: Draws) -> Tensor:
     """Magnitudes (N,) of operations (N,) at ``levels`` (N,) from 0 to 1, half of those that have a sign below zero."""
-    negative = (shares(len(ops), chance) < 0.5) & _SIGNED[ops]
+    negative = (shares(len(ops), draws) < 0.5) & _SIGNED[ops]
     return torch.where(negative, -levels, levels) * reach[ops]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from strategies.augmentation.draws import Chance
+from strategies.augmentation.draws import Draws
 from strategies.augmentation.levels import (
     Level,
     draw_moves,
@@ -23,8 +23,8 @@ from strategies.loss_facts import IGNORED
 _LEAST_SHARE = 0.25
 
 
-def vary_along(
-    pixels: Tensor, targets: Tensor, kind: Literal["masks", "boxes"], level: str | Level, chance: Chance
+def augment_with_targets(
+    pixels: Tensor, targets: Tensor, kind: Literal["masks", "boxes"], level: str | Level, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Change each image at random within the level's limits, and its mask or boxes as it was moved.
 
@@ -37,7 +37,7 @@ def vary_along(
             in pixels; (0, 0, 0, 0, -1) where there is none.
         kind: What the targets are.
         level: ``"none"``, a key of :data:`strategies.augmentation.levels.LEVELS`, or limits of the caller's own.
-        chance: What decides; a CPU generator gives the same changes on every device.
+        draws: What decides; a CPU generator gives the same changes on every device.
 
     Returns:
         Both as they were given, changed. Outside the image, masks are :data:`strategies.IGNORED`. Boxes
@@ -45,7 +45,7 @@ def vary_along(
         less than a quarter of one stays there is none any more.
     """
     limits = limits_of(level)
-    theta = draw_moves(len(pixels), limits, chance)
+    theta = draw_moves(len(pixels), limits, draws)
     if theta is not None:
         size = (pixels.shape[2], pixels.shape[3])
         targets = move_boxes(targets, theta, size) if kind == "boxes" else move_masks(targets, theta)
@@ -54,7 +54,7 @@ def vary_along(
             pixels = sampled(pixels, grid).masked_fill(_outside(grid)[:, None], 0.0)
         else:
             pixels = mirrored(pixels, theta)
-    return repainted(pixels, limits, chance), targets
+    return repainted(pixels, limits, draws), targets
 
 
 def move_masks(masks: Tensor, theta: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class SourceClasses:
     relationship: Tensor
 
 
-class Holding:
+class TotalPenalty:
     """The weighted sum of the penalties that a strategy asks for.
 
     Make it before the first step; it keeps the start's values and listens to the model's forward passes.
