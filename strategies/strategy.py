@@ -24,8 +24,8 @@ _MANY = 100_000
 class Strategy:
     """Every choice of how to fine-tune one model.
 
-    A field that another choice makes meaningless (``focal_gamma`` without the focal loss) keeps its default and has no
-    effect; see :data:`strategies.conditions.CONDITIONS`.
+    A field that another choice makes meaningless (``focal_gamma`` without the focal loss) has no effect, whatever its
+    value; see :data:`strategies.conditions.CONDITIONS`.
 
     Example:
         >>> Strategy(depth=0, lr=0.01).replace(optimizer="sgd").optimizer
@@ -38,13 +38,13 @@ class Strategy:
     # What is trained.
     depth: int | float = choice(
         1.0,
-        "blocks trained, counted from the head: a whole number, or a fraction (1.0 is all)",
+        "blocks that are trained, counted from the head: a whole number, or a fraction of the model (1.0 is all)",
         int,
         float,
         low=0,
         high=_MANY,
         source="Yosinski et al., NeurIPS 2014",
-        helps="always; few images and familiar pictures want less of it",
+        helps="always; lower for few images or images like the pretraining's",
     )
     depth_from: str = choice(
         "head",
@@ -52,12 +52,12 @@ class Strategy:
         str,
         options=("head", "input", "middle"),
         source="Lee et al., Surgical Fine-Tuning, ICLR 2023",
-        helps="images look different but classes mean the same",
+        helps="images look different from the pretraining's, but classes mean the same",
     )
     parameters: str = choice(
         "all",
-        "what of the trained blocks is trained: all, normalisations or biases only, or low-rank updates (lora) of "
-        "linear layers and convolutions; the head always whole",
+        "which parameters of the trained blocks are trained: all, only normalisations or biases, or low-rank updates "
+        "(lora) of linear layers and convolutions; the head is always trained whole",
         str,
         options=("all", "norms", "biases", "norms_and_biases", "lora"),
         source="Frankle et al., ICLR 2021; Ben Zaken et al., BitFit, ACL 2022; Hu et al., LoRA, ICLR 2022",
@@ -68,7 +68,7 @@ class Strategy:
     )
     lora_alpha: float = choice(
         16.0,
-        "scale of the low-rank updates, divided by the rank",
+        "scale of the low-rank updates; it is divided by the rank",
         float,
         low=0,
         above=True,
@@ -77,7 +77,7 @@ class Strategy:
     )
     unfreeze_epochs: float = choice(
         0.0,
-        "epochs over which the trained blocks are unfrozen one by one, from the head on",
+        "epochs over which the trained blocks are unfrozen one by one, starting next to the head",
         float,
         low=0,
         high=_MANY,
@@ -86,12 +86,12 @@ class Strategy:
     )
     reinit_blocks: int = choice(
         0,
-        "trained blocks next to the head that are drawn anew instead of pretrained",
+        "trained blocks next to the head that start from random instead of pretrained weights",
         int,
         low=0,
         high=_MANY,
         source="Zhang et al., Revisiting Few-sample BERT Fine-tuning, ICLR 2021",
-        helps="the pretraining's last features are far from the task",
+        helps="the last features of the pretraining are far from the task",
     )
     probe_epochs: int = choice(
         0,
@@ -100,14 +100,14 @@ class Strategy:
         low=0,
         high=_MANY,
         source="Kumar et al., ICLR 2022",
-        helps="always cheap; most where training and use differ",
+        helps="always cheap; helps most where images in use differ from the training images",
     )
-    probe_lr: float = choice(0.01, "peak learning rate of that probe", float, low=0, above=True, high=100)
+    probe_lr: float = choice(0.01, "peak learning rate of the linear probe", float, low=0, above=True, high=100)
 
-    # With which loss, on which images how often.
+    # The loss, and how often each image is shown.
     loss: str = choice(
         "cross_entropy",
-        "training loss; which of them there are depends on the task",
+        "training loss; the task decides which losses there are",
         str,
         options=tuple(dict.fromkeys(name for names in TASK_LOSSES.values() for name in names)),
         source="bce: Beyer et al., 2020; huber: Huber 1964",
@@ -115,7 +115,7 @@ class Strategy:
     )
     label_smoothing: float = choice(
         0.1,
-        "mass moved to the other classes, with loss label_smoothing",
+        "share of the target that is spread over all classes, with loss label_smoothing",
         float,
         low=0,
         high=0.9,
@@ -127,7 +127,7 @@ class Strategy:
     )
     poly1_epsilon: float = choice(
         1.0,
-        "change of cross entropy's first coefficient, with loss poly1",
+        "change of the first coefficient of cross entropy, with loss poly1",
         float,
         low=-1,
         high=100,
@@ -135,7 +135,7 @@ class Strategy:
     )
     mse_weight: float = choice(
         1.0,
-        "factor on the true class's error, with loss mse of classes",
+        "factor on the error of the true class, with loss mse of classes",
         float,
         low=0,
         above=True,
@@ -145,7 +145,7 @@ class Strategy:
     )
     mse_target: float = choice(
         1.0,
-        "what the true class's logit should be, with loss mse of classes",
+        "target of the true class's logit, with loss mse of classes",
         float,
         low=0,
         above=True,
@@ -155,7 +155,7 @@ class Strategy:
     )
     class_weights: str = choice(
         "none",
-        "how classes count in the loss: alike, in inverse proportion to their images or to their effective number",
+        "how much classes count in the loss: all alike, or in inverse proportion to their images or effective number",
         str,
         options=("none", "balanced", "effective_number"),
         source="Cui et al., CVPR 2019",
@@ -163,7 +163,8 @@ class Strategy:
     )
     class_weights_beta: float = choice(
         0.999,
-        "how soon further images of a class add nothing, with class_weights effective_number",
+        "beta of the effective number: a class counts as at most 1 / (1 - beta) images, with class_weights "
+        "effective_number",
         float,
         low=0,
         high=1,
@@ -172,7 +173,7 @@ class Strategy:
     )
     sampling: str = choice(
         "natural",
-        "which images an epoch shows: each once, or classes equally often, or by the square root of their size",
+        "which images an epoch shows: each once, all classes equally often, or each by the square root of its size",
         str,
         options=("natural", "balanced", "sqrt"),
         source="Kang et al., ICLR 2020; Mahajan et al., ECCV 2018",
@@ -185,23 +186,29 @@ class Strategy:
         low=0,
         high=1,
         source="Hinton et al., 2014; Beyer et al., CVPR 2022",
-        helps="a small model is wanted and a good large one is there",
+        helps="a small model is wanted and a good large model exists",
     )
     distill_temperature: float = choice(
-        2.0, "softening of both answers there", float, low=0, above=True, high=100, source="Hinton et al., 2014"
+        2.0,
+        "temperature that softens the outputs of teacher and model",
+        float,
+        low=0,
+        above=True,
+        high=100,
+        source="Hinton et al., 2014",
     )
 
-    # How fast.
+    # The optimizer and its learning rates.
     optimizer: str = choice(
         "adamw",
         "any name of timm.optim.list_optimizers()",
         str,
         source="timm",
-        helps="sgd and adamw are the two to try first",
+        helps="try sgd and adamw first",
     )
     momentum: float | None = choice(
         None,
-        "share of the last step that is kept; null for the optimizer's own",
+        "share of the last step that is kept; null for the optimizer's default",
         float,
         low=0,
         high=1,
@@ -210,7 +217,7 @@ class Strategy:
     )
     beta1: float | None = choice(
         None,
-        "share kept in the mean of gradients; null for the optimizer's own",
+        "share kept in the running mean of gradients; null for the optimizer's default",
         float,
         low=0,
         high=1,
@@ -219,7 +226,7 @@ class Strategy:
     )
     beta2: float | None = choice(
         None,
-        "share kept in the mean of squared gradients; null for the optimizer's own",
+        "share kept in the running mean of squared gradients; null for the optimizer's default",
         float,
         low=0,
         high=1,
@@ -227,11 +234,14 @@ class Strategy:
         optional=True,
     )
     nesterov: bool | None = choice(
-        None, "whether gradients are taken one step ahead; null for the optimizer's own", bool, optional=True
+        None,
+        "whether gradients are taken one step ahead (Nesterov's momentum); null for the optimizer's default",
+        bool,
+        optional=True,
     )
     lr: float = choice(
         1e-3,
-        "peak learning rate, of which the blocks and the head take shares",
+        "peak learning rate; blocks and head multiply it by their own factors",
         float,
         low=0,
         above=True,
@@ -258,11 +268,11 @@ class Strategy:
     )
     lr_by: str = choice(
         "decay",
-        "what sets the blocks' learning rates: layer_decay, scales of the model's thirds, or relative gradient norms",
+        "how each block's learning rate is set: by layer_decay, by thirds of the model, or by relative gradient norms",
         str,
         options=("decay", "thirds", "gradient"),
         source="gradient: Auto-RGN of Lee et al., ICLR 2023",
-        helps="gradient where nobody knows which blocks must move",
+        helps="gradient where it is not known which blocks must change",
     )
     layer_decay: float = choice(
         1.0,
@@ -297,7 +307,7 @@ class Strategy:
     )
     weight_decay: float = choice(
         0.01,
-        "weight decay, never on norms and biases",
+        "weight decay; norms and biases have none",
         float,
         low=0,
         high=10,
@@ -314,14 +324,14 @@ class Strategy:
     )
     decay_rate: float = choice(
         0.1,
-        "factor at each cut of the rate, with schedules step, multistep and plateau",
+        "factor on the learning rate at each cut, with schedules step, multistep and plateau",
         float,
         low=0,
         above=True,
         high=1,
     )
     decay_epochs: float = choice(
-        0.0, "epochs between cuts, with schedule step; 0 for a third of all", float, low=0, high=_MANY
+        0.0, "epochs between cuts, with schedule step; 0 for a third of all epochs", float, low=0, high=_MANY
     )
     patience_epochs: int = choice(
         1, "epochs without a better score before a cut, with schedule plateau", int, low=1, high=_MANY
@@ -342,7 +352,11 @@ class Strategy:
         helps="transformers, large batches, high rates",
     )
     warmup_lr: float = choice(
-        0.0, "where the warm-up starts, as a share of lr; 0 as near zero as a step can be", float, low=0, high=1
+        0.0,
+        "learning rate at which the warm-up starts, as a share of lr; 0 for as near zero as a step can be",
+        float,
+        low=0,
+        high=1,
     )
     clip_grad: float = choice(
         0.0,
@@ -351,7 +365,7 @@ class Strategy:
         low=0,
         high=1e9,
         source="Pascanu et al., ICML 2013",
-        helps="spikes early in training, transformers",
+        helps="loss spikes early in training, transformers",
     )
     sam_rho: float = choice(
         0.0,
@@ -363,7 +377,7 @@ class Strategy:
         helps="few images, noisy labels",
     )
 
-    # Held near its start.
+    # Regularisation.
     l2_sp: float = choice(
         0.0,
         "weight of the squared distance from the pretrained weights",
@@ -384,7 +398,7 @@ class Strategy:
     )
     bss: float = choice(
         0.0,
-        "weight of the smallest singular value of a batch's features",
+        "weight of the squared smallest singular value of a batch's features",
         float,
         low=0,
         high=1000,
@@ -402,7 +416,7 @@ class Strategy:
     )
     stochastic_norm: float = choice(
         0.0,
-        "share of BatchNorm channels that a step normalises by the moving statistics",
+        "share of BatchNorm channels that a step normalises by the running statistics",
         float,
         low=0,
         high=1,
@@ -441,7 +455,7 @@ class Strategy:
     )
     swa_epochs: int = choice(
         0,
-        "last epochs whose weights are averaged, 0 for none",
+        "number of last epochs whose weights are averaged, 0 for none",
         int,
         low=0,
         high=_MANY,
@@ -453,13 +467,13 @@ class Strategy:
         "BatchNorm of trained blocks: train, frozen_stats (running statistics fixed) or frozen (affine fixed too)",
         str,
         options=("train", "frozen_stats", "frozen"),
-        helps="small batches, or images much like the pretraining's",
+        helps="small batches, or images like the pretraining's",
     )
 
-    # Seen how.
+    # How images are shown, and for how long.
     augment: str = choice(
         "none",
-        "augmentation level; custom is what the fields from crop_area to erase say",
+        "augmentation level; custom takes its limits from the fields crop_area to erase",
         str,
         options=("none", "light", "medium", "strong", "custom"),
         helps="few images, many epochs",
@@ -478,26 +492,28 @@ class Strategy:
     saturation: float = choice(0.0, "largest relative change of saturation", float, low=0, high=1)
     hue: float = choice(0.0, "largest turn of hues in degrees", float, low=0, high=180)
     erase: float = choice(
-        0.0, "share of images with a rectangle blanked", float, low=0, high=1, source="Zhong et al., AAAI 2020"
+        0.0, "share of images in which a rectangle is blanked", float, low=0, high=1, source="Zhong et al., AAAI 2020"
     )
     policy: str = choice(
         "none",
-        "augmentation policy before the level: AutoAugment, RandAugment or TrivialAugment",
+        "augmentation policy, applied before the level: AutoAugment, RandAugment or TrivialAugment",
         str,
         options=("none", "auto", "rand", "trivial"),
         source="Cubuk et al., CVPR 2019 and NeurIPS 2020; Müller and Hutter, ICCV 2021",
         helps="natural photographs, long training",
     )
-    policy_ops: int = choice(2, "operations an image, with policy rand", int, low=1, high=4)
-    policy_magnitude: float = choice(9.0, "strength of operations, with policy rand; 30 is all", float, low=0, high=30)
+    policy_ops: int = choice(2, "operations per image, with policy rand", int, low=1, high=4)
+    policy_magnitude: float = choice(
+        9.0, "strength of operations, with policy rand; 30 is the strongest", float, low=0, high=30
+    )
     views: int = choice(
         0,
-        "fixed augmented copies of each image, shown by epochs in turn, whose frozen part is computed once; 0 for new "
-        "copies every epoch",
+        "fixed augmented copies of each image; epochs show them in turn, and frozen blocks compute each copy once; "
+        "0 for new copies every epoch",
         int,
         low=0,
         high=_MANY,
-        helps="augmentation and frozen blocks together: time",
+        helps="saves time where augmentation and frozen blocks are combined",
     )
     mixup: float = choice(
         0.0,
@@ -525,27 +541,28 @@ class Strategy:
         low=0.1,
         high=1,
         source="Touvron et al., FixRes, NeurIPS 2019",
-        helps="what a smaller image costs in score and saves in time",
+        helps="shows what smaller images cost in score and save in time",
     )
     grow_from: float = choice(
         1.0,
-        "size of training images in the first epoch, as a share of the last's (progressive resizing)",
+        "size of training images in the first epoch, as a share of the last epoch's (progressive resizing)",
         float,
         low=0.1,
         high=1,
         source="Howard, fastai 2018; Tan and Le, EfficientNetV2, ICML 2021",
-        helps="time; long training",
+        helps="saves time; long training",
     )
     tta: str = choice(
         "none",
-        "views whose outputs are averaged in validation, test and serving: mirrored, or mirrored corners",
+        "views whose outputs are averaged in validation, test and serving: the image, with its mirror image (flip) or "
+        "its corners (crops)",
         str,
         options=("none", "flip", "crops"),
         source="Krizhevsky et al., NeurIPS 2012",
-        helps="answers may take several times as long",
+        helps="predictions may take several times as long",
     )
-    batch_size: int = choice(64, "images a step", int, low=1, high=65536, helps="together with lr")
-    epochs: int = choice(5, "passes over the training images", int, low=1, high=_MANY, helps="time allows")
+    batch_size: int = choice(64, "images per step", int, low=1, high=65536, helps="together with lr")
+    epochs: int = choice(5, "passes over the training images", int, low=1, high=_MANY, helps="where time allows")
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -553,7 +570,7 @@ class Strategy:
             if not choices.accepts(value):
                 raise ConfigError(f"strategy.{name}: {value!r} is not {choices.expected()}")
             if choices.kinds == (float,) and value is not None:
-                # 1 and 1.0 train alike, so they must print and hash alike.
+                # 1 and 1.0 train alike, so both must print and hash alike.
                 object.__setattr__(self, name, float(value))
         if isinstance(self.depth, float) and self.depth > 1:
             raise ConfigError(
@@ -578,7 +595,7 @@ class Strategy:
 
     @classmethod
     def from_yaml(cls, text: str) -> "Strategy":
-        """Build a strategy from what :meth:`to_yaml` printed.
+        """Build a strategy from YAML as :meth:`to_yaml` prints it.
 
         Raises:
             ConfigError: The text is no YAML mapping, a name is unknown or a value is wrong.
@@ -623,7 +640,7 @@ class Strategy:
         resolved = self.replace(depth=self.blocks_trained(num_blocks))
         if resolved.depth == num_blocks:
             resolved = resolved.replace(depth_from=CHOICES_DEFAULTS["depth_from"])
-        # What no epoch would show makes no difference.
+        # A view that no epoch shows makes no difference.
         resolved = resolved.replace(views=min(self.views, self.epochs))
         values = resolved.to_dict()
         idle = {name: CHOICES_DEFAULTS[name] for name in values if not has_effect(name, values)}

@@ -1,4 +1,4 @@
-"""Where augmentation draws from: a generator, or what was drawn once for all images of a split."""
+"""The source of augmentation's random numbers: a generator, or a replay of what was drawn once for a whole split."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class Replay:
-    """What was drawn for all images of a split, for some of them, in the order in which it was drawn.
+    """Gives a batch its part of the numbers that were drawn for all images of a split, draw by draw.
 
     Args:
-        drawn: (N,) tensors, one a draw; what is not there yet is drawn and added.
+        drawn: (N,) tensors, one for each draw so far; further draws are appended.
         generator: Draws for all N images.
         count: N.
-        places: (B,) int64 on the CPU, the images that are asked for.
+        places: (B,) int64 on the CPU, the positions of the batch's images in the split.
     """
 
     def __init__(self, drawn: list[Tensor], generator: torch.Generator, count: int, places: Tensor) -> None:
@@ -25,14 +25,14 @@ class Replay:
         self._next = 0
 
     def take(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        """The next draw, (B,)."""
+        """The next draw for the batch, (B,)."""
         if self._next == len(self._drawn):
             self._drawn.append(draw(self._count, self._generator))
         self._next += 1
         return self._drawn[self._next - 1][self._places]
 
 
-#: What decides: a CPU generator, so that the same seed gives the same on every device, or a replay.
+#: A CPU generator, so that a seed gives the same numbers on every device, or a replay.
 Draws: TypeAlias = torch.Generator | Replay
 
 

@@ -1,4 +1,4 @@
-"""How a strategy shows training images: a policy's operations, then those of its level, then mixtures."""
+"""How a strategy shows training images: first its policy's operations, then its level, then mixing."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -27,7 +27,7 @@ def vary(images: Tensor, strategy: Strategy, draws: Draws) -> Tensor:
     Args:
         images: (N, C, H, W) float in [0, 1].
         strategy: Gives policy, level and their parameters.
-        draws: What decides.
+        draws: Source of the random numbers.
 
     Returns:
         (N, C, H, W) float in [0, 1].
@@ -45,9 +45,9 @@ def vary_dense(
     Args:
         images: (N, C, S, S) float in [0, 1].
         targets: (N, S, S) uint8 masks or (N, M, 5) float32 boxes, as ``with_targets.augment_with_targets`` takes them.
-        kind: Which of them.
+        kind: What the targets are.
         strategy: Gives the level and its parameters.
-        draws: What decides.
+        draws: Source of the random numbers.
     """
     return augment_with_targets(images, targets, kind, _level(strategy), draws)
 
@@ -55,12 +55,12 @@ def vary_dense(
 def mix_batch(
     images: Tensor, targets: Tensor, num_classes: int, strategy: Strategy, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mix the batch's images and targets as ``mixup`` and ``cutmix`` say; left alone where both are off.
+    """Mix the batch's images and targets as ``mixup`` and ``cutmix`` say; if both are off, return them unchanged.
 
     Args:
         images: (N, C, H, W) float.
         targets: (N,) int64 class indices, which become (N, num_classes) float shares; or (N, K) float.
-        num_classes: Outputs of the model.
+        num_classes: Number of the model's outputs.
         strategy: Gives ``mixup``, ``cutmix`` and ``mix_prob``.
         generator: A CPU generator.
     """

@@ -226,14 +226,14 @@ def test_an_unknown_module_is_named_with_its_nearest():
         Delta(make_model("test_resnet"), ["layer4.00"])
 
 
-def test_a_module_that_puts_out_no_tensor_is_named():
+def test_a_module_that_returns_no_tensor_is_named():
     class Pair(nn.Module):
         def forward(self, x):
             return x, x
 
     model = nn.Sequential(Pair())
     FeatureMaps(model, ["0"])
-    with pytest.raises(ConfigError, match="module '0' puts out tuple"):
+    with pytest.raises(ConfigError, match="module '0' returns tuple"):
         model(randn(2, 3))
 
 
