@@ -1,4 +1,7 @@
-"""What a fine-tuning strategy is, the space it is sampled from, and what it does to a model."""
+"""Fine-tuning strategies: their fields, the space that they are sampled from, and their effect on a model.
+
+Training a model with a strategy is the work of :mod:`trainers`; choosing strategies is that of :mod:`search`.
+"""
 
 import lazy_loader
 

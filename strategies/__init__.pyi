@@ -1,4 +1,4 @@
-from .augmentation import Chance as Chance
+from .augmentation import Draws as Draws
 from .augmentation import View as View
 from .augmentation import mix_batch as mix_batch
 from .augmentation import resize as resize
@@ -14,6 +14,9 @@ from .errors import UnfreezeError as UnfreezeError
 from .errors import WeightsError as WeightsError
 from .errors import first_line as first_line
 from .errors import nearest as nearest
+from .loss_facts import IGNORED as IGNORED
+from .loss_facts import LOSS_FIELDS as LOSS_FIELDS
+from .loss_facts import TASK_LOSSES as TASK_LOSSES
 from .losses import LOSSES as LOSSES
 from .losses import PIXEL_LOSSES as PIXEL_LOSSES
 from .losses import class_weights as class_weights
@@ -46,8 +49,8 @@ from .optim import make_scheduler as make_scheduler
 from .optim import optimizer_over as optimizer_over
 from .optim import refit_batch_norm as refit_batch_norm
 from .optim import swa_weight as swa_weight
-from .penalties import Holding as Holding
 from .penalties import SourceClasses as SourceClasses
+from .penalties import TotalPenalty as TotalPenalty
 from .penalties import learn_relationship as learn_relationship
 from .space import Choice as Choice
 from .space import Entry as Entry
@@ -61,7 +64,5 @@ from .space import project as project
 from .space import sample as sample
 from .space import without as without
 from .strategy import CHOICES as CHOICES
-from .strategy import IGNORED as IGNORED
-from .strategy import LOSS_FIELDS as LOSS_FIELDS
-from .strategy import TASK_LOSSES as TASK_LOSSES
 from .strategy import Strategy as Strategy
+from .strategy import one_line as one_line

@@ -1,4 +1,4 @@
-"""What a field of a strategy may hold, and what the docs say of it."""
+"""The values that a field of a strategy may hold, and its row in the docs."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ _KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a nam
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What a strategy's field may hold.
+    """The values that a field of a strategy may hold.
 
     Args:
-        kinds: Types accepted; an int is accepted where a float is, a bool only where it is named.
+        kinds: Accepted types. An int is accepted wherever a float is, a bool only where bool is listed.
         help: One line for ``--help`` and the docs.
-        low: Least value, itself allowed unless ``above`` is set.
-        high: Greatest value, itself allowed unless ``below`` is set.
-        above: ``low`` itself is excluded.
-        below: ``high`` itself is excluded.
-        options: The only values accepted; empty for numbers.
+        low: Least value; allowed unless ``above`` is set.
+        high: Greatest value; allowed unless ``below`` is set.
+        above: Values must be above ``low``.
+        below: Values must be below ``high``.
+        options: The only accepted names; empty where any number or name is accepted.
         optional: None is accepted as well.
-        source: The paper or library it comes from, for the docs; empty where it is common knowledge.
-        helps: When it is worth searching, for the docs.
+        source: The paper or library that the field comes from, for the docs; empty for common knowledge.
+        helps: When the field is worth searching, for the docs.
     """
 
     kinds: tuple[type, ...]
@@ -59,10 +59,10 @@ class Choices:
         assert isinstance(value, int | float)
         inside = self.low < value if self.above else self.low <= value
         inside = inside and (value < self.high if self.below else value <= self.high)
-        # Not math.isfinite: it cannot take whole numbers beyond the floats. NaN fails either comparison.
+        # Not math.isfinite: it fails for whole numbers too large for a float. NaN fails both comparisons.
         return inside and abs(value) != math.inf
 
 
 def choice(default: Any, help: str, *kinds: type, **limits: Any) -> Any:
-    """A dataclass field whose metadata say what it may hold; the arguments are those of :class:`Choices`."""
+    """A dataclass field that carries a :class:`Choices` of these arguments in its metadata."""
     return field(default=default, metadata={"choices": Choices(kinds, help, **limits)})

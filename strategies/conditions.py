@@ -1,4 +1,4 @@
-"""Which field of a strategy has an effect only with certain values of others."""
+"""Which fields of a strategy have an effect only with certain values of other fields."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,13 @@ from strategies.optimizer_facts import optimizer_parameters
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """On which fields another depends, whether it has an effect with their values, and that in words."""
+    """When a field has an effect.
+
+    Args:
+        controllers: The fields that it depends on.
+        holds: Whether the field has an effect, from the values of its controllers.
+        words: The condition in words, for the docs.
+    """
 
     controllers: tuple[str, ...]
     holds: Callable[..., bool]
@@ -29,7 +35,7 @@ def _optimizer_has(parameter: str) -> Condition:
     return Condition(
         ("optimizer",),
         lambda name: parameter in optimizer_parameters(name),
-        f"`optimizer` has it ({parameter})",
+        f"`optimizer` uses {parameter}",
     )
 
 
@@ -43,7 +49,7 @@ _LORA = Condition(
     "`depth` is above 0 and `parameters` is lora",
 )
 
-#: What a field depends on. One that is absent here always has an effect.
+#: The condition of each field that depends on others; a field that is missing here always has an effect.
 CONDITIONS: dict[str, Condition] = {
     **dict.fromkeys(
         (
@@ -60,7 +66,7 @@ CONDITIONS: dict[str, Condition] = {
         ),
         _DEEP,
     ),
-    # What stays frozen must not be random.
+    # A block that stays frozen must not be random.
     "reinit_blocks": Condition(
         ("depth", "depth_from"),
         lambda depth, depth_from: depth > 0 and depth_from == "head",

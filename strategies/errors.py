@@ -1,11 +1,11 @@
-"""The one family of errors whose messages are written for people."""
+"""The family of errors whose messages are written for people."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UnfreezeError(Exception):
-    """Base of every error that a user can cause and mend; the command line prints it without a traceback."""
+    """Base of every error that a user can cause and fix; the command line prints it without a traceback."""
 
 
 class ConfigError(UnfreezeError):
@@ -21,11 +21,11 @@ class WeightsError(UnfreezeError):
 
 
 class TrialError(UnfreezeError):
-    """A single trial cannot go on, such as by a non-finite loss; the study itself goes on."""
+    """A single trial cannot go on, for instance because its loss is not finite; the study itself goes on."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class where it has none."""
+    """The first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -1,7 +1,7 @@
 """Facts about timm's optimizers that need no torch to be read."""
 
-# What has an effect on each of timm's optimizers. Its own table (OptimInfo) says what they accept, which is more:
-# Adafactor ignores the second beta, and bitsandbytes' SGD Nesterov's momentum.
+# Which parameters have an effect on each of timm's optimizers. Timm's own table (OptimInfo) lists the parameters that
+# they accept, which are more: Adafactor ignores the second beta, and bitsandbytes' SGD ignores Nesterov's momentum.
 _PARAMETERS: dict[str, frozenset[str]] = {
     name: frozenset(fields.split())
     for fields, names in {
@@ -28,6 +28,6 @@ _PARAMETERS: dict[str, frozenset[str]] = {
 def optimizer_parameters(name: str) -> frozenset[str]:
     """Which of ``momentum``, ``beta1``, ``beta2`` and ``nesterov`` have an effect on timm's optimizer of that name.
 
-    An optimizer that is not known here, of a later timm, has none: it works with its own values.
+    An optimizer of a later timm, unknown here, has none: it keeps its defaults.
     """
     return _PARAMETERS.get(name, frozenset())

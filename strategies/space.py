@@ -1,4 +1,4 @@
-"""The space strategies are sampled from: per field a range, a list of choices or a plain value."""
+"""The space that strategies are sampled from: for each field a range, a list of choices or a plain value."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ from strategies.strategy import CHOICES, CHOICES_DEFAULTS, Strategy
 
 
 class Suggests(Protocol):
-    """What sampling needs of a trial; ``optuna.trial.Trial`` and ``FixedTrial`` have it."""
+    """The methods of a trial that sampling calls; ``optuna.trial.Trial`` and ``FixedTrial`` have them."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """A whole number in ``[low, high]``."""
@@ -28,7 +28,7 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A condition on another field: one of some values, or a number within bounds, both included."""
+    """A condition on another field: its value is one of ``values``, or a number from ``low`` to ``high``."""
 
     name: str
     values: tuple[Any, ...] = ()
@@ -36,7 +36,7 @@ class When:
     high: float = math.inf
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the field has such a value among ``values``."""
+        """Whether the field that the condition is on meets the condition, given the ``values`` of all fields."""
         value = values[self.name]
         return value in self.values if self.values else bool(self.low <= value <= self.high)
 
@@ -90,12 +90,12 @@ def parse_space(spec: Mapping[str, Any]) -> dict[str, Entry]:
 
     Args:
         spec: Field name to a plain value, ``{low, high, log, step}``, ``{choices: [...]}`` or ``{value: ...}``; in
-            braces also ``when``, a mapping of other fields to a value, a list of values or ``{low, high}``. Where a
-            condition does not hold, the field is not drawn and has its default.
+            braces also ``when``, a mapping of other fields to a value, a list of values or ``{low, high}``. If one of
+            these conditions does not hold, the field is not drawn and keeps its default.
 
     Returns:
-        One entry a field named in ``spec``, in the order of :class:`Strategy`'s fields, but each behind those that its
-        conditions ask for.
+        One entry for each field in ``spec``, in the order of :class:`Strategy`'s fields, except that a field comes
+        after the fields that its conditions are on.
 
     Raises:
         ConfigError: A field is unknown, its entry is malformed, empty or out of the field's bounds, or conditions lead
@@ -109,13 +109,13 @@ def parse_space(spec: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 def _sampling_order(space: Space) -> list[str]:
-    """All fields in such an order that conditions, built in or of the space, look back only."""
+    """All fields, each after those that its conditions, built in or of the space, are on."""
     asked = {name: [when.name for when in space[name].when] if name in space else [] for name in CHOICES}
     for name, condition in CONDITIONS.items():
         asked[name] += condition.controllers
     ordered: list[str] = []
     while len(ordered) < len(asked):
-        # The first field that can come: without conditions of the space this is the order of the fields.
+        # The first field that can come; if the space has no conditions, the result is the order of the fields.
         ready = next((n for n in asked if n not in ordered and all(other in ordered for other in asked[n])), None)
         if ready is None:
             circle = ", ".join(name for name in asked if name not in ordered)
@@ -176,7 +176,7 @@ def _parse_choices(name: str, choices: Any) -> Choice:
     for value in choices:
         _check_value(name, value, "choices")
     for position, value in enumerate(choices):
-        # Optuna looks a choice up by equality, so 1 and 1.0 would be one and the same to it.
+        # Optuna compares choices by equality, so it would take 1 and 1.0 for the same choice.
         if value in choices[:position]:
             raise ConfigError(f"strategy.{name}.choices: {value!r} is there twice (1 and 1.0 count as equal)")
     return Choice(tuple(choices))
@@ -215,7 +215,7 @@ def _parse_range(name: str, spec: Mapping[str, Any]) -> IntRange | FloatRange:
 
 
 def _last_step(low: Any, high: Any, step: Any) -> Any:
-    """The highest value that whole steps from ``low`` reach, in decimal arithmetic as Optuna does it."""
+    """The highest value that whole steps from ``low`` reach; in decimal arithmetic, as in Optuna."""
     start, pace = Decimal(str(low)), Decimal(str(step))
     return type(high)(start + (Decimal(str(high)) - start) // pace * pace)
 
@@ -248,11 +248,13 @@ def check_depths(space: Space, num_blocks: int) -> None:
 
 
 def sample(space: Space, trial: Suggests) -> Strategy:
-    """Draw one strategy; a field that earlier draws make meaningless, or whose conditions do not hold, is not drawn.
+    """Draw one strategy.
+
+    A field that earlier draws make meaningless, or whose conditions do not hold, is not drawn and keeps its default.
 
     Args:
-        space: As :func:`parse_space` returns it; fields it lacks take their defaults.
-        trial: Answers the suggestions.
+        space: From :func:`parse_space`; fields that it lacks take their defaults.
+        trial: Suggests the values.
 
     Raises:
         ConfigError: The values drawn do not go together (more warm-up epochs than epochs).
@@ -279,9 +281,10 @@ def _suggest(name: str, entry: Entry, trial: Suggests) -> Any:
 
 
 def without(space: Space, names: Collection[str]) -> dict[str, Entry]:
-    """The space without some fields, which then have their defaults, and without conditions on them that still hold.
+    """The space without some fields, which then keep their defaults.
 
-    What depends on a field (``when``) that is left out is left out too where the default does not fulfil the condition.
+    A field whose ``when`` names one of them loses that condition if the default meets it; otherwise that field is left
+    out too.
     """
     kept = {name: entry for name, entry in space.items() if name not in names}
     met = {
@@ -294,10 +297,10 @@ def without(space: Space, names: Collection[str]) -> dict[str, Entry]:
 
 
 def project(strategy: Strategy, space: Space, num_blocks: int) -> dict[str, Any]:
-    """The point of ``space`` nearest to ``strategy``, as parameters to enqueue.
+    """The point of ``space`` that is nearest to ``strategy``, as parameters to enqueue in Optuna.
 
-    Numbers are moved to the nearest value that the space holds, depth is compared as a share of the model, and a name
-    that the space does not offer is left to the sampler.
+    Numbers are moved to the nearest value in the space, and depths are compared as shares of the model. A name that the
+    space does not offer is left to the sampler.
 
     Returns:
         Field name to value, for the searched fields only.
@@ -337,6 +340,6 @@ def _nearest_value(name: str, wanted: Any, entry: Entry, num_blocks: int) -> Any
         case FloatRange(low=low, high=high, step=float_step):
             assert float_step is not None
             steps = max(0, round((min(as_share(wanted), high) - low) / float_step))
-            # In decimals: 0.25 + 17 * 0.01 would be just above 0.42.
+            # In decimals, because as floats 0.25 + 17 * 0.01 is just above 0.42.
             return float(Decimal(str(low)) + steps * Decimal(str(float_step)))
     raise AssertionError(entry)

@@ -1,4 +1,7 @@
-"""What a fine-tuning strategy is: one frozen record of every choice, checked, printable as YAML."""
+"""What a fine-tuning strategy is: one frozen record of every choice, checked, printable as YAML.
+
+The file is long because the record is one table: a field for each choice, with its bounds, help and source.
+"""
 
 import dataclasses
 import hashlib
@@ -12,38 +15,7 @@ import yaml
 from strategies.choices import Choices, choice
 from strategies.conditions import has_effect
 from strategies.errors import ConfigError, nearest
-
-#: The losses that each task can be trained with; the first is its default.
-TASK_LOSSES: dict[str, tuple[str, ...]] = {
-    "classification": ("cross_entropy", "label_smoothing", "focal", "poly1", "bce", "mse"),
-    "multilabel": ("bce", "focal"),
-    "regression": ("mse", "l1", "huber"),
-    "segmentation": (
-        "cross_entropy",
-        "dice",
-        "focal",
-        "lovasz",
-        "cross_entropy+dice",
-        "focal+dice",
-        "cross_entropy+lovasz",
-    ),
-    "detection": ("detector",),
-}
-
-#: The class of pixels from which nothing is learnt, in targets of segmentation.
-IGNORED = 255
-
-#: The fields that make a loss.
-LOSS_FIELDS = (
-    "loss",
-    "label_smoothing",
-    "focal_gamma",
-    "poly1_epsilon",
-    "mse_weight",
-    "mse_target",
-    "class_weights",
-    "class_weights_beta",
-)
+from strategies.loss_facts import TASK_LOSSES
 
 _MANY = 100_000
 
@@ -52,8 +24,8 @@ _MANY = 100_000
 class Strategy:
     """Every choice of how to fine-tune one model.
 
-    A field that another choice makes meaningless (``focal_gamma`` without the focal loss) keeps its default and has no
-    effect; see :data:`strategies.conditions.CONDITIONS`.
+    A field that another choice makes meaningless (``focal_gamma`` without the focal loss) has no effect, whatever its
+    value; see :data:`strategies.conditions.CONDITIONS`.
 
     Example:
         >>> Strategy(depth=0, lr=0.01).replace(optimizer="sgd").optimizer
@@ -66,13 +38,13 @@ class Strategy:
     # What is trained.
     depth: int | float = choice(
         1.0,
-        "blocks trained, counted from the head: a whole number, or a fraction (1.0 is all)",
+        "blocks that are trained, counted from the head: a whole number, or a fraction of the model (1.0 is all)",
         int,
         float,
         low=0,
         high=_MANY,
         source="Yosinski et al., NeurIPS 2014",
-        helps="always; few images and familiar pictures want less of it",
+        helps="always; lower for few images or images like the pretraining's",
     )
     depth_from: str = choice(
         "head",
@@ -80,12 +52,12 @@ class Strategy:
         str,
         options=("head", "input", "middle"),
         source="Lee et al., Surgical Fine-Tuning, ICLR 2023",
-        helps="images look different but classes mean the same",
+        helps="images look different from the pretraining's, but classes mean the same",
     )
     parameters: str = choice(
         "all",
-        "what of the trained blocks is trained: all, normalisations or biases only, or low-rank updates (lora) of "
-        "linear layers and convolutions; the head always whole",
+        "which parameters of the trained blocks are trained: all, only normalisations or biases, or low-rank updates "
+        "(lora) of linear layers and convolutions; the head is always trained whole",
         str,
         options=("all", "norms", "biases", "norms_and_biases", "lora"),
         source="Frankle et al., ICLR 2021; Ben Zaken et al., BitFit, ACL 2022; Hu et al., LoRA, ICLR 2022",
@@ -96,7 +68,7 @@ class Strategy:
     )
     lora_alpha: float = choice(
         16.0,
-        "scale of the low-rank updates, divided by the rank",
+        "scale of the low-rank updates; it is divided by the rank",
         float,
         low=0,
         above=True,
@@ -105,7 +77,7 @@ class Strategy:
     )
     unfreeze_epochs: float = choice(
         0.0,
-        "epochs over which the trained blocks are unfrozen one by one, from the head on",
+        "epochs over which the trained blocks are unfrozen one by one, starting next to the head",
         float,
         low=0,
         high=_MANY,
@@ -114,12 +86,12 @@ class Strategy:
     )
     reinit_blocks: int = choice(
         0,
-        "trained blocks next to the head that are drawn anew instead of pretrained",
+        "trained blocks next to the head that start from random instead of pretrained weights",
         int,
         low=0,
         high=_MANY,
         source="Zhang et al., Revisiting Few-sample BERT Fine-tuning, ICLR 2021",
-        helps="the pretraining's last features are far from the task",
+        helps="the last features of the pretraining are far from the task",
     )
     probe_epochs: int = choice(
         0,
@@ -128,14 +100,14 @@ class Strategy:
         low=0,
         high=_MANY,
         source="Kumar et al., ICLR 2022",
-        helps="always cheap; most where training and use differ",
+        helps="always cheap; helps most where images in use differ from the training images",
     )
-    probe_lr: float = choice(0.01, "peak learning rate of that probe", float, low=0, above=True, high=100)
+    probe_lr: float = choice(0.01, "peak learning rate of the linear probe", float, low=0, above=True, high=100)
 
-    # With which loss, on which images how often.
+    # The loss, and how often each image is shown.
     loss: str = choice(
         "cross_entropy",
-        "training loss; which of them there are depends on the task",
+        "training loss; the task decides which losses there are",
         str,
         options=tuple(dict.fromkeys(name for names in TASK_LOSSES.values() for name in names)),
         source="bce: Beyer et al., 2020; huber: Huber 1964",
@@ -143,7 +115,7 @@ class Strategy:
     )
     label_smoothing: float = choice(
         0.1,
-        "mass moved to the other classes, with loss label_smoothing",
+        "share of the target that is spread over all classes, with loss label_smoothing",
         float,
         low=0,
         high=0.9,
@@ -155,7 +127,7 @@ class Strategy:
     )
     poly1_epsilon: float = choice(
         1.0,
-        "change of cross entropy's first coefficient, with loss poly1",
+        "change of the first coefficient of cross entropy, with loss poly1",
         float,
         low=-1,
         high=100,
@@ -163,7 +135,7 @@ class Strategy:
     )
     mse_weight: float = choice(
         1.0,
-        "factor on the true class's error, with loss mse of classes",
+        "factor on the error of the true class, with loss mse of classes",
         float,
         low=0,
         above=True,
@@ -173,7 +145,7 @@ class Strategy:
     )
     mse_target: float = choice(
         1.0,
-        "what the true class's logit should be, with loss mse of classes",
+        "target of the true class's logit, with loss mse of classes",
         float,
         low=0,
         above=True,
@@ -183,7 +155,7 @@ class Strategy:
     )
     class_weights: str = choice(
         "none",
-        "how classes count in the loss: alike, in inverse proportion to their images or to their effective number",
+        "how much classes count in the loss: all alike, or in inverse proportion to their images or effective number",
         str,
         options=("none", "balanced", "effective_number"),
         source="Cui et al., CVPR 2019",
@@ -191,7 +163,8 @@ class Strategy:
     )
     class_weights_beta: float = choice(
         0.999,
-        "how soon further images of a class add nothing, with class_weights effective_number",
+        "beta of the effective number: a class counts as at most 1 / (1 - beta) images, with class_weights "
+        "effective_number",
         float,
         low=0,
         high=1,
@@ -200,7 +173,7 @@ class Strategy:
     )
     sampling: str = choice(
         "natural",
-        "which images an epoch shows: each once, or classes equally often, or by the square root of their size",
+        "which images an epoch shows: each once, all classes equally often, or each by the square root of its size",
         str,
         options=("natural", "balanced", "sqrt"),
         source="Kang et al., ICLR 2020; Mahajan et al., ECCV 2018",
@@ -213,23 +186,29 @@ class Strategy:
         low=0,
         high=1,
         source="Hinton et al., 2014; Beyer et al., CVPR 2022",
-        helps="a small model is wanted and a good large one is there",
+        helps="a small model is wanted and a good large model exists",
     )
     distill_temperature: float = choice(
-        2.0, "softening of both answers there", float, low=0, above=True, high=100, source="Hinton et al., 2014"
+        2.0,
+        "temperature that softens the outputs of teacher and model",
+        float,
+        low=0,
+        above=True,
+        high=100,
+        source="Hinton et al., 2014",
     )
 
-    # How fast.
+    # The optimizer and its learning rates.
     optimizer: str = choice(
         "adamw",
         "any name of timm.optim.list_optimizers()",
         str,
         source="timm",
-        helps="sgd and adamw are the two to try first",
+        helps="try sgd and adamw first",
     )
     momentum: float | None = choice(
         None,
-        "share of the last step that is kept; null for the optimizer's own",
+        "share of the last step that is kept; null for the optimizer's default",
         float,
         low=0,
         high=1,
@@ -238,7 +217,7 @@ class Strategy:
     )
     beta1: float | None = choice(
         None,
-        "share kept in the mean of gradients; null for the optimizer's own",
+        "share kept in the running mean of gradients; null for the optimizer's default",
         float,
         low=0,
         high=1,
@@ -247,7 +226,7 @@ class Strategy:
     )
     beta2: float | None = choice(
         None,
-        "share kept in the mean of squared gradients; null for the optimizer's own",
+        "share kept in the running mean of squared gradients; null for the optimizer's default",
         float,
         low=0,
         high=1,
@@ -255,11 +234,14 @@ class Strategy:
         optional=True,
     )
     nesterov: bool | None = choice(
-        None, "whether gradients are taken one step ahead; null for the optimizer's own", bool, optional=True
+        None,
+        "whether gradients are taken one step ahead (Nesterov's momentum); null for the optimizer's default",
+        bool,
+        optional=True,
     )
     lr: float = choice(
         1e-3,
-        "peak learning rate, of which the blocks and the head take shares",
+        "peak learning rate; blocks and head multiply it by their own factors",
         float,
         low=0,
         above=True,
@@ -286,11 +268,11 @@ class Strategy:
     )
     lr_by: str = choice(
         "decay",
-        "what sets the blocks' learning rates: layer_decay, scales of the model's thirds, or relative gradient norms",
+        "how each block's learning rate is set: by layer_decay, by thirds of the model, or by relative gradient norms",
         str,
         options=("decay", "thirds", "gradient"),
         source="gradient: Auto-RGN of Lee et al., ICLR 2023",
-        helps="gradient where nobody knows which blocks must move",
+        helps="gradient where it is not known which blocks must change",
     )
     layer_decay: float = choice(
         1.0,
@@ -325,7 +307,7 @@ class Strategy:
     )
     weight_decay: float = choice(
         0.01,
-        "weight decay, never on norms and biases",
+        "weight decay; norms and biases have none",
         float,
         low=0,
         high=10,
@@ -342,14 +324,14 @@ class Strategy:
     )
     decay_rate: float = choice(
         0.1,
-        "factor at each cut of the rate, with schedules step, multistep and plateau",
+        "factor on the learning rate at each cut, with schedules step, multistep and plateau",
         float,
         low=0,
         above=True,
         high=1,
     )
     decay_epochs: float = choice(
-        0.0, "epochs between cuts, with schedule step; 0 for a third of all", float, low=0, high=_MANY
+        0.0, "epochs between cuts, with schedule step; 0 for a third of all epochs", float, low=0, high=_MANY
     )
     patience_epochs: int = choice(
         1, "epochs without a better score before a cut, with schedule plateau", int, low=1, high=_MANY
@@ -370,7 +352,11 @@ class Strategy:
         helps="transformers, large batches, high rates",
     )
     warmup_lr: float = choice(
-        0.0, "where the warm-up starts, as a share of lr; 0 as near zero as a step can be", float, low=0, high=1
+        0.0,
+        "learning rate at which the warm-up starts, as a share of lr; 0 for as near zero as a step can be",
+        float,
+        low=0,
+        high=1,
     )
     clip_grad: float = choice(
         0.0,
@@ -379,7 +365,7 @@ class Strategy:
         low=0,
         high=1e9,
         source="Pascanu et al., ICML 2013",
-        helps="spikes early in training, transformers",
+        helps="loss spikes early in training, transformers",
     )
     sam_rho: float = choice(
         0.0,
@@ -391,7 +377,7 @@ class Strategy:
         helps="few images, noisy labels",
     )
 
-    # Held near its start.
+    # Regularisation.
     l2_sp: float = choice(
         0.0,
         "weight of the squared distance from the pretrained weights",
@@ -412,7 +398,7 @@ class Strategy:
     )
     bss: float = choice(
         0.0,
-        "weight of the smallest singular value of a batch's features",
+        "weight of the squared smallest singular value of a batch's features",
         float,
         low=0,
         high=1000,
@@ -430,7 +416,7 @@ class Strategy:
     )
     stochastic_norm: float = choice(
         0.0,
-        "share of BatchNorm channels that a step normalises by the moving statistics",
+        "share of BatchNorm channels that a step normalises by the running statistics",
         float,
         low=0,
         high=1,
@@ -469,7 +455,7 @@ class Strategy:
     )
     swa_epochs: int = choice(
         0,
-        "last epochs whose weights are averaged, 0 for none",
+        "number of last epochs whose weights are averaged, 0 for none",
         int,
         low=0,
         high=_MANY,
@@ -481,13 +467,13 @@ class Strategy:
         "BatchNorm of trained blocks: train, frozen_stats (running statistics fixed) or frozen (affine fixed too)",
         str,
         options=("train", "frozen_stats", "frozen"),
-        helps="small batches, or images much like the pretraining's",
+        helps="small batches, or images like the pretraining's",
     )
 
-    # Seen how.
+    # How images are shown, and for how long.
     augment: str = choice(
         "none",
-        "augmentation level; custom is what the fields from crop_area to erase say",
+        "augmentation level; custom takes its limits from the fields crop_area to erase",
         str,
         options=("none", "light", "medium", "strong", "custom"),
         helps="few images, many epochs",
@@ -506,26 +492,28 @@ class Strategy:
     saturation: float = choice(0.0, "largest relative change of saturation", float, low=0, high=1)
     hue: float = choice(0.0, "largest turn of hues in degrees", float, low=0, high=180)
     erase: float = choice(
-        0.0, "share of images with a rectangle blanked", float, low=0, high=1, source="Zhong et al., AAAI 2020"
+        0.0, "share of images in which a rectangle is blanked", float, low=0, high=1, source="Zhong et al., AAAI 2020"
     )
     policy: str = choice(
         "none",
-        "augmentation policy before the level: AutoAugment, RandAugment or TrivialAugment",
+        "augmentation policy, applied before the level: AutoAugment, RandAugment or TrivialAugment",
         str,
         options=("none", "auto", "rand", "trivial"),
         source="Cubuk et al., CVPR 2019 and NeurIPS 2020; Müller and Hutter, ICCV 2021",
         helps="natural photographs, long training",
     )
-    policy_ops: int = choice(2, "operations an image, with policy rand", int, low=1, high=4)
-    policy_magnitude: float = choice(9.0, "strength of operations, with policy rand; 30 is all", float, low=0, high=30)
+    policy_ops: int = choice(2, "operations per image, with policy rand", int, low=1, high=4)
+    policy_magnitude: float = choice(
+        9.0, "strength of operations, with policy rand; 30 is the strongest", float, low=0, high=30
+    )
     views: int = choice(
         0,
-        "fixed augmented copies of each image, shown by epochs in turn, whose frozen part is computed once; 0 for new "
-        "copies every epoch",
+        "fixed augmented copies of each image; epochs show them in turn, and frozen blocks compute each copy once; "
+        "0 for new copies every epoch",
         int,
         low=0,
         high=_MANY,
-        helps="augmentation and frozen blocks together: time",
+        helps="saves time where augmentation and frozen blocks are combined",
     )
     mixup: float = choice(
         0.0,
@@ -553,27 +541,28 @@ class Strategy:
         low=0.1,
         high=1,
         source="Touvron et al., FixRes, NeurIPS 2019",
-        helps="what a smaller image costs in score and saves in time",
+        helps="shows what smaller images cost in score and save in time",
     )
     grow_from: float = choice(
         1.0,
-        "size of training images in the first epoch, as a share of the last's (progressive resizing)",
+        "size of training images in the first epoch, as a share of the last epoch's (progressive resizing)",
         float,
         low=0.1,
         high=1,
         source="Howard, fastai 2018; Tan and Le, EfficientNetV2, ICML 2021",
-        helps="time; long training",
+        helps="saves time; long training",
     )
     tta: str = choice(
         "none",
-        "views whose outputs are averaged in validation, test and serving: mirrored, or mirrored corners",
+        "views whose outputs are averaged in validation, test and serving: the image, with its mirror image (flip) or "
+        "its corners (crops)",
         str,
         options=("none", "flip", "crops"),
         source="Krizhevsky et al., NeurIPS 2012",
-        helps="answers may take several times as long",
+        helps="predictions may take several times as long",
     )
-    batch_size: int = choice(64, "images a step", int, low=1, high=65536, helps="together with lr")
-    epochs: int = choice(5, "passes over the training images", int, low=1, high=_MANY, helps="time allows")
+    batch_size: int = choice(64, "images per step", int, low=1, high=65536, helps="together with lr")
+    epochs: int = choice(5, "passes over the training images", int, low=1, high=_MANY, helps="where time allows")
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -581,7 +570,7 @@ class Strategy:
             if not choices.accepts(value):
                 raise ConfigError(f"strategy.{name}: {value!r} is not {choices.expected()}")
             if choices.kinds == (float,) and value is not None:
-                # 1 and 1.0 train alike, so they must print and hash alike.
+                # 1 and 1.0 train alike, so both must print and hash alike.
                 object.__setattr__(self, name, float(value))
         if isinstance(self.depth, float) and self.depth > 1:
             raise ConfigError(
@@ -606,7 +595,7 @@ class Strategy:
 
     @classmethod
     def from_yaml(cls, text: str) -> "Strategy":
-        """Build a strategy from what :meth:`to_yaml` printed.
+        """Build a strategy from YAML as :meth:`to_yaml` prints it.
 
         Raises:
             ConfigError: The text is no YAML mapping, a name is unknown or a value is wrong.
@@ -651,7 +640,7 @@ class Strategy:
         resolved = self.replace(depth=self.blocks_trained(num_blocks))
         if resolved.depth == num_blocks:
             resolved = resolved.replace(depth_from=CHOICES_DEFAULTS["depth_from"])
-        # What no epoch would show makes no difference.
+        # A view that no epoch shows makes no difference.
         resolved = resolved.replace(views=min(self.views, self.epochs))
         values = resolved.to_dict()
         idle = {name: CHOICES_DEFAULTS[name] for name in values if not has_effect(name, values)}
@@ -667,7 +656,7 @@ CHOICES: dict[str, Choices] = {f.name: f.metadata["choices"] for f in dataclasse
 CHOICES_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Strategy)}
 
 
-def describe(strategy: Strategy, model: str = "") -> str:
+def one_line(strategy: Strategy, model: str = "") -> str:
     """A strategy, and its model if one is given, in one short line: ``depth 4 · adamw 3e-04 · decay 0.7``."""
     parts = [model] if model else []
     parts += [f"depth {strategy.depth}", f"{strategy.optimizer} {strategy.lr:.0e}"]

@@ -37,8 +37,7 @@ def rows_of(known: "StoredStudy", top: int | None, everything: bool = False) -> 
 
 def _row(shared: Mapping[str, str], costs: Sequence[str], trial: "FrozenTrial", rank: int | None) -> dict[str, Any]:
     from search.storage import DEPTH, MODEL, PRESET, REASON, RUN_ID, SEED, STRATEGY, outcome_of, score_of
-    from strategies import Strategy
-    from strategies.strategy import describe
+    from strategies import Strategy, one_line
 
     attrs = trial.user_attrs
     # A trial that was killed at once may have drawn nothing, or have noted a part of what it had.
@@ -46,7 +45,7 @@ def _row(shared: Mapping[str, str], costs: Sequence[str], trial: "FrozenTrial", 
     model = trial.params.get(MODEL)
     label = ""
     if strategy:
-        label = describe(Strategy.from_dict({**strategy, "depth": attrs[DEPTH]}), model or "")
+        label = one_line(Strategy.from_dict({**strategy, "depth": attrs[DEPTH]}), model or "")
     return {
         "study": shared["study"],
         "rank": rank,

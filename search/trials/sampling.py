@@ -12,8 +12,7 @@ from search.tracking import TrialAsked, TrialStarted, new_run_key
 from search.trials.open_study import OpenStudy
 from search.trials.pausing import seed_before
 from search.trials.record import Asked, Sampled
-from strategies import Strategy, sample
-from strategies.strategy import describe
+from strategies import Strategy, one_line, sample
 from trainers import ModelSource
 
 
@@ -54,7 +53,7 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
             number=trial.number,
             run=asked.run,
             strategy=strategy,
-            label=describe(canonical, source.name if open_study.chooses_model else ""),
+            label=one_line(canonical, source.name if open_study.chooses_model else ""),
             model=source.name,
             weights=source.weights.source,
             weights_digest=source.weights.digest,

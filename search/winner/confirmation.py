@@ -13,8 +13,7 @@ from search.tracking import WriteError, log_plan
 from search.trials import OpenStudy, Sampled, make_trainer, reason_of
 from search.winner.significance import half_width
 from search.winner.winner import Confirmed
-from strategies import Strategy, TrialError
-from strategies.strategy import describe
+from strategies import Strategy, TrialError, one_line
 from trainers import free_memory, leave_onednn_if_broken
 
 # By trial and seed, the score; null where it has none. In the study's attributes, so that none is trained twice.
@@ -130,7 +129,7 @@ def _score(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Deci
 def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Decision | None:
     """Train so; whatever is logged of it is there when this returns, since what was trained is not trained again."""
     source, strategy = open_study.source_of(trial), Strategy.from_dict(trial.user_attrs[STRATEGY])
-    label = describe(strategy.canonical(source.num_blocks), source.name if open_study.chooses_model else "")
+    label = one_line(strategy.canonical(source.num_blocks), source.name if open_study.chooses_model else "")
     what = f"{trial.number} · {label} · seed {seed}"
     tags = {"unfreeze.kind": "confirmation", "unfreeze.confirms": trial.number, **open_study.run_tags}
     run = open_study.tracker.start_trial(open_study.parent_run, what, tags)

@@ -1,6 +1,6 @@
-"""Changes of images, and of what goes with them: levels, policies, mixing, views, sizes.
+"""Changes of training images and of their masks and boxes: levels, policies, mixing, views, sizes.
 
-When they apply is decided by the trainer.
+The trainer decides when they apply; decoding and storing images belongs to :mod:`trainers.data`.
 """
 
 import lazy_loader

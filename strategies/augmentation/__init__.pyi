@@ -1,4 +1,4 @@
-from .draws import Chance as Chance
+from .draws import Draws as Draws
 from .levels import tta_views as tta_views
 from .resizing import resize as resize
 from .resizing import shown_size as shown_size

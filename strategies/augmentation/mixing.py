@@ -3,21 +3,21 @@
 import torch
 from torch import Tensor
 
-#: Where Beta(alpha, alpha) is all but a toss of a coin; below it torch's sampler is no longer exact.
+#: Here Beta(alpha, alpha) is almost a toss of a coin; below this alpha torch's sampler is not exact.
 _LEAST_ALPHA = 0.01
 
 
 def mix(
     images: Tensor, targets: Tensor, *, mixup: float, cutmix: float, prob: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image, and its target likewise, with the image at the same place from the batch's other end.
+    """Mix image i, and its target, with image N - 1 - i of the batch.
 
-    The share that an image keeps is its own, drawn from Beta(alpha, alpha). Mixup blends the two images; CutMix puts a
-    rectangle of the other into the one, and the share is that of the pixels kept. With both on, a coin decides for each
-    batch.
+    Each image keeps a share of its own, drawn from Beta(alpha, alpha). Mixup blends the two images. CutMix puts a
+    rectangle of the other image into the first, and the share is that of the pixels that are kept. With both on, a coin
+    toss chooses one of them for each batch.
 
-    Where a loss is linear in the targets, as cross entropy is, its value for mixed targets is the mean over images of
-    ``share * loss(own) + (1 - share) * loss(other)``; squared error differs from that by a number without gradient.
+    If a loss is linear in the targets, as cross entropy is, its value for mixed targets is the mean over images of
+    ``share * loss(own) + (1 - share) * loss(other)``. Squared error differs from that by a term without gradient.
 
     Sources: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018. Yun et al., CutMix: Regularization
     Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019.
@@ -31,14 +31,14 @@ def mix(
         generator: A CPU generator, so that the same seed gives the same mixture on every device.
 
     Returns:
-        Images and targets of the same shapes; those passed in where both alphas are 0.
+        Images and targets of the same shapes; the arguments themselves if both alphas are 0.
     """
     if mixup == 0 and cutmix == 0:
         return images, targets
     n = len(images)
     cut = cutmix > 0 and (mixup == 0 or torch.rand((), generator=generator).item() < 0.5)
     alpha = torch.full((n, 2), max(cutmix if cut else mixup, _LEAST_ALPHA))
-    # Of two shares that add up to one (Dirichlet) each is Beta; torch's own Beta takes no generator.
+    # Each of two Dirichlet shares, which add up to one, is Beta-distributed; torch's own Beta takes no generator.
     share = torch._sample_dirichlet(alpha, generator)[:, 0]
     share = torch.where(torch.rand(n, generator=generator) < prob, share, 1.0)
     if cut:
@@ -49,12 +49,12 @@ def mix(
 
 
 def _like(other: Tensor, values: Tensor) -> Tensor:
-    """Values with the type and on the device of ``other``; the device is not waited for."""
+    """Values with the type and on the device of ``other``, copied without waiting for the device."""
     return values.to(other.device, other.dtype, non_blocking=True)
 
 
 def _cut(images: Tensor, share: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images with a rectangle of the others, and the share (N,) of pixels that they kept."""
+    """Images with a rectangle of their partners, and the share (N,) of pixels that each kept."""
     n, _, height, width = images.shape
     side = (1 - share).sqrt()
     top, bottom = _span(height, side, torch.rand(n, generator=generator))
@@ -69,6 +69,6 @@ def _cut(images: Tensor, share: Tensor, generator: torch.Generator) -> tuple[Ten
 
 
 def _span(length: int, side: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """First and behind the last pixel of what lies around ``centre`` and within the image; both in shares of it."""
+    """Start and end (exclusive), in pixels, of a span cut at the edges; ``side`` and ``centre`` are shares."""
     pixels, middle = (length * side).long(), (length * centre).long()
     return (middle - pixels // 2).clamp(min=0), (middle + (pixels + 1) // 2).clamp(max=length)

@@ -1,7 +1,7 @@
 """Augmentation policies: AutoAugment, RandAugment and TrivialAugment, for whole batches on the device.
 
-Each image gets operations and magnitudes of its own. Images are grouped by operation, and all that are sheared, shifted
-or rotated share one resampling, bilinear, with mid-grey where nothing was.
+Each image gets operations and magnitudes of its own. Images are grouped by operation. All that are sheared, shifted or
+rotated share one bilinear resampling, which is mid-grey outside the image.
 """
 
 import math
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from strategies.augmentation.draws import Chance, shares, whole_numbers
+from strategies.augmentation.draws import Draws, shares, whole_numbers
 
-#: What can be done to an image, and its largest magnitude in AutoAugment and RandAugment, and in TrivialAugment. Units:
-#: slope of a shear, share of the side of a translation (TrivialAugment's 32 pixels, of 224), degrees of a rotation,
-#: change of a factor from brightness to sharpness, bits that posterize drops, how far the threshold of solarize sinks.
+#: The operations, and the largest magnitude of each: in AutoAugment and RandAugment, and in TrivialAugment. Units:
+#: slope of a shear, translation as a share of the side (TrivialAugment: 32 pixels of 224), degrees of a rotation,
+#: change of the factor for brightness to sharpness, bits that posterize drops, how far the threshold of solarize sinks.
 REACH: dict[str, tuple[float, float]] = {
     "shear_x": (0.3, 0.99),
     "shear_y": (0.3, 0.99),
@@ -40,7 +40,7 @@ _GEOMETRIC = OPS.index("identity")
 _DRAWN = OPS.index("invert")  # RandAugment and TrivialAugment draw from all operations before it.
 _SIGNED = torch.tensor([name not in ("posterize", "solarize") for name in OPS])
 
-# The policy found on ImageNet (Cubuk et al. 2019): operation, probability and magnitude, 0 to 9, of first and second.
+# The policy found on ImageNet (Cubuk et al. 2019): operation, probability and magnitude (0 to 9), twice a line.
 _IMAGENET = """
     posterize    0.4 8  rotate       0.6 9
     solarize     0.6 5  autocontrast 0.6 0
@@ -74,76 +74,76 @@ _POLICY_PROBS = torch.tensor([float(prob) for prob in _CELLS[1::3]]).view(25, 2)
 _POLICY_LEVELS = torch.tensor([int(level) / 9 for level in _CELLS[2::3]]).view(25, 2)
 
 
-def auto_augment(images: Tensor, chance: Chance) -> Tensor:
-    """Two operations an image, of one of the 25 pairs found on ImageNet.
+def auto_augment(images: Tensor, draws: Draws) -> Tensor:
+    """Apply two operations to each image: one of the 25 pairs found on ImageNet.
 
     Source: Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019.
 
     Args:
         images: (N, C, H, W) float in [0, 1].
-        chance: What decides; a CPU generator gives the same changes on every device.
+        draws: Source of the random numbers; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
-    pair = whole_numbers(n, len(_POLICY_OPS), chance)
+    pair = whole_numbers(n, len(_POLICY_OPS), draws)
     for which in range(2):
-        done = shares(n, chance) < _POLICY_PROBS[pair, which]
+        done = shares(n, draws) < _POLICY_PROBS[pair, which]
         ops = torch.where(done, _POLICY_OPS[pair, which], OPS.index("identity"))
-        images = apply_ops(images, ops, _magnitudes(ops, _POLICY_LEVELS[pair, which], _NARROW, chance))
+        images = apply_ops(images, ops, _magnitudes(ops, _POLICY_LEVELS[pair, which], _NARROW, draws))
     return images
 
 
-def rand_augment(images: Tensor, num_ops: int, magnitude: float, chance: Chance) -> Tensor:
-    """``num_ops`` operations an image, each one of 14, all of the same magnitude.
+def rand_augment(images: Tensor, num_ops: int, magnitude: float, draws: Draws) -> Tensor:
+    """Apply ``num_ops`` operations to each image, each one of 14, all of the same magnitude.
 
     Source: Cubuk et al., RandAugment: Practical Automated Data Augmentation with a Reduced Search Space, NeurIPS 2020.
 
     Args:
         images: (N, C, H, W) float in [0, 1].
-        num_ops: Operations one after the other.
+        num_ops: Number of operations, applied one after the other.
         magnitude: Of all operations, 0 to 30, where 30 is AutoAugment's strongest. This is torchvision's scale; timm's
-            ends at 10, so that its 9 is 27 here.
-        chance: What decides; a CPU generator gives the same changes on every device.
+            ends at 10, so timm's 9 is 27 here.
+        draws: Source of the random numbers; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
     for _ in range(num_ops):
-        ops = whole_numbers(n, _DRAWN, chance)
-        images = apply_ops(images, ops, _magnitudes(ops, torch.full((n,), magnitude / 30), _NARROW, chance))
+        ops = whole_numbers(n, _DRAWN, draws)
+        images = apply_ops(images, ops, _magnitudes(ops, torch.full((n,), magnitude / 30), _NARROW, draws))
     return images
 
 
-def trivial_augment(images: Tensor, chance: Chance) -> Tensor:
-    """One operation an image, one of 14, of any of 31 magnitudes up to very strong ones.
+def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
+    """Apply one of 14 operations to each image, with one of 31 magnitudes up to very strong ones.
 
     Source: Müller and Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation, ICCV 2021 (the wide
     space).
 
     Args:
         images: (N, C, H, W) float in [0, 1].
-        chance: What decides; a CPU generator gives the same changes on every device.
+        draws: Source of the random numbers; a CPU generator gives the same changes on every device.
 
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
     n = len(images)
-    ops = whole_numbers(n, _DRAWN, chance)
-    levels = whole_numbers(n, 31, chance) / 30
-    return apply_ops(images, ops, _magnitudes(ops, levels, _WIDE, chance))
+    ops = whole_numbers(n, _DRAWN, draws)
+    levels = whole_numbers(n, 31, draws) / 30
+    return apply_ops(images, ops, _magnitudes(ops, levels, _WIDE, draws))
 
 
-def _magnitudes(ops: Tensor, levels: Tensor, reach: Tensor, chance: Chance) -> Tensor:
-    """Magnitudes (N,) of operations (N,) at ``levels`` (N,) from 0 to 1, half of those that have a sign below zero."""
-    negative = (shares(len(ops), chance) < 0.5) & _SIGNED[ops]
+def _magnitudes(ops: Tensor, levels: Tensor, reach: Tensor, draws: Draws) -> Tensor:
+    """Magnitudes (N,) of operations (N,) at ``levels`` (N,) in [0, 1]; half of the signed ones are negative."""
+    negative = (shares(len(ops), draws) < 0.5) & _SIGNED[ops]
     return torch.where(negative, -levels, levels) * reach[ops]
 
 
 def apply_ops(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
-    """Do one operation to each image.
+    """Apply one operation to each image.
 
     Args:
         images: (N, C, H, W) float in [0, 1].
@@ -153,7 +153,7 @@ def apply_ops(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
     Returns:
         (N, C, H, W) float in [0, 1], on the device of ``images``.
     """
-    # Sorted by operation each group is a slice. The counts are taken on the CPU, so that the device is not waited for.
+    # Sorted by operation, each group is a slice. Counting on the CPU does not wait for the device.
     order = ops.argsort(stable=True)
     counts = ops.bincount(minlength=len(OPS)).tolist()
     sizes = [sum(counts[:_GEOMETRIC]), *counts[_GEOMETRIC:]]
@@ -176,7 +176,7 @@ def _bend(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
     def amount(name: str) -> Tensor:
         return torch.where(ops == OPS.index(name), magnitudes, 0.0)
 
-    # Where each pixel comes from, in halves of the image's sides from its centre.
+    # The place each pixel comes from, measured from the centre in halves of the image's sides.
     shear_x, shear_y = amount("shear_x") * height / width, amount("shear_y") * width / height
     shift_x = 2 * (amount("translate_x") * width).trunc() / width
     shift_y = 2 * (amount("translate_y") * height).trunc() / height
@@ -190,7 +190,7 @@ def _bend(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
         dim=1,
     ).to(images.device, images.dtype, non_blocking=True)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    # Outside is zero to grid_sample, so zero is made mid-grey.
+    # grid_sample fills the outside with zero, so mid-grey is shifted to zero.
     return F.grid_sample(images - 0.5, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + 0.5
 
 
@@ -211,7 +211,7 @@ def _brightness(images: Tensor, amount: Tensor) -> Tensor:
 
 
 def _colour(images: Tensor, amount: Tensor) -> Tensor:
-    """Away from grey or towards it; other than three channels have no colour to change."""
+    """Move colours away from grey or towards it; only images of three channels are changed."""
     return _grey(images).lerp(images, 1 + amount).clamp(0, 1) if images.shape[1] == 3 else images
 
 
@@ -220,11 +220,11 @@ def _contrast(images: Tensor, amount: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, amount: Tensor) -> Tensor:
-    """Away from the smoothed image or towards it; the border stays, having no neighbours on one side."""
+    """Move pixels away from the smoothed image or towards it; the border, which lacks neighbours, stays."""
     if min(images.shape[2:]) < 3:
         return images
     inner = images[:, :, 1:-1, 1:-1]
-    # Nine pixels of weight 1, the middle one of 5: nine times their mean and four times the middle.
+    # The middle pixel has weight 5, its neighbours 1: nine times the mean of all nine plus four times the middle.
     smooth = (9 * F.avg_pool2d(images, 3, stride=1) + 4 * inner) / 13
     sharp = images.clone()
     sharp[:, :, 1:-1, 1:-1] = smooth.lerp(inner, 1 + amount).clamp(0, 1)
@@ -232,31 +232,31 @@ def _sharpness(images: Tensor, amount: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, amount: Tensor) -> Tensor:
-    """Drop the lowest bits of eight, a whole number of them."""
+    """Drop the lowest ``amount`` of eight bits, rounded to a whole number."""
     step = torch.exp2(amount.round())
     return ((images * 255).round() / step).floor() * step / 255
 
 
 def _solarize(images: Tensor, amount: Tensor) -> Tensor:
-    """Invert what is as bright as ``1 - amount`` or brighter, on a scale on which white is a little below 1."""
-    # On AutoAugment's own scale of 256, so that with nothing of it white stays white.
+    """Invert pixels from the brightness ``1 - amount`` on, on a scale on which white is a little below 1."""
+    # AutoAugment's scale has 256 levels, so that with an amount of zero white stays white.
     return torch.where(images >= (1 - amount) * (256 / 255), 1 - images, images)
 
 
 def _autocontrast(images: Tensor, amount: Tensor) -> Tensor:
-    """Stretch each channel to the full range; one that is all the same stays."""
+    """Stretch each channel to the full range; a constant channel stays."""
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     flat = low == high
     return ((images - low.masked_fill(flat, 0)) / (high - low).masked_fill(flat, 1)).clamp(0, 1)
 
 
 def _equalize(images: Tensor, amount: Tensor) -> Tensor:
-    """Spread each channel's 256 levels so that all are about equally frequent; one that has too few pixels stays."""
+    """Spread each channel's 256 levels until they are about equally frequent; a channel of too few pixels stays."""
     n, channels, height, width = images.shape
     levels = (images * 255).round().long().reshape(n * channels, height * width)
     counts = levels.new_zeros(len(levels), 256).scatter_add_(1, levels, levels.new_ones(1, 1).expand_as(levels))
     below = counts.cumsum(1) - counts
-    # The pixels below the brightest level there is, over the steps between levels.
+    # The number of pixels below the brightest level that occurs, divided by the 255 steps between levels.
     step = torch.where(counts > 0, below, 0).amax(1, keepdim=True) // 255
     spread = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
     equal = spread.gather(1, levels).to(images.dtype).view(images.shape) / 255

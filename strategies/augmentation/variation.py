@@ -1,4 +1,4 @@
-"""How a strategy shows training images: a policy's operations, then those of its level, then mixtures."""
+"""How a strategy shows training images: first its policy's operations, then its level, then mixing."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -6,63 +6,61 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from strategies.augmentation.draws import Chance
+from strategies.augmentation.draws import Draws
 from strategies.augmentation.levels import Level, augment
 from strategies.augmentation.mixing import mix
 from strategies.augmentation.policies import auto_augment, rand_augment, trivial_augment
-from strategies.augmentation.with_targets import vary_along
+from strategies.augmentation.with_targets import augment_with_targets
 from strategies.strategy import Strategy
 
-_POLICIES: dict[str, Callable[[Tensor, Strategy, Chance], Tensor]] = {
-    "none": lambda images, strategy, chance: images,
-    "auto": lambda images, strategy, chance: auto_augment(images, chance),
-    "rand": lambda images, strategy, chance: rand_augment(
-        images, strategy.policy_ops, strategy.policy_magnitude, chance
-    ),
-    "trivial": lambda images, strategy, chance: trivial_augment(images, chance),
+_POLICIES: dict[str, Callable[[Tensor, Strategy, Draws], Tensor]] = {
+    "none": lambda images, strategy, draws: images,
+    "auto": lambda images, strategy, draws: auto_augment(images, draws),
+    "rand": lambda images, strategy, draws: rand_augment(images, strategy.policy_ops, strategy.policy_magnitude, draws),
+    "trivial": lambda images, strategy, draws: trivial_augment(images, draws),
 }
 
 
-def vary(images: Tensor, strategy: Strategy, chance: Chance) -> Tensor:
+def vary(images: Tensor, strategy: Strategy, draws: Draws) -> Tensor:
     """Change each image at random as the strategy's ``policy`` and ``augment`` say.
 
     Args:
         images: (N, C, H, W) float in [0, 1].
         strategy: Gives policy, level and their parameters.
-        chance: What decides.
+        draws: Source of the random numbers.
 
     Returns:
         (N, C, H, W) float in [0, 1].
     """
     # Erasing comes last, so that no policy moves or recolours the hole.
-    images = _POLICIES[strategy.policy](images, strategy, chance)
-    return augment(images, _level(strategy), chance)
+    images = _POLICIES[strategy.policy](images, strategy, draws)
+    return augment(images, _level(strategy), draws)
 
 
 def vary_dense(
-    images: Tensor, targets: Tensor, kind: Literal["masks", "boxes"], strategy: Strategy, chance: Chance
+    images: Tensor, targets: Tensor, kind: Literal["masks", "boxes"], strategy: Strategy, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Change each image at random as the strategy's ``augment`` says, and its mask or boxes along with it.
 
     Args:
         images: (N, C, S, S) float in [0, 1].
-        targets: (N, S, S) uint8 masks or (N, M, 5) float32 boxes, as ``with_targets.vary_along`` takes them.
-        kind: Which of them.
+        targets: (N, S, S) uint8 masks or (N, M, 5) float32 boxes, as ``with_targets.augment_with_targets`` takes them.
+        kind: What the targets are.
         strategy: Gives the level and its parameters.
-        chance: What decides.
+        draws: Source of the random numbers.
     """
-    return vary_along(images, targets, kind, _level(strategy), chance)
+    return augment_with_targets(images, targets, kind, _level(strategy), draws)
 
 
 def mix_batch(
     images: Tensor, targets: Tensor, num_classes: int, strategy: Strategy, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mix the batch's images and targets as ``mixup`` and ``cutmix`` say; left alone where both are off.
+    """Mix the batch's images and targets as ``mixup`` and ``cutmix`` say; if both are off, return them unchanged.
 
     Args:
         images: (N, C, H, W) float.
         targets: (N,) int64 class indices, which become (N, num_classes) float shares; or (N, K) float.
-        num_classes: Outputs of the model.
+        num_classes: Number of the model's outputs.
         strategy: Gives ``mixup``, ``cutmix`` and ``mix_prob``.
         generator: A CPU generator.
     """

@@ -1,4 +1,4 @@
-"""Fixed augmented copies of images: what makes augmentation repeat, so that it need not be computed again."""
+"""Fixed augmented copies of images, which make augmentation repeat, so that frozen blocks see each copy only once."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from strategies.augmentation.draws import Replay
 from strategies.augmentation.variation import vary
 from strategies.strategy import Strategy
 
-# What decides how an image is varied.
+# The fields that decide how an image is varied.
 _FIELDS = (
     "augment",
     "crop_area",
@@ -25,13 +25,13 @@ _FIELDS = (
 
 
 class View:
-    """One augmented copy of each image of a split, always the same whichever images are in a batch.
+    """One augmented copy of each image of a split, the same whatever the batches are.
 
-    All of a split's images are drawn for at once, when the first of them is shown.
+    The random numbers of all images are drawn when the first image is shown.
 
     Args:
         strategy: In canonical form, with ``views`` above 0.
-        count: Images of the split.
+        count: Number of images in the split.
         seed: The trial's.
         epoch: From 0; epoch e shows view e mod ``views``.
     """
@@ -47,14 +47,14 @@ class View:
 
     @property
     def description(self) -> str:
-        """All that the copies of all views depend on, besides the images."""
+        """Everything, besides the images, that the copies of all views depend on."""
         return repr({name: getattr(self._strategy, name) for name in _FIELDS} | {"seed": self._seed})
 
     def show(self, images: Tensor, places: Tensor) -> Tensor:
-        """Images (B, C, H, W) float in [0, 1] as this view has them.
+        """Copies of images as the view has them, (B, C, H, W) float in [0, 1].
 
         Args:
-            images: As they are.
-            places: (B,) int64 on the CPU, which of the split's images they are.
+            images: (B, C, H, W) float in [0, 1], not augmented.
+            places: (B,) int64 on the CPU, the images' positions in the split.
         """
         return vary(images, self._strategy, Replay(self._drawn, self._generator, self._count, places))

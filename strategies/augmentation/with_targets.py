@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from strategies.augmentation.draws import Chance
+from strategies.augmentation.draws import Draws
 from strategies.augmentation.levels import (
     Level,
     draw_moves,
@@ -17,35 +17,35 @@ from strategies.augmentation.levels import (
     sampled,
     sampling_grid,
 )
-from strategies.strategy import IGNORED
+from strategies.loss_facts import IGNORED
 
-# Of a box that is cut off, the share that must stay for it to be kept.
+# A cut-off box is kept if at least this share of its area stays.
 _LEAST_SHARE = 0.25
 
 
-def vary_along(
-    pixels: Tensor, targets: Tensor, kind: Literal["masks", "boxes"], level: str | Level, chance: Chance
+def augment_with_targets(
+    pixels: Tensor, targets: Tensor, kind: Literal["masks", "boxes"], level: str | Level, draws: Draws
 ) -> tuple[Tensor, Tensor]:
-    """Change each image at random within the level's limits, and its mask or boxes as it was moved.
+    """Change each image at random within the level's limits, and move its mask or boxes along.
 
-    Pixels are those that :func:`strategies.augmentation.augment` gives for the same draws, but for places outside the
-    image, which are black: a reflection would show what no box holds. Erasing leaves targets as they are.
+    Pixels equal those of :func:`strategies.augmentation.levels.augment` for the same draws, except that places outside
+    the image are black: a reflection would show objects without a box. Erasing leaves targets as they are.
 
     Args:
         pixels: (N, C, S, S) float in [0, 1].
         targets: (N, S, S) uint8 classes of masks, or (N, M, 5) float32 boxes, each left, top, right, bottom and class,
-            in pixels; (0, 0, 0, 0, -1) where there is none.
+            in pixels; (0, 0, 0, 0, -1) for no box.
         kind: What the targets are.
-        level: ``"none"``, a key of :data:`strategies.augmentation.levels.LEVELS`, or limits of the caller's own.
-        chance: What decides; a CPU generator gives the same changes on every device.
+        level: ``"none"``, a key of :data:`strategies.augmentation.levels.LEVELS`, or other limits.
+        draws: Source of the random numbers; a CPU generator gives the same changes on every device.
 
     Returns:
-        Both as they were given, changed. Outside the image, masks are :data:`strategies.strategy.IGNORED`. Boxes
-        hold what the old ones held, as tightly as upright boxes around their corners can, cut off at the edges; where
-        less than a quarter of one stays there is none any more.
+        Pixels and targets in the same form. Outside the image, masks are :data:`strategies.IGNORED`. A box becomes the
+        upright box around its moved corners, cut off at the edges; if less than a quarter of that area stays, the box
+        is dropped.
     """
     limits = limits_of(level)
-    theta = draw_moves(len(pixels), limits, chance)
+    theta = draw_moves(len(pixels), limits, draws)
     if theta is not None:
         size = (pixels.shape[2], pixels.shape[3])
         targets = move_boxes(targets, theta, size) if kind == "boxes" else move_masks(targets, theta)
@@ -54,15 +54,15 @@ def vary_along(
             pixels = sampled(pixels, grid).masked_fill(_outside(grid)[:, None], 0.0)
         else:
             pixels = mirrored(pixels, theta)
-    return repainted(pixels, limits, chance), targets
+    return repainted(pixels, limits, draws), targets
 
 
 def move_masks(masks: Tensor, theta: Tensor) -> Tensor:
-    """Masks with each pixel's class taken from the nearest pixel of where it comes from.
+    """Masks moved by ``theta``: each pixel takes the class of the pixel nearest to the place that it comes from.
 
     Args:
         masks: (N, H, W) uint8.
-        theta: (N, 2, 3) float32, as :func:`strategies.augmentation.levels.draw_moves` gives it.
+        theta: (N, 2, 3) float32, from :func:`strategies.augmentation.levels.draw_moves`.
 
     Returns:
         (N, H, W) uint8.
@@ -70,7 +70,7 @@ def move_masks(masks: Tensor, theta: Tensor) -> Tensor:
     # Classes are whole numbers up to 255, which fp32 holds exactly.
     classes = masks[:, None].float()
     grid = sampling_grid(classes, theta)
-    # With padding, a place that is inside by a hair has a class whichever way it is rounded.
+    # With padding, a place just inside the edge has a class even if rounding puts it outside.
     moved = F.grid_sample(classes, grid, mode="nearest", padding_mode="border", align_corners=False)[:, 0]
     return moved.masked_fill(_outside(grid), IGNORED).to(masks.dtype)
 
@@ -80,11 +80,11 @@ def move_boxes(boxes: Tensor, theta: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         boxes: (N, M, 5) float32, each left, top, right, bottom and class, in pixels; (0, 0, 0, 0, -1) for none.
-        theta: (N, 2, 3) float32 on the CPU, as :func:`strategies.augmentation.levels.draw_moves` gives it.
+        theta: (N, 2, 3) float32 on the CPU, from :func:`strategies.augmentation.levels.draw_moves`.
         size: Height and width of the images in pixels.
 
     Returns:
-        (N, M, 5) float32, each box in its old row; none where less than a quarter of its area stays.
+        (N, M, 5) float32, each box in its old row; a box of which less than a quarter of the area stays is dropped.
     """
     matrix, offset = (part.to(boxes.device, non_blocking=True) for part in _forward(theta, size))
     left, top, right, bottom, label = boxes.unbind(2)
@@ -102,9 +102,9 @@ def move_boxes(boxes: Tensor, theta: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _forward(theta: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where a place of the image goes, in pixels: theta the other way round, as matrices (N, 2, 2) and offsets (N, 2).
+    """The inverse of ``theta``, in pixels: matrices (N, 2, 2) and offsets (N, 2) that give where a place goes.
 
-    Mirroring is a width minus a place to the last digit, since its offset is computed first.
+    The offset is computed first, so that mirroring is exactly the width minus the place.
     """
     half = torch.tensor([size[1], size[0]]) / 2
     inverse = torch.linalg.inv(theta[:, :, :2])

@@ -1,6 +1,6 @@
-"""Losses, of images and of pixels, and weights against imbalance.
+"""Losses of images and of pixels, distillation, and class weights and sampling against imbalance.
 
-Penalties on weights are in :mod:`strategies.penalties`.
+Penalties are in :mod:`strategies.penalties`; a detector's losses are in :mod:`trainers.decoders`.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""What a training loss is."""
+"""The type of a training loss."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from strategies.strategy import Strategy
 
 
 class Loss(Protocol):
-    """A loss as the tables have it; regression has no classes to weigh."""
+    """A training loss; losses of regression ignore the class weights."""
 
     def __call__(
         self, outputs: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None, /

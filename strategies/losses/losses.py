@@ -1,12 +1,12 @@
 """Training losses by task and name, as functions of a model's outputs and the targets.
 
-Targets of classification are classes, (N,) int64, or shares of the classes, (N, C) float that add up to one for each
-image, as mixed images have. Every loss of classification is linear in the shares: that of a mixture is the mixture of
-the losses.
+Targets of classification are classes, (N,) int64, or shares of the classes, (N, C) float, as mixed images have; the
+shares of an image add up to one. Every loss of classification is linear in the shares: the loss of a mixture is the
+mixture of the losses.
 
-Class weights, (C,) float, multiply the loss of each image by its class's, or of each share by its own; for multilabel
-the loss of each class's column. The mean is still over images, or images and classes, not over weights, so that a batch
-that lacks a class does not change what the others count.
+Class weights, (C,) float, multiply the loss of each image by the weight of its class, and the loss of each share by the
+weight of the share's class; for multilabel they multiply each class's column. The mean is still over images, or images
+and classes, not over weights, so that a batch without a class does not change how much the others count.
 """
 
 import torch
@@ -41,7 +41,7 @@ def label_smoothing(logits: Tensor, targets: Tensor, strategy: Strategy, class_w
         class_weights: (C,) float, or None for all alike.
     """
     shares, weights = _weighted_shares(logits, targets, class_weights)
-    # Not by torch's own argument, which takes no tensor: probes that train together have each its own smoothing.
+    # Torch's own argument takes no tensor, but probes that train together each have their own smoothing.
     shares = (1 - strategy.label_smoothing) * shares + strategy.label_smoothing / shares.shape[1]
     return (weights * F.cross_entropy(logits, shares, reduction="none")).mean()
 
@@ -76,8 +76,8 @@ def mse(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tens
     """Squared error of the logits against one-hot targets, mean over classes and images.
 
     Hui and Belkin: Evaluation of Neural Architectures Trained with Square Loss vs Cross-Entropy in Classification
-    Tasks, ICLR 2021. There the true class's error counts k times and its logit is to reach M: 1 and 1 for few classes,
-    15 and 30 for the 1,000 of ImageNet.
+    Tasks, ICLR 2021. In the paper the true class's error counts k times, and the target of its logit is M: 1 and 1 for
+    few classes, 15 and 30 for the 1,000 of ImageNet.
 
     Args:
         logits: (N, C) float.
@@ -108,10 +108,10 @@ def poly1(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Te
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Distance of softened answers from a teacher's: temperature² KL(teacher || model), mean over images.
+    """Distance of softened outputs from a teacher's: temperature² KL(teacher || model), mean over images.
 
     Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, NeurIPS Deep Learning Workshop 2014. The factor
-    keeps the gradient's size when the temperature changes. No gradient goes to the teacher.
+    temperature² keeps the gradient's size when the temperature changes. The teacher gets no gradient.
 
     Args:
         logits: (N, C) float.
@@ -124,11 +124,11 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float) -> 
 
 
 def multilabel_bce(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
-    """Binary cross entropy of each class on its own, mean over classes and images.
+    """Binary cross entropy of each class by itself, mean over classes and images.
 
     Args:
         logits: (N, C) float.
-        targets: (N, C) float, 1 where the image shows the class, else 0.
+        targets: (N, C) float, 1 if the image shows the class, else 0.
         strategy: Not used.
         class_weights: (C,) float, or None for all alike.
     """
@@ -138,11 +138,11 @@ def multilabel_bce(logits: Tensor, targets: Tensor, strategy: Strategy, class_we
 def multilabel_focal(
     logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Binary cross entropy of each class weighted by ``(1 - p) ** focal_gamma`` of the true answer (Lin et al. 2017).
+    """Binary cross entropy of each class weighted by ``(1 - p) ** focal_gamma`` of the true label (Lin et al. 2017).
 
     Args:
         logits: (N, C) float.
-        targets: (N, C) float, 1 where the image shows the class, else 0; between them, shares of both answers.
+        targets: (N, C) float, 1 if the image shows the class, else 0; values between are shares of both.
         strategy: Gives ``focal_gamma``.
         class_weights: (C,) float, or None for all alike.
     """
@@ -179,7 +179,7 @@ def regression_l1(outputs: Tensor, targets: Tensor, strategy: Strategy, class_we
 def regression_huber(
     outputs: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Squared error up to one standard deviation of the target, absolute beyond it (Huber 1964), mean over all.
+    """Squared error up to one standard deviation of the target, absolute error beyond (Huber 1964), mean over all.
 
     Args:
         outputs: (N, K) float, of standardised targets.
@@ -191,9 +191,9 @@ def regression_huber(
 
 
 def _weighted_shares(logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Each image's shares of the classes, (N, C), which add up to one, and its weight, (N,).
+    """Each image's shares of the classes, (N, C), weighted and scaled to add up to one, and its weight, (N,).
 
-    A share counts as much as its class; in a loss that is linear in the shares that is the same as these two.
+    In a loss that is linear in the shares, these two have the effect of weighing each share by its class.
     """
     shares = targets if targets.is_floating_point() else F.one_hot(targets, logits.shape[1])
     shares = shares.to(logits.dtype)
@@ -201,7 +201,7 @@ def _weighted_shares(logits: Tensor, targets: Tensor, class_weights: Tensor | No
         return shares, shares.new_ones(len(shares))
     weighted = shares * class_weights
     weights = weighted.sum(1)
-    # An image of weight zero has no part in the mean, whatever its shares.
+    # An image of weight zero adds nothing to the mean, whatever its shares.
     return weighted / weights.clamp_min(torch.finfo(weights.dtype).tiny)[:, None], weights
 
 

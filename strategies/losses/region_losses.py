@@ -1,16 +1,17 @@
 """Training losses of segmentation by name, as functions of a model's logits and the classes of pixels.
 
-Pixels of the class :data:`strategies.strategy.IGNORED` count nowhere: not in a sum, nor in what a mean is over. A batch
-that has no others gives a loss of 0 and gradients of 0. Class weights, (C,) float, multiply the loss of each pixel by
-its class's where a loss is a mean over pixels; dice and Lovász are means over classes already, and leave them aside.
+Pixels of the class :data:`strategies.IGNORED` count neither in a sum nor in the number that a mean divides by. A batch
+of only such pixels gives a loss of 0 and gradients of 0. Class weights, (C,) float, multiply the loss of each pixel by
+the weight of its class where a loss is a mean over pixels. Dice and Lovász are means over classes and ignore them.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from strategies.loss_facts import IGNORED
 from strategies.losses.loss import Loss
-from strategies.strategy import IGNORED, Strategy
+from strategies.strategy import Strategy
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
@@ -35,9 +36,9 @@ def focal(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Te
         strategy: Gives ``focal_gamma``.
         class_weights: (C,) float, or None for all alike.
     """
-    # Not segmentation_models_pytorch 0.6's FocalLoss: its probabilities are sigmoids, one class against the rest, where
-    # every other loss, the metric and the served model have a softmax; nor its softmax version, which knows no ignored
-    # pixels. Both have gradients of nan at p = 1 with an exponent below 1.
+    # Not segmentation_models_pytorch 0.6's FocalLoss: its probabilities are sigmoids, one class against the rest, but
+    # every other loss, the metric and the served model use a softmax. Its softmax version cannot ignore pixels. Both
+    # have gradients of nan at p = 1 with an exponent below 1.
     losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
     losses = (-torch.expm1(-losses)).clamp_min(1e-12) ** strategy.focal_gamma * losses
     if class_weights is not None:
@@ -48,7 +49,7 @@ def focal(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Te
 def dice(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
     """One minus the soft Dice score of each class over the batch, mean over the classes that the batch shows.
 
-    Milletari, Navab, Ahmadi: V-Net, 3DV 2016; with plain instead of squared probabilities in the denominator, as
+    Milletari, Navab, Ahmadi: V-Net, 3DV 2016; with plain instead of squared probabilities in the denominator, as in
     Drozdzal et al., The Importance of Skip Connections in Biomedical Image Segmentation, 2016.
 
     Args:
@@ -60,16 +61,16 @@ def dice(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Ten
     from segmentation_models_pytorch.losses import DiceLoss
 
     over_all: Tensor = DiceLoss("multiclass", ignore_index=IGNORED)(logits, targets)
-    # There an absent class counts as one that is found without a fault, so that a batch with few classes of many would
-    # teach little. Counted in a table, because a device need not be waited for to fill it.
+    # DiceLoss counts an absent class as perfectly found, so a batch that shows few of many classes would teach little.
+    # The classes shown are counted in a table, which can be filled without waiting for the device.
     shown = logits.new_zeros(IGNORED + 1).scatter_(0, targets.flatten(), 1.0)[:IGNORED].sum()
     return over_all * (logits.shape[1] / shown.clamp_min(1))
 
 
 def lovasz(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None) -> Tensor:
-    """Lovász-softmax, a surrogate of one minus the IoU of each class over the batch, mean over the classes it shows.
+    """Lovász-softmax, a surrogate of one minus the IoU of each class over the batch, mean over the classes shown.
 
-    Berman, Rannen Triki, Blaschko: The Lovász-Softmax Loss, CVPR 2018. One sort of all pixels a class.
+    Berman, Rannen Triki, Blaschko: The Lovász-Softmax Loss, CVPR 2018. It sorts all pixels once for each class.
 
     Args:
         logits: (N, C, H, W) float, of at least two classes.
@@ -79,14 +80,14 @@ def lovasz(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: T
     """
     from segmentation_models_pytorch.losses import LovaszLoss
 
-    # Of no pixels it gives no number (0, C) instead of a zero; the sum is that zero, and else the number itself.
-    # Of other than fp32 it fails: half of what it multiplies is always that.
+    # Without pixels LovaszLoss returns an empty (0, C) tensor, whose sum is zero; else the sum is the number itself.
+    # With types other than fp32 it fails, because one of its factors is always fp32.
     found: Tensor = LovaszLoss("multiclass", ignore_index=IGNORED)(logits.float(), targets)
     return found.sum()
 
 
 def _mean(losses: Tensor, targets: Tensor) -> Tensor:
-    """The mean over pixels (N, H, W) that are not ignored, whose losses are zero; zero of none."""
+    """The mean over pixels (N, H, W) that are not ignored, zero without any; losses of ignored pixels are zero."""
     return losses.sum() / (targets != IGNORED).sum().clamp_min(1)
 
 
@@ -98,7 +99,7 @@ def _sum(first: Loss, second: Loss) -> Loss:
 
 
 def _of_bytes(loss: Loss) -> Loss:
-    """The loss, of masks as they are stored."""
+    """The loss, for masks of any integer type."""
 
     def widened(logits: Tensor, targets: Tensor, strategy: Strategy, class_weights: Tensor | None = None, /) -> Tensor:
         return loss(logits, targets.long(), strategy, class_weights)
@@ -116,8 +117,8 @@ _LOSSES: dict[str, Loss] = {
     "cross_entropy+lovasz": _sum(cross_entropy, lovasz),
 }
 
-#: Those that are a mean over pixels, so that a batch's can be added up from its parts.
+#: Losses that are a mean over pixels, so that a batch's loss can be added up from its parts.
 PIXEL_LOSSES = frozenset({"cross_entropy", "focal"})
 
-#: By name, for targets (N, H, W) of any integer type.
+#: The losses by name, for targets (N, H, W) of any integer type.
 REGION_LOSSES: dict[str, Loss] = {name: _of_bytes(loss) for name, loss in _LOSSES.items()}

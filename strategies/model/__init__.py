@@ -1,4 +1,4 @@
-"""What a strategy does to a model: blocks, what is trained in each epoch, LoRA, stochastic normalisation.
+"""Changes of a model by a strategy: blocks, parameters trained in each epoch, LoRA, stochastic normalisation.
 
 Models are made in :mod:`trainers.models`.
 """

@@ -1,4 +1,4 @@
-"""A timm model as a row of blocks, the units of unfreezing."""
+"""A timm model as a sequence of blocks, the units of unfreezing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Block:
 class Blocks:
     """A model's blocks from the input towards the head, and the head, which is always trained.
 
-    ``decoder`` names those of the head's parameters that lie between the body and what answers; classifiers have none.
+    ``decoder`` names the head's parameters that lie between the body and the last layers; classifiers have none.
     """
 
     body: tuple[Block, ...]
@@ -37,9 +37,9 @@ class Blocks:
 def split_blocks(model: nn.Module) -> Blocks:
     """Divide a timm classifier into blocks.
 
-    A block is one entry of timm's ``group_matcher(coarse=False)`` order without the classifier's parameters; the head
-    is the classifier. Leaf modules without parameters (dropout, drop path, activations) go with the block their name
-    matches, so that a frozen block can be put into eval mode whole; those that match none belong to the head.
+    A block is one group of timm's ``group_matcher(coarse=False)``, in its order, without the classifier's parameters.
+    The head is the classifier. Leaf modules without parameters (dropout, drop path, activations) belong to the block
+    that their name matches, so that a frozen block can be put into eval mode whole; without a match, to the head.
 
     Raises:
         ConfigError: The model has no ``group_matcher`` or no classifier.
@@ -47,7 +47,7 @@ def split_blocks(model: nn.Module) -> Blocks:
     if not callable(getattr(model, "group_matcher", None)):
         raise ConfigError(f"model {type(model).__name__}: no group_matcher, so its blocks are not known")
     head_params = _classifier_params(model)
-    # timm annotates none of these.
+    # timm has no types for these.
     matcher = cast(Callable[..., Any], model.group_matcher)(coarse=False)
     params_of: dict[int, list[str]] = group_parameters(model, matcher)
     body_params = [[name for name in params_of[key] if name not in head_params] for key in sorted(params_of)]
@@ -61,7 +61,7 @@ def split_blocks(model: nn.Module) -> Blocks:
 
 
 def entries_of_last_blocks(model: nn.Module, count: int) -> frozenset[str]:
-    """Names in the state dict, parameters and buffers, of the ``count`` blocks next to the head.
+    """Names of the parameters and buffers of the ``count`` blocks next to the head.
 
     Raises:
         ConfigError: The model's blocks are not known.
@@ -85,7 +85,7 @@ def _modules_by_block(model: nn.Module, matcher: Any, body_params: list[list[str
     """Leaf modules by index of their block, -1 for the head."""
     block_of_param = {name: index for index, names in enumerate(body_params) for name in names}
     leaves = {name: module for name, module in model.named_modules() if name and not any(module.children())}
-    # One grouping of parameters and leaves together tells which leaves share a group with which parameters.
+    # Grouping parameters and leaves together shows which leaves share a group with which parameters.
     names = [*block_of_param, *leaves]
     together: dict[int, list[str]] = group_with_matcher(((name, None) for name in names), matcher)
     found: dict[int, list[str]] = {index: [] for index in (*range(len(body_params)), -1)}
@@ -98,6 +98,6 @@ def _modules_by_block(model: nn.Module, matcher: Any, body_params: list[list[str
 
 
 def _block_of_leaf(name: str, leaf: nn.Module, block_of_param: dict[str, int], matched: int) -> int:
-    """The block that owns the leaf's parameters; for a leaf without any, the block its name matched."""
+    """The block that owns the leaf's parameters; for a leaf without parameters, the block that its name matches."""
     params = [f"{name}.{param}" for param, _ in leaf.named_parameters()]
     return block_of_param.get(params[0], -1) if params else matched

@@ -12,26 +12,26 @@ from torch import Tensor, nn
 
 from strategies.errors import ConfigError, nearest
 
-#: Exact types: subclasses that change their weight on its way, as StdConv2d does, cannot have the update folded in.
+#: Exact types: a subclass that changes its weight in the forward pass, such as StdConv2d, cannot fold an update in.
 _ADAPTABLE = (nn.Linear, nn.Conv2d, Conv2dSame)
 
 _ADAPTER = "default"
 
-# Leaves of torch.fx, as the layers they stand for are.
+# These must be leaves of torch.fx, as the layers that they replace are.
 register_notrace_module(peft_layers.Conv2d)
 
 
 @register_notrace_module
 class LoraLinear(peft_layers.Linear):
-    """Peft's linear layer, whose weight is the updated one for those who read it without calling the layer.
+    """Peft's linear layer, with the updated weight as its ``weight``.
 
-    The attention of BEiT, EVA and Swin v2 does so with ``qkv``. Peft's own layer shows it the frozen weight, and the
-    update would be trained by nothing and do nothing.
+    The attention of BEiT, EVA and Swin v2 reads the weight of ``qkv`` without calling the layer. Peft's own layer
+    returns the frozen weight, so the update would get no gradient and have no effect.
     """
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight and its update, (out, in) float; dropout has no part in it."""
+        """The frozen weight plus its update, (out, in) float, without dropout."""
         base = cast(Tensor, self.base_layer.weight)
         delta: Tensor = self.get_delta_weight(_ADAPTER)
         return (base + delta).to(base.dtype)
@@ -43,19 +43,19 @@ def add_lora(model: nn.Module, modules: Iterable[str], rank: int, alpha: float, 
     Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022. A weight W of (out, in) becomes
     W + alpha / rank * B A with A of (rank, in) and B of (out, rank). A convolution of kernel k has A of
     (rank, in, k, k) and B of (out, rank, 1, 1). B starts at zero, so the model's outputs stay as they are; A is drawn
-    from torch's global CPU generator, in the order of the model's modules. The paper adapts attention only; this takes
-    every layer that is named.
+    from torch's global CPU generator, in the order of the model's modules. The paper adapts attention only; this
+    function adapts every layer that is named.
 
-    The parameters that the model had keep their ``requires_grad``, and the new ones (:func:`lora_params`) require
-    gradients: whether an adapted layer's own weight is frozen, as in the paper, is for the plan to say. They stay the
-    same objects, but an adapted layer's have new names, with ``base_layer`` in them. The blocks stay the same, each
-    with its updates, and so does the head.
+    The model's old parameters keep their ``requires_grad``, and the new ones (:func:`lora_params`) require gradients:
+    the plan decides whether an adapted layer's own weight is frozen, as in the paper. The old parameters stay the same
+    objects, but those of adapted layers get new names, with ``base_layer`` in them. The head and the blocks stay the
+    same, except that the blocks include their updates.
 
     Args:
         model: A timm classifier without low-rank updates.
-        modules: Names of what may be updated, such as ``modules`` of the trained blocks. Other kinds of layers are
-            passed over, and so is the classifier; if nothing is left the model stays as it is.
-        rank: From 1.
+        modules: Names of modules that may be updated, such as ``modules`` of the trained blocks. Other kinds of layers
+            and the classifier are skipped; if nothing is left, the model stays as it is.
+        rank: At least 1.
         alpha: Above 0; the update's factor is ``alpha / rank``.
         dropout: Share in [0, 1) of an adapted layer's inputs that its update does not see in training.
 
@@ -68,19 +68,19 @@ def add_lora(model: nn.Module, modules: Iterable[str], rank: int, alpha: float, 
     asked = tuple(modules)
     targets = _adaptable(model, asked)
     if not targets:
-        return  # such as a block that is one normalisation
+        return  # for instance, the block is a single normalisation
     required = [(param, param.requires_grad) for param in model.parameters()]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # only divided by the rank
         lora_dropout=dropout,
-        # A list would match the ends of names too: the stem's conv1 every block's conv1.
+        # A list would also match ends of names: the stem's conv1 would match every block's conv1.
         target_modules="|".join(re.escape(name) for name in targets),
     )
     inject_adapter_in_model(config, model, _ADAPTER)
     for _, layer in _adapted(model):
         _mend(layer)
-    # Peft freezes what was there, the classifier included.
+    # Peft freezes all old parameters, the classifier included.
     for param, requires_grad in required:
         param.requires_grad_(requires_grad)
 
@@ -93,9 +93,9 @@ def lora_params(model: nn.Module) -> frozenset[str]:
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of the model as it was before :func:`add_lora`, with the updates folded into the weights.
 
-    It fits the timm model of that name: same entries, order, shapes, dtypes and device, and in eval mode the same
-    outputs up to the weights' rounding. As in ``state_dict()``, entries without an update share the model's memory.
-    The model itself is not changed.
+    It fits the timm model of that name: entries, order, shapes, dtypes and device are the same, and in eval mode so are
+    the outputs, up to rounding of the weights. As in ``state_dict()``, entries without an update share the model's
+    memory. The model itself is not changed.
     """
     layers = dict(_adapted(model))
     merged: dict[str, Tensor] = {}
@@ -139,7 +139,7 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, peft_layers.LoraLayer]]:
 
 
 def _mend(layer: Any) -> None:
-    """Set right what peft (0.21) makes otherwise than the layer it adapts."""
+    """Correct where peft (0.21) differs from the layer that it adapts: weight, dilation and training mode."""
     if isinstance(layer, peft_layers.Linear):
         layer.__class__ = LoraLinear
     else:
@@ -149,9 +149,9 @@ def _mend(layer: Any) -> None:
 
 def _folded(layer: Any) -> Tensor:
     base: Tensor = layer.base_layer.weight.detach()
-    # On the CPU, in double: TF32 on a GPU would lose digits, and not every device has doubles.
+    # In double on the CPU: TF32 on a GPU would lose digits, and not every device has doubles.
     wide = base.cpu().double()
     down, up = (part[_ADAPTER].weight.detach().cpu().double() for part in (layer.lora_A, layer.lora_B))
-    # A convolution and the 1x1 convolution behind it are a product of matrices too.
+    # A convolution followed by a 1x1 convolution is a product of matrices too.
     delta = (up.flatten(1) @ down.flatten(1)).view_as(wide) * layer.scaling[_ADAPTER]
     return cast(Tensor, (wide + delta).to(base))

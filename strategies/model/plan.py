@@ -1,4 +1,4 @@
-"""What a strategy means for each parameter of a model, applying it, and proving that it was applied."""
+"""The plan of a strategy for each parameter of a model: made, applied, and checked against the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +17,9 @@ HEAD = -1
 
 @dataclass(frozen=True, slots=True)
 class ParamPlan:
-    """One parameter: its block (``-1`` is the head), and how it is trained.
+    """How one parameter is trained; its block is -1 for the head.
 
-    ``from_epoch`` is the first epoch, counted from 0, in which it is trained; None if it never is.
+    ``from_epoch`` is the first epoch, counted from 0, that trains the parameter; None if no epoch does.
     """
 
     name: str
@@ -29,7 +29,7 @@ class ParamPlan:
     weight_decay: float
 
     def trained_in(self, epoch: int) -> bool:
-        """Whether it is trained in that epoch."""
+        """Whether the epoch trains the parameter."""
         return self.from_epoch is not None and self.from_epoch <= epoch
 
 
@@ -39,10 +39,10 @@ class Plan:
 
     Args:
         params: Every parameter, blocks first and the head last.
-        awake: For each module that is in eval mode at first, or always, the epoch that puts it into train mode, and
-            None for never.
-        num_blocks: Blocks of the model.
-        depth: How many of them are trained in the end.
+        awake: For each module that is in eval mode at first, or always: the epoch that puts it into train mode, or None
+            for no epoch.
+        num_blocks: Number of the model's blocks.
+        depth: Number of blocks that are trained in the end.
     """
 
     params: tuple[ParamPlan, ...]
@@ -57,11 +57,11 @@ class Plan:
 
     @property
     def turns(self) -> frozenset[int]:
-        """The epochs after the first that begin with parameters being unfrozen."""
+        """The epochs after the first that begin by unfreezing parameters."""
         return frozenset(p.from_epoch for p in self.params if p.from_epoch)
 
     def eval_modules(self, epoch: int) -> frozenset[str]:
-        """Names of the modules that are in eval mode while an epoch trains."""
+        """Names of the modules that an epoch trains in eval mode."""
         return frozenset(name for name, first in self.awake.items() if first is None or epoch < first)
 
     def manifest(self) -> list[dict[str, Any]]:
@@ -70,13 +70,13 @@ class Plan:
 
 
 def make_plan(model: nn.Module, strategy: Strategy) -> Plan:
-    """Work out what ``strategy`` asks of every parameter and module of a timm classifier.
+    """Work out how ``strategy`` trains every parameter and module of a timm classifier.
 
-    The learning-rate factor of a block follows from ``lr_by``. For ``decay`` it is ``layer_decay`` to the power of its
-    distance from the head, the head being at distance 0 (layer-wise decay as in BEiT, Bao et al. 2022); it is counted
-    from the head, so what is frozen below does not shift it. For ``thirds`` it is the scale of the third of the model
-    in which the block lies (discriminative rates by groups, Howard and Ruder 2018). For ``gradient`` it is 1 until
-    :func:`rescale` says otherwise. Parameters of one dimension or none, and those that the model lists in
+    The learning-rate factor of a block follows from ``lr_by``. For ``decay`` it is ``layer_decay`` to the power of the
+    block's distance from the head, which is at distance 0 (layer-wise decay as in BEiT, Bao et al. 2022). The distance
+    is counted from the head, so frozen blocks below do not shift it. For ``thirds`` it is the scale of the third of the
+    model in which the block lies (discriminative rates by groups, Howard and Ruder 2018). For ``gradient`` it is 1
+    until :func:`rescale` changes it. Parameters of at most one dimension, and those that the model lists in
     ``no_weight_decay()``, get no weight decay.
 
     Raises:
@@ -85,7 +85,7 @@ def make_plan(model: nn.Module, strategy: Strategy) -> Plan:
     blocks = split_blocks(model)
     depth = strategy.blocks_trained(len(blocks))
     opened = _opened(len(blocks), depth, strategy)
-    # A head's own are new, and have no statistics worth keeping.
+    # BatchNorms of the head are new: they have no statistics worth keeping.
     new = {param.rpartition(".")[0] for param in blocks.head.params}
     batch_norms = {name for name, m in model.named_modules() if isinstance(m, _BatchNorm)} - new
     chosen = _chosen_parameters(model, strategy.parameters)
@@ -132,21 +132,21 @@ def trained_blocks(strategy: Strategy, num_blocks: int) -> range:
 
 
 def _opened(num_blocks: int, depth: int, strategy: Strategy) -> dict[int, int]:
-    """The epoch from which each trained block is trained.
+    """The first epoch that trains each of the trained blocks.
 
-    With ``unfreeze_epochs`` the block next to the head comes first and the furthest last, evenly over so many epochs
-    (gradual unfreezing, Howard and Ruder 2018).
+    With ``unfreeze_epochs`` the block next to the head comes first and the furthest last, spread evenly over that many
+    epochs (gradual unfreezing, Howard and Ruder 2018).
     """
     from_the_head = reversed(trained_blocks(strategy, num_blocks))
     return {block: round(strategy.unfreeze_epochs * k / depth) for k, block in enumerate(from_the_head)}
 
 
 def _chosen_parameters(model: nn.Module, kind: str) -> set[str]:
-    """Names of the body's parameters that the strategy's ``parameters`` allows to train."""
+    """Names of the parameters that the strategy's ``parameters`` allows to train; the head's are trained anyway."""
     names = {name for name, _ in model.named_parameters()}
     if kind == "all":
         return names
-    # Normalisations have no common class; all of torch's and timm's have it in their name.
+    # Normalisations have no common class, but in torch and timm all their names contain Norm.
     norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
     of_norms = {name for name in names if name.rpartition(".")[0] in norms}
     biases = {name for name in names if name.rpartition(".")[2] == "bias"}
@@ -155,13 +155,13 @@ def _chosen_parameters(model: nn.Module, kind: str) -> set[str]:
 
 
 def _awake(model: nn.Module, blocks: Blocks, opened: Mapping[int, int]) -> dict[str, int | None]:
-    """The epoch that puts each module of the body that is frozen at first into train mode; None for never."""
+    """For each module of the body that is frozen at first: the epoch that puts it into train mode, or None."""
     awake: dict[str, int | None] = {
         name: opened.get(index) for index, block in enumerate(blocks.body) for name in block.modules
     }
     leaves = [name for block in (*blocks.body, blocks.head) for name in block.modules]
     for name, module in model.named_modules():
-        # Attention and timm's BatchNorm read their own ``training`` flag but are no leaves: they go with their parts.
+        # Attention and timm's BatchNorm read their own ``training`` flag but are no leaves: they follow their parts.
         parts = [leaf for leaf in leaves if leaf.startswith(f"{name}.")] if any(module.children()) else []
         if parts and all(part in awake for part in parts):
             epochs = [first for part in parts if (first := awake[part]) is not None]
@@ -170,20 +170,20 @@ def _awake(model: nn.Module, blocks: Blocks, opened: Mapping[int, int]) -> dict[
 
 
 def freeze(model: nn.Module, plan: Plan, epoch: int = 0) -> None:
-    """Set ``requires_grad`` of every parameter as planned for an epoch; what is not trained yet has no gradient."""
+    """Set ``requires_grad`` of every parameter as planned for an epoch; frozen parameters lose their gradient."""
     tensors = dict(model.named_parameters())
     for param in plan.params:
         tensors[param.name].requires_grad_(param.trained_in(epoch))
         if not param.trained_in(epoch):
-            # An optimizer leaves alone what has no gradient, and moves what has one of zeros.
+            # An optimizer skips a parameter without a gradient, but moves one whose gradient is zero.
             tensors[param.name].grad = None
 
 
 def set_train_mode(model: nn.Module, plan: Plan, epoch: int = 0) -> None:
-    """Put the model into train mode with everything that is frozen in that epoch in eval mode.
+    """Put the model into train mode, and everything that is frozen in that epoch into eval mode.
 
-    Call it instead of ``model.train()``, which would let frozen BatchNorm update its statistics (pytorch#66073) and
-    frozen dropout drop.
+    Call this function instead of ``model.train()``, with which a frozen BatchNorm updates its statistics
+    (pytorch#66073) and a frozen dropout drops.
     """
     model.train()
     asleep = plan.eval_modules(epoch)
@@ -193,14 +193,14 @@ def set_train_mode(model: nn.Module, plan: Plan, epoch: int = 0) -> None:
 
 
 def param_groups(model: nn.Module, plan: Plan, by_block: bool = False) -> list[dict[str, Any]]:
-    """Optimizer groups of all that is trained in some epoch, one for each pair of rate factor and weight decay.
+    """Optimizer groups of all parameters that some epoch trains: one for each pair of rate factor and weight decay.
 
-    Each group carries ``lr_scale``, which timm's schedulers multiply in at every step.
+    Each group has an ``lr_scale``, by which timm's schedulers multiply the rate at every step.
 
     Args:
         model: The planned model.
         plan: Its plan.
-        by_block: Whether no two blocks share a group, as :func:`rescale` needs it.
+        by_block: Whether each block has groups of its own, as :func:`rescale` needs.
     """
     tensors = dict(model.named_parameters())
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
@@ -215,15 +215,15 @@ def param_groups(model: nn.Module, plan: Plan, by_block: bool = False) -> list[d
 
 
 def rescale(plan: Plan, optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> Plan:
-    """Give blocks other factors on their learning rates, from the next step of the schedule on.
+    """Change the factors on blocks' learning rates, from the next step of the schedule on.
 
     Args:
-        plan: The plan that holds; it is not changed.
+        plan: The present plan; it is not changed.
         optimizer: With groups by block.
-        factors: By block; those left out keep theirs.
+        factors: New factors by block; other blocks keep theirs.
 
     Returns:
-        The plan that holds now.
+        The new plan.
     """
     for group in optimizer.param_groups:
         group["lr_scale"] = factors.get(group["block"], group["lr_scale"])
@@ -231,13 +231,13 @@ def rescale(plan: Plan, optimizer: torch.optim.Optimizer, factors: Mapping[int, 
 
 
 def check_applied(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer, epoch: int = 0) -> None:
-    """Prove that model and optimizer stand as planned for an epoch, just before a step.
+    """Check, just before a step, that model and optimizer are as planned for an epoch.
 
-    Compares, for each parameter, ``requires_grad``, membership in the optimizer, weight decay and the learning rate's
-    ratio to the head's; for each module planned so, that it is in eval mode.
+    The check covers ``requires_grad``, membership in the optimizer, weight decay and the learning rate's ratio to the
+    head's for each parameter, and eval mode for each module that the plan puts into it.
 
     Raises:
-        TrialError: Something differs; the message names the first few.
+        TrialError: Something differs; the message names the first few differences.
     """
     group_of = {id(param): group for group in optimizer.param_groups for param in group["params"]}
     tensors = dict(model.named_parameters())

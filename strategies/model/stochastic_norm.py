@@ -1,4 +1,4 @@
-"""Stochastic normalisation: BatchNorm that trusts the pretrained statistics in some channels of each step."""
+"""Stochastic normalisation: BatchNorm that uses the running statistics in some channels of each step."""
 
 import torch
 from timm.layers import BatchNormAct2d, register_notrace_module  # type: ignore[attr-defined]
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-# Leaves of torch.fx, as the classes they stand for are: a traced forward would fix what depends on the mode.
+# Leaves of torch.fx, as the classes that they replace are: tracing would freeze the branches that depend on the mode.
 @register_notrace_module
 class StochNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that, while it trains, normalises each channel by the moving statistics with probability ``p``.
+    """BatchNorm2d that, in train mode, normalises each channel by the running statistics with probability ``p``.
 
-    In eval mode, and without running statistics, it is BatchNorm2d. Made by :func:`use_stochastic_norm`.
+    In eval mode, and without running statistics, it is BatchNorm2d. Use :func:`use_stochastic_norm` to make one.
     """
 
     p: float
@@ -25,7 +25,7 @@ class StochNorm2d(nn.BatchNorm2d):
 
 @register_notrace_module
 class StochNormAct2d(BatchNormAct2d):
-    """Timm's BatchNorm2d with an activation behind it, changed as :class:`StochNorm2d` is."""
+    """Timm's BatchNorm2d with an activation behind it, changed like :class:`StochNorm2d`."""
 
     p: float
     by_batch = nn.BatchNorm2d.forward
@@ -45,21 +45,22 @@ _STOCHASTIC: dict[type[nn.Module], type[StochNorm2d] | type[StochNormAct2d]] = {
 def use_stochastic_norm(model: nn.Module, p: float) -> int:
     """Turn a model's BatchNorm2d modules, in place, into stochastic normalisation (StochNorm).
 
-    Kou, You, Long, Wang: Stochastic Normalization, NeurIPS 2020. A step draws for each channel which of two branches it
-    takes: the batch's statistics, as BatchNorm, or the moving ones as they stood before the step. The moving ones are
-    updated by the batch in every channel, as by BatchNorm. The draws come from torch's global generator of the device.
+    Kou, You, Long, Wang: Stochastic Normalization, NeurIPS 2020. In each step each channel draws one of two branches:
+    the batch's statistics, as in BatchNorm, or the running statistics from before the step (the paper calls them
+    moving). As in BatchNorm, the batch updates the running statistics of every channel. The draws come from torch's
+    global generator of the device.
 
-    The modules stay the same objects with the same parameters, buffers, hooks and names, so an optimizer made before
-    stays right, and state dicts fit both ways. Subclasses of BatchNorm2d other than timm's BatchNormAct2d have a
-    forward of their own and are left as they are.
+    The modules stay the same objects with the same parameters, buffers, hooks and names, so an existing optimizer stays
+    valid, and state dicts fit both ways. Subclasses of BatchNorm2d other than timm's BatchNormAct2d have their own
+    forward and are left as they are.
 
     Args:
-        model: Any model; what is in eval mode is not changed in its results.
-        p: Probability of the moving statistics, in [0, 1]: 0 is BatchNorm, 1 the moving statistics always. The paper
-            takes 0.5.
+        model: Any model; modules in eval mode put out the same as before.
+        p: Probability of the running statistics, in [0, 1]: 0 is BatchNorm, 1 always takes the running statistics. The
+            paper takes 0.5.
 
     Returns:
-        How many modules were turned.
+        The number of modules that were turned.
     """
     turned = 0
     for module in model.modules():
@@ -74,9 +75,9 @@ def use_stochastic_norm(model: nn.Module, p: float) -> int:
 def _normalise(norm: StochNorm2d | StochNormAct2d, x: Tensor, p: float) -> Tensor:
     if not norm.training or norm.running_mean is None or norm.running_var is None or p == 0:
         return norm.by_batch(x)
-    # Copies, because the other branch updates the buffers in place and this one's backward pass reads them.
+    # Copies, because the other branch updates the buffers in place, and the backward pass of this branch reads them.
     mean, var = norm.running_mean.clone(), norm.running_var.clone()
-    by_moving = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps)
+    by_running = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps)
     by_batch = norm.by_batch(x)
-    moving = torch.rand(norm.num_features, device=x.device) < p
-    return torch.where(moving[:, None, None], by_moving, by_batch)
+    running = torch.rand(norm.num_features, device=x.device) < p
+    return torch.where(running[:, None, None], by_running, by_batch)

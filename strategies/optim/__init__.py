@@ -1,6 +1,6 @@
-"""Optimizers and what surrounds them: parameter groups, schedules, SAM, averages, relative gradients.
+"""Optimizers, learning-rate schedules, SAM, averages of weights, relative gradients.
 
-The training loop is :mod:`trainers.training`'s.
+Parameter groups are made in :mod:`strategies.model`; the training loop is in :mod:`trainers.training`.
 """
 
 import lazy_loader

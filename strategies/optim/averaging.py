@@ -12,11 +12,11 @@ from strategies.model import StochNorm2d, StochNormAct2d
 
 
 class WeightAverage:
-    """A running average of all that training changes in a model: its trained parameters and all buffers.
+    """A running average of everything that training changes in a model: its trained parameters and all buffers.
 
-    Buffers of numbers, BatchNorm's statistics among them, are averaged; counters and masks are copied. What is frozen
-    is not kept twice. It starts as the model is. Make it once the model is where and as it will be trained; the tensors
-    must stay the same objects.
+    Floating-point buffers, such as BatchNorm's statistics, are averaged; counters and masks are copied. Frozen
+    parameters are not kept twice. The average starts at the model's values. Make it when the model is on its device and
+    ready to be trained; the model's tensors must stay the same objects.
 
     For an exponential moving average (EMA), call after every step::
 
@@ -28,7 +28,7 @@ class WeightAverage:
 
     Args:
         model: The model that is trained.
-        trained: Names of the parameters that are trained at some time.
+        trained: Names of the parameters that are trained in some epoch.
     """
 
     def __init__(self, model: nn.Module, trained: Collection[str]) -> None:
@@ -41,7 +41,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, weight: float) -> None:
-        """Move the average towards the model: by nothing at ``weight`` 0, all the way at 1."""
+        """Move the average towards the model: not at all at ``weight`` 0, all the way at 1."""
         if self._numbers:
             torch._foreach_lerp_(*self._both(self._numbers), weight)
         if self._others:
@@ -49,15 +49,15 @@ class WeightAverage:
         self.updates += 1
 
     def _both(self, names: list[str]) -> tuple[list[Tensor], list[Tensor]]:
-        """The average's tensors of these names, and the model's."""
+        """The tensors of these names, of the average and of the model."""
         return [self._mean[name] for name in names], [self._live[name] for name in names]
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """A context in which the model has the average's values, and the average the model's.
+        """A context in which the model has the average's values, and the average has the model's.
 
-        Validate, save the best model and fit BatchNorm (:func:`refit_batch_norm`) inside; what is changed there belongs
-        to the average. Don't train, update or take the state inside.
+        Validate, save the best model and fit BatchNorm (:func:`refit_batch_norm`) inside; changes made there belong to
+        the average. Do not train, update the average or take its state inside.
         """
         self._swap()
         try:
@@ -78,46 +78,46 @@ class WeightAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave for the same model and parameters."""
+        """Resume from a :meth:`state_dict` of the same model and parameters."""
         self.updates = state["updates"]
         for name, tensor in self._mean.items():
             tensor.copy_(state["mean"][name])
 
 
 def ema_weight(updates: int, decay: float) -> float:
-    """Share of the model in its exponential moving average.
+    """Share of the model in the next update of its exponential moving average.
 
-    It falls from 1 to ``1 - decay`` as ``(1 + updates) ** (-2 / 3)``, timm's warm-up of the decay, because an average
-    that starts at the pretrained weights would never leave them in a short training.
+    It falls from 1 to ``1 - decay`` as ``(1 + updates) ** (-2 / 3)``. This is timm's warm-up of the decay: without it
+    an average that starts at the pretrained weights would hardly leave them in a short training.
 
     Args:
-        updates: How many there have been.
-        decay: Share of the average that is kept in the end, such as 0.999.
+        updates: Number of updates so far.
+        decay: Share of the average that an update keeps in the end, such as 0.999.
     """
     return float(max(1 - decay, (1 + updates) ** (-2 / 3)))
 
 
 def swa_weight(updates: int) -> float:
-    """Share of the model in its average in which each update counts alike.
+    """Share of the model in the next update of an average in which all updates count alike.
 
     Izmailov et al.: Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018.
 
     Args:
-        updates: How many there have been.
+        updates: Number of updates so far.
     """
     return 1 / (1 + updates)
 
 
 @torch.no_grad()
 def refit_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Recompute BatchNorm's running statistics, which averaged weights do not have, by one pass.
+    """Recompute BatchNorm's running statistics in one pass, because they do not fit averaged weights.
 
-    Each batch counts alike. Modules in eval mode, frozen ones among them, keep theirs, and nothing is computed if all
-    are.
+    Each batch counts alike. Modules in eval mode, such as frozen ones, keep their statistics; if all are in eval mode,
+    nothing is computed.
 
     Args:
-        model: In the modes in which it trains.
-        batches: (N, C, H, W) float, as the model takes them; at least one.
+        model: The model, with its modules in the modes in which they train.
+        batches: (N, C, H, W) float, the model's inputs; at least one batch.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     if not norms:
@@ -126,10 +126,10 @@ def refit_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     stochastic = [(norm, norm.p) for norm in norms if isinstance(norm, StochNorm2d | StochNormAct2d)]
     for norm in norms:
         norm.reset_running_stats()
-        # None is a plain mean over all batches.
+        # With None the statistics are the plain mean over all batches.
         norm.momentum = None
     for norm, _ in stochastic:
-        # The statistics that were just reset are none to normalise by.
+        # The statistics were just reset, so StochNorm must not normalise by them.
         norm.p = 0.0
     try:
         for images in batches:

@@ -1,6 +1,6 @@
-"""Optimizers and learning-rate schedules, from timm's factories and where they have none from here.
+"""Optimizers and learning-rate schedules, from timm's factories, or written here where timm has none.
 
-Nothing heavy is imported until something is built, so that conditions on an optimizer's name cost nothing to read.
+Torch and timm are imported only when something is built, so that checking a configuration does not wait for them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from strategies.model import Plan
 
-# The three betas of Adan are of gradients, of their differences and of squares.
+# Adan has three betas: of gradients, of their differences and of squares.
 _SQUARES_COME_THIRD = frozenset({"adan", "adanw", "cadan", "cadanw"})
 
-# Timm's names for those of torch's optimizers that have a fused step on CPUs and CUDA devices alike.
+# Timm's names for the torch optimizers that have a fused step on both CPUs and CUDA devices.
 _FUSED = frozenset({"adam", "adamw", "momentum", "nesterov", "sgd"})
 
-#: Share of the training over which one_cycle rises without a warm-up, and as long falls; and where it then starts.
+#: Without a warm-up one_cycle rises over this share of the training, and falls over the same; and its start.
 _ONE_CYCLE_RISE = 0.45
 _ONE_CYCLE_START = 1 / 25
 
@@ -54,7 +54,7 @@ def check_optimizer_names(space: Space) -> None:
 
 
 def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.optim.Optimizer:
-    """Timm's optimizer of that name over the planned parameter groups.
+    """The strategy's optimizer over the planned parameter groups.
 
     Raises:
         ConfigError: timm refuses the name or its settings, or the optimizer needs second derivatives.
@@ -91,17 +91,18 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Timm's optimizer of that name over parameter groups.
 
-    Of the last four, None leaves the optimizer's own value, and what it does not have (:func:`optimizer_parameters`) is
-    ignored. Without momentum, ``nesterov`` is off: there is nothing to look ahead along, and torch refuses it.
+    For ``momentum`` to ``nesterov``, None keeps the optimizer's default, and a parameter that has no effect on the
+    optimizer (:func:`optimizer_parameters`) is ignored. Without momentum ``nesterov`` is off: there is nothing to look
+    ahead along, and torch refuses it.
 
-    Adam, AdamW and SGD step by torch's fused kernels, which equal its other implementations to rounding. Those for CPUs
-    go through memory: a gradient must lie there as its parameter does, which ``backward()`` sees to.
+    Adam, AdamW and SGD step by torch's fused kernels, which equal its other implementations up to rounding. The kernels
+    for CPUs need gradients with the memory layout of their parameters; ``backward()`` makes them so.
 
     Args:
         groups: Parameter groups; each may have its own weight decay.
         name: One of ``timm.optim.list_optimizers()``.
         lr: Peak learning rate.
-        weight_decay: That of groups without their own.
+        weight_decay: Weight decay of groups without their own.
         momentum: Share of the last step that is kept, in [0, 1).
         beta1: Share kept in the running mean of gradients, in [0, 1).
         beta2: Share kept in the running mean of squared gradients, in [0, 1); for Lion, of gradients.
@@ -132,15 +133,15 @@ def build_optimizer(
 
 
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:
-    """Whether torch has fused steps for where the parameters are, and what they are."""
+    """Whether torch has fused steps for the parameters' devices and types."""
     params = [param for group in groups for param in group["params"]]
     return all(param.is_floating_point() and param.device.type in ("cpu", "cuda") for param in params)
 
 
 def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter of a fused SGD the momentum of zero with which it would begin.
+    """Give every parameter of a fused SGD its initial momentum of zero.
 
-    The kernel refuses a group in which some have taken their first step and others take it (torch 2.14), as happens
+    The kernel refuses a group in which only some parameters have taken their first step (torch 2.14), which happens
     when blocks are unfrozen one after the other.
     """
     import torch
@@ -153,13 +154,13 @@ def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _betas(name: str, beta1: float | None, beta2: float | None) -> tuple[float, ...]:
-    """An optimizer's betas, its own where None."""
+    """An optimizer's betas; None keeps its default."""
     from timm.optim import get_optimizer_class, get_optimizer_info  # type: ignore[attr-defined]
 
     own = (get_optimizer_info(name).defaults or {}).get("betas")
     if own is None:
         own = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters["betas"].default
-    # Adafactor has no mean of gradients unless asked, and reads the first alone.
+    # Adafactor has no mean of gradients by default, and reads only the first beta.
     betas = list(own or (0.0, 0.0))
     if beta1 is not None:
         betas[0] = beta1
@@ -172,24 +173,24 @@ class Schedule(Protocol):
     """Sets the learning rate of every parameter group, times its ``lr_scale``.
 
     Call ``step_update(n)`` before update ``n``, counted from 0, and ``step(n, score)`` after epoch ``n``, counted from
-    1, with a validation score of which more is better.
+    1, with a validation score, where higher is better.
     """
 
     def step_update(self, num_updates: int) -> None:
         """Set the rates for an update."""
 
     def step(self, epoch: int, metric: float) -> None:
-        """Take note of the score after an epoch."""
+        """Record the score after an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values with which an equal schedule goes on."""
+        """Plain values from which a schedule of the same settings resumes."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Resume from the values of :meth:`state_dict`."""
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, strategy: Strategy, updates_per_epoch: int) -> Schedule:
-    """The strategy's schedule; a warm-up longer than the training is cut to its length."""
+    """The strategy's schedule; a warm-up longer than the training is cut to the training's length."""
     steps = strategy.warmup_steps or strategy.warmup_epochs * updates_per_epoch
     return build_scheduler(
         optimizer,
@@ -222,28 +223,28 @@ def build_scheduler(
 ) -> Schedule:
     """A learning-rate schedule over the whole training.
 
-    - ``constant``: the rate stays.
-    - ``cosine``: half a cosine down to zero (Loshchilov and Hutter, SGDR, ICLR 2017, without restarts).
+    - ``constant``: the rate does not change.
+    - ``cosine``: half a period of a cosine, down to zero (Loshchilov and Hutter, SGDR, ICLR 2017, without restarts).
     - ``poly``: ``(1 - share of the training done) ** poly_power``.
     - ``step``: times ``decay_rate`` every ``decay_epochs``.
     - ``multistep``: times ``decay_rate`` after half and after three quarters of the training (He et al., Deep Residual
       Learning for Image Recognition, CVPR 2016).
-    - ``plateau``: times ``decay_rate`` whenever the score has not risen for ``patience_epochs`` epochs, those of the
-      warm-up not counted.
-    - ``one_cycle``: straight up, straight down in the same time, then down to zero (Smith and Topin, Super-Convergence,
-      SPIE 2019). Its rise is the warm-up, or 45% of the training if there is none; momentum is not cycled.
+    - ``plateau``: times ``decay_rate`` whenever the score has not risen for ``patience_epochs`` epochs; epochs of the
+      warm-up do not count.
+    - ``one_cycle``: linearly up, linearly down in the same time, then down to zero (Smith and Topin, Super-Convergence,
+      SPIE 2019). The rise is the warm-up, or 45% of the training without a warm-up; momentum is not cycled.
 
-    The warm-up runs on the schedule's time, so the others go on behind it as if there had been none.
+    The warm-up replaces the first part of the schedule: the other schedules continue after it as if there were none.
 
     Args:
-        optimizer: Its groups' ``lr`` is set, to the schedule's times ``lr_scale`` where a group has one.
+        optimizer: Each group's ``lr`` is set to the schedule's rate, times ``lr_scale`` if the group has one.
         name: One of the above.
         lr: Peak rate.
         epochs: Length of the training.
-        updates_per_epoch: Optimizer steps an epoch.
-        warmup_epochs: Length of the straight rise before all else; fractions count.
-        warmup_lr: Where it starts, as a share of ``lr``. With 0 it rises as from zero to the first update, because an
-            update of no length would be lost; one_cycle starts at 1/25.
+        updates_per_epoch: Optimizer steps in an epoch.
+        warmup_epochs: Length of the linear rise at the start; fractions count.
+        warmup_lr: Where the rise starts, as a share of ``lr``. With 0 the first update is one step above zero, because
+            an update with a rate of zero would be lost; one_cycle then starts at 1/25.
         decay_rate: See above.
         decay_epochs: See above; 0 for a third of ``epochs``.
         patience_epochs: See above.
@@ -259,12 +260,12 @@ def build_scheduler(
         return _Plateau(optimizer, lr, warmup, start, warmup_epochs, decay_rate, patience_epochs)
     from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 
-    # Each update is an epoch to timm, so that all times are whole numbers to it.
+    # Timm is told that each update is an epoch, so that all its times are whole numbers.
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=name,
         num_epochs=updates,
-        # A rate falls at the first update at or after its time; without the margin rounding could delay that by one.
+        # The rate falls at the first update at or after its time; without the margin, rounding could delay it by one.
         decay_epochs=(decay_epochs * updates_per_epoch or updates / 3) * (1 - 1e-9),
         # timm's own milestones come one update early.
         decay_milestones=[math.ceil(updates / 2) + 1, math.ceil(updates * 3 / 4) + 1],
@@ -278,7 +279,7 @@ def build_scheduler(
 
 
 class _Ruled:
-    """A schedule by a rule: the rate as a share of its peak at each update."""
+    """A schedule by a rule, which gives the rate at each update as a share of its peak."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, lr: float, rule: Callable[[int], float]) -> None:
         self._optimizer = optimizer
@@ -291,13 +292,13 @@ class _Ruled:
             group["lr"] = self._lr * self._rule(num_updates) * group.get("lr_scale", 1.0)
 
     def step(self, epoch: int, metric: float) -> None:
-        """The rule knows no scores."""
+        """Do nothing: the rule does not depend on scores."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """There is nothing to take up."""
+        """Do nothing: the rule has no state."""
 
 
 def _one_cycle(updates: int, rise: int, start: float) -> Callable[[int], float]:
@@ -317,7 +318,7 @@ def _one_cycle(updates: int, rise: int, start: float) -> Callable[[int], float]:
 class _Plateau(_Ruled):
     """Cuts the rate when the score stops rising.
 
-    Timm's own is going to be removed, forgets on resume how long it has waited, and warms up by whole epochs.
+    Timm's plateau schedule will be removed, loses its waiting time on resume, and warms up by whole epochs.
     """
 
     def __init__(
@@ -344,7 +345,7 @@ class _Plateau(_Ruled):
         super().__init__(optimizer, lr, rule)
 
     def step(self, epoch: int, metric: float) -> None:
-        """Cut the rate from the next update on, if it is time; NaN is no rise."""
+        """Cut the rate from the next update on if the patience is over; NaN is no rise."""
         rises = metric > self._best
         self._best = metric if rises else self._best
         self._waited = 0 if rises or epoch <= self._warmup_epochs else self._waited + 1

@@ -1,4 +1,4 @@
-"""Learning-rate factors of blocks from how large their gradients are beside their weights (Auto-RGN)."""
+"""Learning-rate factors of blocks from the size of their gradients relative to their weights (Auto-RGN)."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -10,18 +10,18 @@ from strategies.errors import ConfigError, TrialError, nearest
 
 
 def gradient_ratios(model: nn.Module, blocks: Sequence[Sequence[str]]) -> Tensor:
-    """The norm of each block's gradient over the norm of its parameters, as a backward pass has just left them.
+    """The norm of each block's gradient divided by the norm of its parameters, after a backward pass.
 
-    Norms are Euclidean, over all of a block's parameters that have a gradient taken as one vector; those without one,
-    such as frozen ones, count in neither norm.
+    Norms are Euclidean, over one vector of all the block's parameters that have a gradient. Parameters without a
+    gradient, such as frozen ones, count in neither norm.
 
     Args:
         model: After ``backward()``, before gradients are clipped or cleared.
         blocks: Names of each block's parameters.
 
     Returns:
-        (len(blocks),) float32 on the model's device: 0 for a block whose gradient is zero or missing, infinite for one
-        that has a gradient and whose parameters are all zero, NaN for one whose gradient is not finite.
+        (len(blocks),) float32 on the model's device: 0 for a block whose gradient is zero or missing, infinite for a
+        block with a gradient whose parameters are all zero, NaN for a block whose gradient is not finite.
 
     Raises:
         ConfigError: The model has no parameter of such a name.
@@ -35,13 +35,14 @@ def gradient_ratios(model: nn.Module, blocks: Sequence[Sequence[str]]) -> Tensor
 
 
 class RelativeGradients:
-    """Averages :func:`gradient_ratios` over batches and makes learning-rate factors of them.
+    """Averages :func:`gradient_ratios` over batches and turns them into learning-rate factors.
 
     Lee, Chen, Tajwar, Kumar, Yao, Liang, Finn: Surgical Fine-Tuning Improves Adaptation to Distribution Shifts, ICLR
     2023, method Auto-RGN. The paper has a factor for each tensor: before each epoch its code averages the tensor's
     ratio over five batches and divides by the largest; BatchNorm is left as it is. Here a whole block has one factor,
     so that a few small tensors do not set the scale (biases begin near zero, where any gradient is relatively large).
-    Which parameters stand in the blocks, BatchNorm's or the head's, and how often factors are made, is the caller's.
+    The caller decides which parameters belong to a block, such as BatchNorm's or the head's, and how often factors are
+    computed.
 
     Example::
 
@@ -53,7 +54,7 @@ class RelativeGradients:
         factors = ratios.factors()
 
     Args:
-        model: Whose gradients are read.
+        model: The model whose gradients are read.
         blocks: Names of each block's parameters.
     """
 
@@ -63,7 +64,7 @@ class RelativeGradients:
         self._batches: list[Tensor] = []
 
     def add(self) -> None:
-        """Take in the gradients of one batch; call it after ``backward()``. It does not wait for a GPU.
+        """Add the gradients of one batch; call this after ``backward()``. It does not wait for a GPU.
 
         Raises:
             ConfigError: The model has no parameter of a name in the blocks.
@@ -71,11 +72,11 @@ class RelativeGradients:
         self._batches.append(gradient_ratios(self._model, self._blocks))
 
     def factors(self) -> list[float]:
-        """A factor in [0, 1] for each block: its mean ratio over the batches, the largest being 1.
+        """A factor in [0, 1] for each block: its mean ratio over the batches, scaled so that the largest is 1.
 
-        Blocks without a gradient get 0. A block whose parameters are all zero, yet have a gradient, gets 1, for there
-        is nothing to divide by, and the others are divided by the largest ratio that is a number. If no block has a
-        gradient at all, there is nothing to tell them apart by, and all get 1.
+        Blocks without a gradient get 0. A block with a gradient whose parameters are all zero gets 1, because its ratio
+        is infinite; the others are divided by the largest finite ratio. If no block has a gradient, all get 1, because
+        nothing distinguishes them.
 
         Raises:
             TrialError: A gradient is not finite.
@@ -90,7 +91,7 @@ class RelativeGradients:
         if not means.any():
             return [1.0] * len(means)
         known = means.isfinite()
-        # All of them are zero if none but blocks of zero weights have a gradient.
+        # If only blocks of zero weights have a gradient, all other ratios are zero.
         largest = means[known].max() if means[known].any() else 1.0
         return torch.where(known, means / largest, 1.0).tolist()
 
@@ -102,5 +103,5 @@ def _ratio(params: list[nn.Parameter], device: torch.device) -> Tensor:
     grad = nn.utils.get_total_norm([cast(Tensor, param.grad) for param in trained]).float()
     size = nn.utils.get_total_norm([param.detach() for param in trained]).float()
     ratio = torch.where(grad == 0, 0.0, grad / size)
-    # A gradient that is not finite must not pass for one of weights that are zero.
+    # An infinite gradient must not look like a block of zero weights, whose ratio is infinite too.
     return torch.where(grad.isfinite(), ratio, torch.nan)

@@ -1,4 +1,4 @@
-"""What is added to a loss to hold weights, features or outputs near those of the start.
+"""Penalties that are added to a loss to keep weights, features or outputs near those of the start model.
 
 Losses of targets are in :mod:`strategies.losses`.
 """

@@ -1,4 +1,4 @@
-"""What is added to the loss to hold a model near its start; every penalty is a scalar without its weight."""
+"""Penalties on the loss that keep a model near its start; each is a scalar that is not yet weighted."""
 
 import copy
 import math
@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from strategies.errors import ConfigError, TrialError, nearest
 from strategies.model import Block, split_blocks
 
-#: Feature maps that :func:`map_modules` chooses in a model without stages.
+#: Number of feature maps that :func:`map_modules` chooses in a model without stages.
 _MAPS = 4
 
 
 def start_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of parameters as they are now, for :func:`l2_sp`.
+    """Copies of parameters in their present state, for :func:`l2_sp`.
 
     Args:
         model: The model before its first step.
-        names: Its trained parameters without the head's.
+        names: Names of its trained parameters, without the head's.
     """
     params = dict(model.named_parameters())
     return {name: params[name].detach().clone() for name in names}
@@ -33,17 +33,16 @@ def l2_sp(params: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
     """Half the squared distance of the body's parameters from their start, summed over all of them.
 
     Li, Grandvalet, Davoine: Explicit Inductive Bias for Transfer Learning with Convolutional Networks, ICML 2018. The
-    paper puts it in the place of weight decay, of which only the new head keeps some; here weight decay is a choice of
-    its own.
+    paper replaces weight decay by it, except on the new head; here weight decay is a separate choice.
 
     Args:
-        params: The model's parameters by name; those not in ``start`` are left out.
+        params: The model's parameters by name; those that are not in ``start`` do not count.
         start: From :func:`start_of`.
 
     Returns:
         () float; 0 for an empty ``start``.
     """
-    # mse_loss keeps no difference for the backward pass, and takes a fraction of the kernels of one written out.
+    # mse_loss keeps no difference for the backward pass, and needs far fewer kernels than the written-out formula.
     sums = [F.mse_loss(params[name], tensor, reduction="sum") for name, tensor in start.items()]
     return torch.stack(sums).sum() / 2 if sums else torch.zeros(())
 
@@ -52,15 +51,16 @@ def map_modules(model: nn.Module, trained: Collection[str]) -> list[str]:
     """Names of modules whose outputs :class:`Delta` may compare: for most models the last block of each stage.
 
     Blocks with the same parent module make a stage. A model with fewer than three stages (transformers) has its
-    blocks at each quarter of the depth instead. Nothing before the first trained block is taken: it cannot change.
-    Where that leaves nothing, as when only the layers behind the last stage are trained, it is the last of these.
+    blocks at each quarter of the depth instead. Modules before the first trained block are left out: their outputs
+    cannot change. If that leaves none, because only the layers behind the last stage are trained, the last of these
+    layers is taken.
 
     Args:
         model: A timm classifier.
         trained: Names of the parameters that are trained in some epoch.
 
     Returns:
-        From the input to the head; empty only if no block has a trained parameter.
+        Names in the order from the input to the head; empty only if no block has a trained parameter.
 
     Raises:
         ConfigError: The model's blocks are unknown.
@@ -84,13 +84,13 @@ def map_modules(model: nn.Module, trained: Collection[str]) -> list[str]:
 
 
 def _block_modules(model: nn.Module, body: Sequence[Block]) -> dict[str, int]:
-    """Of the blocks that are modules of several layers, those modules' names with the blocks' positions."""
+    """Names of the modules of several layers that are blocks, with the blocks' positions."""
     modules = dict(model.named_modules())
     named = {_common_module(block.params): index for index, block in enumerate(body)}
     named = {name: index for name, index in named.items() if name and any(modules[name].children())}
-    # What spans several blocks, such as a stage's downsampling with its first block, is covered by the last of them.
+    # A module around several blocks, such as a stage with its downsampling, is left out: its last block stands for it.
     inner = {n: index for n, index in named.items() if not any(other.startswith(f"{n}.") for other in named)}
-    # Stem and final layers lie directly in the model, blocks in a container.
+    # Stem and final layers lie directly in the model; other blocks lie in a container.
     return {name: index for name, index in inner.items() if _parent(name)} or inner
 
 
@@ -105,11 +105,11 @@ def _parent(name: str) -> str:
 
 
 class FeatureMaps:
-    """Keeps what chosen modules of a model put out in its latest forward pass, but for passes in inference mode.
+    """Keeps the outputs of chosen modules in a model's latest forward pass; passes in inference mode do not count.
 
     Args:
-        model: Gets a forward hook on each of the modules.
-        modules: Their names.
+        model: The model; each of the modules gets a forward hook.
+        modules: Names of the modules.
 
     Raises:
         ConfigError: The model has no module of such a name; in a forward pass: an output is not a tensor.
@@ -126,15 +126,15 @@ class FeatureMaps:
 
     def _keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
-            raise ConfigError(f"module {name!r} puts out {type(output).__name__}, not a tensor that can be compared")
+            raise ConfigError(f"module {name!r} returns {type(output).__name__}, not a tensor that can be compared")
         if not torch.is_inference_mode_enabled():
             self._maps[name] = output
 
     def take(self) -> dict[str, Tensor]:
-        """The outputs by module name, let go of here so that their graph is freed with the step.
+        """The outputs by module name; they are no longer kept here, so that their graph is freed with the step.
 
         Raises:
-            ConfigError: Some module has put out nothing since the last call.
+            ConfigError: Some module had no forward pass since the last call.
         """
         missing = [name for name in self._modules if name not in self._maps]
         if missing:
@@ -144,18 +144,19 @@ class FeatureMaps:
 
 
 class Delta:
-    """How far feature maps are from those that the start model has on the same images (DELTA).
+    """Distance of feature maps from those of the start model on the same images (DELTA).
 
     Li, Xiong, Wang, Rao, Liu, Huan: DELTA: Deep Learning Transfer using Feature Map with Attention for Convolutional
-    Networks, ICLR 2019. All filters of a map weigh the same: the paper's variant without attention, which needs no
-    pass over the data for every filter. A map's term is half the mean square of the differences, not their sum, so
-    that a weight means the same for maps and batches of all sizes; maps of transformers are (N, tokens, D).
+    Networks, ICLR 2019. All filters of a map weigh the same. This is the paper's variant without attention, which needs
+    no pass over the data for every filter. A map's term is half the mean square of the differences, not their sum, so
+    that a weight means the same for maps and batches of all sizes. Maps of transformers are (N, tokens, D).
 
-    Use it after each training forward pass of the model, with those images, in the same autocast mode.
+    Call :meth:`penalty` after each training forward pass of the model, with the same images and in the same autocast
+    mode.
 
     Args:
-        model: The model before its first step. It is copied; the copy is in eval mode, frozen and stays as it is.
-        modules: Names of the modules whose outputs are compared, such as :func:`map_modules` gives.
+        model: The model before its first step. It is copied; the copy is frozen, in eval mode and never changes.
+        modules: Names of the modules whose outputs are compared, for instance from :func:`map_modules`.
 
     Raises:
         ConfigError: The model has no module of such a name; in a forward pass: an output is not a tensor.
@@ -170,7 +171,7 @@ class Delta:
         """The penalty on the model's latest training forward pass.
 
         Args:
-            images: (N, 3, H, W) float, what the model was given.
+            images: (N, 3, H, W) float, the inputs of that pass.
 
         Returns:
             () float32, summed over the maps; 0 if there are none.
@@ -183,7 +184,7 @@ class Delta:
 
 
 class Features:
-    """Keeps what a model's classifier is given in its latest forward pass, but for passes in inference mode.
+    """Keeps the inputs of a model's classifier in its latest forward pass; passes in inference mode do not count.
 
     Args:
         model: A timm classifier; its classifier, or the first of several, gets a forward hook.
@@ -200,7 +201,7 @@ class Features:
             self._features = inputs[0]
 
     def take(self) -> Tensor:
-        """The penultimate features, (N, D) float, let go of here so that their graph is freed with the step."""
+        """The penultimate features, (N, D) float; no longer kept here, so that their graph is freed with the step."""
         assert self._features is not None, "no forward pass since the last take"
         taken, self._features = self._features, None
         return taken.flatten(1)
@@ -210,12 +211,12 @@ def bss(features: Tensor, k: int = 1) -> Tensor:
     """Sum of squares of the smallest singular values of a batch's features (batch spectral shrinkage, BSS).
 
     Chen, Wang, Fu, Long, Wang: Catastrophic Forgetting Meets Negative Transfer: Batch Spectral Shrinkage for Safe
-    Transfer Learning, NeurIPS 2019. Gradients are finite for zero and repeated singular values too. On a GPU the
+    Transfer Learning, NeurIPS 2019. Gradients are finite even for zero and repeated singular values. On a GPU the
     decomposition waits for the device.
 
     Args:
         features: (N, D) float, the penultimate features; there are min(N, D) singular values.
-        k: How many of the smallest; all if there are fewer. The paper takes 1.
+        k: Number of singular values, the smallest first; all if there are fewer. The paper takes 1.
 
     Returns:
         () float32.
@@ -231,12 +232,12 @@ def bss(features: Tensor, k: int = 1) -> Tensor:
 
 
 def co_tuning(source_logits: Tensor, targets: Tensor, relationship: Tensor) -> Tensor:
-    """Cross entropy of the source classifier's answer against the source classes that belong to the targets.
+    """Cross entropy of the source classifier's output against the source classes that belong to the targets.
 
     You, Kou, Long, Wang: Co-Tuning for Transfer Learning, NeurIPS 2020.
 
     Args:
-        source_logits: (N, S) float, the pretrained classifier on the current features of the N images.
+        source_logits: (N, S) float, outputs of the pretrained classifier for the current features of the N images.
         targets: (N,) int64, or (N, T) float shares of the classes, as mixed images have.
         relationship: (T, S) float, from :func:`learn_relationship`.
 
@@ -248,19 +249,19 @@ def co_tuning(source_logits: Tensor, targets: Tensor, relationship: Tensor) -> T
 
 
 def learn_relationship(source_logits: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """P(source class | target class) from what the pretrained model says of the training images, for Co-Tuning.
+    """P(source class | target class) from the pretrained model's outputs on the training images, for Co-Tuning.
 
-    This is the paper's direct way: the mean of the source probabilities over each target class's images. It has nothing
-    to train, unlike the reverse way, which fits a classifier from source probabilities to targets. The probabilities
-    are taken as they are: to calibrate them, as the paper does, needs images of the source classes.
+    This is the paper's direct way: the mean of the source probabilities over each target class's images. It needs no
+    training, unlike the reverse way, which fits a classifier from source probabilities to targets. The probabilities
+    are not calibrated as in the paper: that needs images of the source classes.
 
     Args:
-        source_logits: (N, S) float, the pretrained model with its own classifier, in eval mode.
+        source_logits: (N, S) float, outputs of the pretrained model with its own classifier, in eval mode.
         targets: (N,) int64.
-        num_classes: T.
+        num_classes: T, the number of target classes.
 
     Returns:
-        (T, S) float32, each row sums to 1; a class without images has the mean of all images.
+        (T, S) float32, each row sums to 1; a class without images gets the mean over all images.
     """
     probabilities = F.softmax(source_logits.float(), dim=1)
     one_hot = F.one_hot(targets, num_classes).float()

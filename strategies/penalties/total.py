@@ -1,4 +1,4 @@
-"""The penalties of a strategy together: what holds a model near its start while it is trained."""
+"""The penalties of a strategy together, which keep a model near its start while it is trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from strategies.strategy import Strategy
 
 @dataclass(frozen=True, slots=True)
 class SourceClasses:
-    """The classifier that the pretrained weights bring, and how its classes go with the study's, for Co-Tuning.
+    """The classifier of the pretrained weights, and how its classes relate to the study's classes, for Co-Tuning.
 
     Args:
         weight: (S, D) float.
@@ -28,16 +28,16 @@ class SourceClasses:
     relationship: Tensor
 
 
-class Holding:
+class TotalPenalty:
     """The weighted sum of the penalties that a strategy asks for.
 
-    Make it before the first step; it keeps the start's values and listens to the model's forward passes.
+    Make it before the first step: it keeps the start's values and hooks into the model's forward passes.
 
     Args:
-        model: A timm classifier as it will be trained, on its device.
-        plan: Of that model.
+        model: A timm classifier, ready to be trained, on its device.
+        plan: The plan of that model.
         strategy: Gives the weights ``l2_sp``, ``delta``, ``bss`` and ``co_tuning``.
-        source: Needed for ``co_tuning``.
+        source: Needed for ``co_tuning``, otherwise None.
 
     Raises:
         ConfigError: ``co_tuning`` is asked for without ``source``.
@@ -65,12 +65,12 @@ class Holding:
         targets: Tensor,
         everyones: Callable[[Tensor], Tensor] = lambda features: features,
     ) -> Tensor:
-        """The sum on the model's latest training forward pass, as a scalar.
+        """The sum for the model's latest training forward pass, as a scalar.
 
         Args:
-            images: (N, C, H, W) float, what the model was given; used by DELTA alone.
-            targets: (N,) int64, or (N, T) float shares of the classes; used by Co-Tuning alone.
-            everyones: Makes features (N, D) those of a whole batch, where this is a part of it; used by BSS alone,
+            images: (N, C, H, W) float, the model's inputs; only for DELTA.
+            targets: (N,) int64, or (N, T) float shares of the classes; only for Co-Tuning.
+            everyones: Extends features (N, D) to those of the whole batch, of which they may be a part; only for BSS,
                 which is no mean over images.
         """
         strategy = self._strategy

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strategies import Chance, Strategy, vary_dense
+from strategies import Draws, Strategy, vary_dense
 from trainers.data import Placing
 from trainers.decoders import DETECTORS, Detector
 from trainers.tasks.box_draws import box_draws
@@ -30,8 +30,8 @@ def _loss(model: Any, pyramid: Sequence[Tensor], targets: Tensor) -> Tensor:
     return found
 
 
-def _vary(images: Tensor, boxes: Tensor, strategy: Strategy, chance: Chance) -> tuple[Tensor, Tensor]:
-    return vary_dense(images, boxes, "boxes", strategy, chance)
+def _vary(images: Tensor, boxes: Tensor, strategy: Strategy, draws: Draws) -> tuple[Tensor, Tensor]:
+    return vary_dense(images, boxes, "boxes", strategy, draws)
 
 
 def _draw(image: Tensor, target: Tensor, predicted: Tensor, classes: Sequence[str]) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ def region_rows(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (B, C, S, S) float.
-        targets: (B, S, S) integer, :data:`strategies.strategy.IGNORED` where a pixel does not count.
+        targets: (B, S, S) integer, :data:`strategies.IGNORED` where a pixel does not count.
 
     Returns:
         (B, 3C + 2) float64 on the CPU.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from strategies import Chance, Strategy, vary_dense
+from strategies import Draws, Strategy, vary_dense
 from trainers.data import Placing
 from trainers.decoders import SEGMENTERS, Segmenter
 from trainers.tasks.drawing import enlarged, palette, side_by_side
@@ -30,8 +30,8 @@ def _predicted(model: nn.Module, logits: Tensor) -> Tensor:
     return logits.argmax(1).to(torch.uint8)
 
 
-def _vary(images: Tensor, masks: Tensor, strategy: Strategy, chance: Chance) -> tuple[Tensor, Tensor]:
-    return vary_dense(images, masks, "masks", strategy, chance)
+def _vary(images: Tensor, masks: Tensor, strategy: Strategy, draws: Draws) -> tuple[Tensor, Tensor]:
+    return vary_dense(images, masks, "masks", strategy, draws)
 
 
 def _draw(image: Tensor, target: Tensor, predicted: Tensor, classes: Sequence[str]) -> NDArray[np.uint8]:

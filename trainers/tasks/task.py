@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from strategies import Chance, Strategy
+from strategies import Draws, Strategy
 from trainers.data import Placing
 
 Metric = Callable[[Tensor, Tensor], float]
@@ -94,7 +94,7 @@ class Dense:
     make_top: MakeTop
     rows: Callable[[nn.Module, Any, Tensor], Tensor]
     predicted: Callable[[nn.Module, Any], Tensor]
-    vary: Callable[[Tensor, Tensor, Strategy, Chance], tuple[Tensor, Tensor]]
+    vary: Callable[[Tensor, Tensor, Strategy, Draws], tuple[Tensor, Tensor]]
     draw: Callable[[Tensor, Tensor, Tensor, Sequence[str]], NDArray[np.uint8]]
     answers: Callable[[Tensor, Sequence[str], Sequence[Placing]], Answers]
     example: Mapping[str, Any]

@@ -16,10 +16,10 @@ from strategies import (
     IGNORED,
     PIXEL_LOSSES,
     ConfigError,
-    Holding,
     RelativeGradients,
     Sam,
     Strategy,
+    TotalPenalty,
     TrialError,
     View,
     WeightAverage,
@@ -202,10 +202,10 @@ class Trainer:
         self._sam = Sam(self.optimizer, strategy.sam_rho) if strategy.sam_rho > 0 else None
         averages = strategy.ema > 0 or strategy.swa_epochs > 0
         self._average = WeightAverage(self.model, self.plan.trainable) if averages else None
-        self._holding: Holding | None = None
-        if Holding.is_asked_for(strategy):
+        self._holding: TotalPenalty | None = None
+        if TotalPenalty.is_asked_for(strategy):
             classes = source_classes(source, data, seed, device) if strategy.co_tuning > 0 else None
-            self._holding = Holding(self.model, self.plan, strategy, classes)
+            self._holding = TotalPenalty(self.model, self.plan, strategy, classes)
         never_train = {name for name, first in self.plan.awake.items() if first is None}
         sync_batch_norm(self.model, ranks, never_train)
 

@@ -201,11 +201,11 @@ def test_views_are_the_images_first_and_then_their_mirror_images_or_corners():
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (8, 8)])
 @pytest.mark.parametrize("kind", ["none", "flip", "crops"])
-def test_views_have_the_images_shape(kind, size):
-    images = torch.rand(2, 5, *size)
-    assert all(view.shape == images.shape for view in tta_views(images, kind))
+def test_views_have_the_images_shape(kind):
+    for size in ((1, 1), (1, 7), (3, 2), (8, 8)):
+        images = torch.rand(2, 5, *size)
+        assert all(view.shape == images.shape for view in tta_views(images, kind)), size
 
 
 def test_levels_are_those_a_strategy_can_name():

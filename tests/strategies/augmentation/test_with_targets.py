@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from strategies import IGNORED
 from strategies.augmentation.levels import LEVELS, Level, augment, draw_moves
-from strategies.augmentation.with_targets import move_boxes, move_masks, vary_along
+from strategies.augmentation.with_targets import augment_with_targets, move_boxes, move_masks
 
 SIDE = 32
 NONE = [0.0, 0.0, 0.0, 0.0, -1.0]
@@ -18,25 +18,25 @@ MIRROR = Level(flip=1.0)
 GEOMETRIES = st.builds(Level, crop_area=st.floats(0.1, 1), flip=st.floats(0, 1), rotate=st.floats(0, 180))
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def pixels_of(seed, n=4):
-    return torch.rand(n, 3, SIDE, SIDE, generator=chance(seed))
+    return torch.rand(n, 3, SIDE, SIDE, generator=seeded(seed))
 
 
 def masks_of(seed, n=4):
     """Classes in patches of four pixels, some ignored."""
-    coarse = torch.randint(0, 5, (n, 1, SIDE // 4, SIDE // 4), generator=chance(seed))
+    coarse = torch.randint(0, 5, (n, 1, SIDE // 4, SIDE // 4), generator=seeded(seed))
     masks = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, 0]
     return masks.masked_fill(masks == 4, IGNORED).to(torch.uint8)
 
 
 def boxes_of(seed, n=4, whole=True):
     """Three boxes an image and a row without one; of whole pixels where asked for."""
-    first = torch.rand(n, 4, 2, generator=chance(seed)) * (SIDE - 9)
-    extent = 3 + torch.rand(n, 4, 2, generator=chance(seed + 1)) * 6
+    first = torch.rand(n, 4, 2, generator=seeded(seed)) * (SIDE - 9)
+    extent = 3 + torch.rand(n, 4, 2, generator=seeded(seed + 1)) * 6
     if whole:
         first, extent = first.floor(), extent.floor()
     labels = torch.arange(4.0).expand(n, 4)[..., None]
@@ -72,8 +72,8 @@ def near_match(found, expected):
 @given(seed=st.integers(0, 1000), whole=st.booleans())
 def test_mirroring_agrees_with_torchvision_to_the_last_digit(seed, whole):
     pixels, masks, boxes = pixels_of(seed), masks_of(seed), boxes_of(seed, whole=whole)
-    found_pixels, found_masks = vary_along(pixels, masks, "masks", MIRROR, chance())
-    _, found_boxes = vary_along(pixels, boxes, "boxes", MIRROR, chance())
+    found_pixels, found_masks = augment_with_targets(pixels, masks, "masks", MIRROR, seeded())
+    _, found_boxes = augment_with_targets(pixels, boxes, "boxes", MIRROR, seeded())
     for i in range(len(pixels)):
         assert torch.equal(found_pixels[i], tv.horizontal_flip(pixels[i]))
         assert torch.equal(found_masks[i], tv.horizontal_flip(tv_tensors.Mask(masks[i])).as_subclass(torch.Tensor))
@@ -85,15 +85,15 @@ def test_mirroring_agrees_with_torchvision_to_the_last_digit(seed, whole):
 @given(seed=st.integers(0, 1000))
 def test_mirroring_twice_changes_nothing_and_keeps_areas(seed):
     pixels, masks, boxes = pixels_of(seed), masks_of(seed), boxes_of(seed)
-    once_masks = vary_along(pixels, masks, "masks", MIRROR, chance())
-    once_boxes = vary_along(pixels, boxes, "boxes", MIRROR, chance())
+    once_masks = augment_with_targets(pixels, masks, "masks", MIRROR, seeded())
+    once_boxes = augment_with_targets(pixels, boxes, "boxes", MIRROR, seeded())
     assert torch.equal(areas(once_boxes[1]), areas(boxes))
     assert torch.equal(
         once_masks[1].flatten(1).long().sort(1).values,
         masks.flatten(1).long().sort(1).values,
     )
     for once, targets, kind in ((once_masks, masks, "masks"), (once_boxes, boxes, "boxes")):
-        twice = vary_along(*once, kind, MIRROR, chance())
+        twice = augment_with_targets(*once, kind, MIRROR, seeded())
         assert torch.equal(twice[0], pixels)
         assert torch.equal(twice[1], targets)
 
@@ -148,8 +148,8 @@ def test_what_a_box_held_lies_within_the_moved_box(seed, level):
     for mask, (left, top, right, bottom) in zip(masks, boxes[:, 0, :4].int().tolist(), strict=True):
         mask[top:bottom, left:right] = 1
     pixels = pixels_of(seed, n=3)
-    pixels_along_masks, moved_masks = vary_along(pixels, masks, "masks", level, chance(seed))
-    pixels_along_boxes, moved_boxes = vary_along(pixels, boxes, "boxes", level, chance(seed))
+    pixels_along_masks, moved_masks = augment_with_targets(pixels, masks, "masks", level, seeded(seed))
+    pixels_along_boxes, moved_boxes = augment_with_targets(pixels, boxes, "boxes", level, seeded(seed))
     assert torch.equal(pixels_along_masks, pixels_along_boxes)
     for mask, (left, top, right, bottom, label) in zip(moved_masks, moved_boxes[:, 0].tolist(), strict=True):
         rows, columns = torch.nonzero(mask == 1, as_tuple=True)
@@ -163,7 +163,7 @@ def test_what_a_box_held_lies_within_the_moved_box(seed, level):
 @given(seed=st.integers(0, 1000), level=GEOMETRIES)
 def test_boxes_stay_boxes_inside_the_image_with_their_classes_in_their_rows(seed, level):
     boxes = boxes_of(seed, whole=False)
-    _, found = vary_along(pixels_of(seed), boxes, "boxes", level, chance(seed))
+    _, found = augment_with_targets(pixels_of(seed), boxes, "boxes", level, seeded(seed))
     assert found.shape == boxes.shape
     assert found.dtype == boxes.dtype
     there = found[..., 4] >= 0
@@ -187,22 +187,24 @@ def test_a_box_of_which_less_than_a_quarter_stays_is_dropped(left, kept):
 @given(seed=st.integers(0, 1000), level=GEOMETRIES)
 def test_pixels_are_those_of_plain_augmentation_but_black_where_masks_are_ignored(seed, level):
     pixels = pixels_of(seed)
-    found, masks = vary_along(pixels, torch.ones(4, SIDE, SIDE, dtype=torch.uint8), "masks", level, chance(seed))
+    found, masks = augment_with_targets(
+        pixels, torch.ones(4, SIDE, SIDE, dtype=torch.uint8), "masks", level, seeded(seed)
+    )
     assert set(masks.unique().tolist()) <= {1, IGNORED}
     outside = (masks == IGNORED)[:, None]
-    assert torch.equal(found, augment(pixels, level, chance(seed)).masked_fill(outside, 0))
+    assert torch.equal(found, augment(pixels, level, seeded(seed)).masked_fill(outside, 0))
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_pixels_with_boxes_and_with_masks_are_changed_alike_by_every_level(level):
     pixels = pixels_of(0)
-    with_masks, masks = vary_along(pixels, masks_of(0), "masks", level, chance())
-    with_boxes, _ = vary_along(pixels, boxes_of(0), "boxes", level, chance())
+    with_masks, masks = augment_with_targets(pixels, masks_of(0), "masks", level, seeded())
+    with_boxes, _ = augment_with_targets(pixels, boxes_of(0), "boxes", level, seeded())
     assert torch.equal(with_masks, with_boxes)
     assert masks.dtype == torch.uint8
     # Only a rotation shows what lies outside.
     if not LEVELS[level].rotate:
-        assert torch.equal(with_masks, augment(pixels, level, chance()))
+        assert torch.equal(with_masks, augment(pixels, level, seeded()))
 
 
 def test_classes_up_to_254_survive_being_moved():
@@ -214,17 +216,17 @@ def test_classes_up_to_254_survive_being_moved():
 @pytest.mark.parametrize("level", [Level(erase=1.0), Level(colour=0.5)])
 def test_colours_and_erasing_leave_targets_alone(level):
     masks, boxes = masks_of(0), boxes_of(0)
-    found, moved_masks = vary_along(pixels_of(0), masks, "masks", level, chance())
-    _, moved_boxes = vary_along(pixels_of(0), boxes, "boxes", level, chance())
+    found, moved_masks = augment_with_targets(pixels_of(0), masks, "masks", level, seeded())
+    _, moved_boxes = augment_with_targets(pixels_of(0), boxes, "boxes", level, seeded())
     assert torch.equal(moved_masks, masks)
     assert torch.equal(moved_boxes, boxes)
-    assert torch.equal(found, augment(pixels_of(0), level, chance()))
+    assert torch.equal(found, augment(pixels_of(0), level, seeded()))
 
 
 def test_none_changes_and_draws_nothing():
-    generator, pixels, masks = chance(), pixels_of(0), masks_of(0)
+    generator, pixels, masks = seeded(), pixels_of(0), masks_of(0)
     before = generator.get_state()
-    found = vary_along(pixels, masks, "masks", "none", generator)
+    found = augment_with_targets(pixels, masks, "masks", "none", generator)
     assert found[0] is pixels
     assert found[1] is masks
     assert torch.equal(generator.get_state(), before)

@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import timm
@@ -32,6 +33,13 @@ MODELS = {
 
 
 def make_model(name):
+    model = copy.deepcopy(first_made(name))
+    torch.manual_seed(0)
+    return model
+
+
+@functools.cache
+def first_made(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **MODELS[name]).eval()
     for param in model.parameters():

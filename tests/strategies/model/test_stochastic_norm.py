@@ -59,24 +59,24 @@ def test_each_channel_is_normalised_by_one_of_the_two_statistics_as_written_out(
         scale = norm.weight.detach().numpy() / np.sqrt(var + norm.eps)
         return (x.numpy() - mean[:, None, None]) * scale[:, None, None] + norm.bias.detach().numpy()[:, None, None]
 
-    by_moving = by(norm.running_mean.numpy(), norm.running_var.numpy())
+    by_running = by(norm.running_mean.numpy(), norm.running_var.numpy())
     by_batch = by(x.numpy().mean((0, 2, 3)), x.numpy().var((0, 2, 3)))
-    moving = np.isclose(found, by_moving, atol=1e-4).all((0, 2, 3))
+    running = np.isclose(found, by_running, atol=1e-4).all((0, 2, 3))
     batch = np.isclose(found, by_batch, atol=1e-4).all((0, 2, 3))
-    assert (moving ^ batch).all()
-    assert 0 < moving.sum() < batch.sum()
+    assert (running ^ batch).all()
+    assert 0 < running.sum() < batch.sum()
 
 
-def test_the_share_of_channels_with_moving_statistics_is_p_and_differs_from_step_to_step():
+def test_the_share_of_channels_with_running_statistics_is_p_and_differs_from_step_to_step():
     norm = make_norm(2000)
     turned = stochastic(norm, 0.3)
     norm.eval()
     x = torch.randn(4, 2000, 1, 2, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(0)
-    by_moving = norm(x)
-    # Without momentum the moving statistics stay, so that both steps compare with the same.
+    by_running = norm(x)
+    # Without momentum the running statistics stay, so that both steps compare with the same.
     turned.momentum = 0.0
-    first, second = ((turned(x) == by_moving).all(0).flatten(1).all(1) for _ in range(2))
+    first, second = ((turned(x) == by_running).all(0).flatten(1).all(1) for _ in range(2))
     assert first.float().mean() == pytest.approx(0.3, abs=0.04)
     assert not torch.equal(first, second)
     assert (first & second).float().mean() == pytest.approx(0.09, abs=0.03)
@@ -105,7 +105,7 @@ def test_nothing_is_drawn_where_nothing_is_left_to_chance(p, training):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_probability_one_has_the_output_and_gradients_of_moving_statistics(name):
+def test_probability_one_has_the_output_and_gradients_of_running_statistics(name):
     model = make_model(name)
     turned = stochastic(model, 1.0).train()
     model.eval()

@@ -125,8 +125,9 @@ def test_the_maps_chosen_end_the_stages_or_divide_a_transformer(name, expected):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("depth", [0, 1, 2, 0.5, 1.0])
-@pytest.mark.parametrize("depth_from", ["head", "input"])
+@pytest.mark.parametrize(
+    ("depth", "depth_from"), [(0, "head"), (1, "head"), (0.5, "head"), (1.0, "head"), (1, "input"), (0.5, "input")]
+)
 def test_the_maps_chosen_are_those_that_training_can_change(name, depth, depth_from):
     model = make_model(name)
     plan = make_plan(model, Strategy(depth=depth, depth_from=depth_from))
@@ -226,14 +227,14 @@ def test_an_unknown_module_is_named_with_its_nearest():
         Delta(make_model("test_resnet"), ["layer4.00"])
 
 
-def test_a_module_that_puts_out_no_tensor_is_named():
+def test_a_module_that_returns_no_tensor_is_named():
     class Pair(nn.Module):
         def forward(self, x):
             return x, x
 
     model = nn.Sequential(Pair())
     FeatureMaps(model, ["0"])
-    with pytest.raises(ConfigError, match="module '0' puts out tuple"):
+    with pytest.raises(ConfigError, match="module '0' returns tuple"):
         model(randn(2, 3))
 
 
