@@ -30,7 +30,7 @@ import json, os, signal, sys, threading
 sys.path.insert(0, os.getcwd())
 os.environ["OLD"] = "old"
 import search.study
-from search.forkserver import Copy, warm_forkserver, start_process
+from search.processes.forkserver import Copy, start_process, warm_forkserver
 
 def ask(word, **environment):
     process = start_process("asked", {"NEW": "new", **environment})

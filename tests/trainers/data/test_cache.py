@@ -373,8 +373,8 @@ def test_an_array_that_was_removed_can_still_be_used(root, tmp_path):
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from trainers.data import pixel_cache, reading
-from trainers.data.decoding import Preprocessing
+from trainers.data import reading; from trainers.data.cache import pixel_cache
+from trainers.data import Preprocessing
 
 pixel_cache.cores = lambda: 2
 decoded = reading.squared
