@@ -43,7 +43,7 @@ class Snapshots:
             write_state(self._sampled, self._trainer, self._record, snapshot_of(self._open_study, number))
         except StateError as error:
             if not self._has_complained:
-                self._open_study.watcher.say(f"trial {number} could not go on from here if it were killed: {error}")
+                self._open_study.watcher.say(f"trial {number} could not resume from here if it were killed: {error}")
             self._has_complained = True
         self._due = time.monotonic() + max(self._every, _COST * (time.monotonic() - began))
 

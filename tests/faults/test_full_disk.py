@@ -168,7 +168,7 @@ def test_trials_train_on_where_their_states_have_no_room(tmp_path, empty_mlflow,
     code, out, err = run_into_full(lab, disk)
     assert code == 0, err
     complaints = re.findall(
-        r"trial (\d+) could not go on from here if it were killed: .*: No space left on device", out
+        r"trial (\d+) could not resume from here if it were killed: .*: No space left on device", out
     )
     assert complaints
     assert len(set(complaints)) == len(complaints)

@@ -43,7 +43,7 @@ def test_a_killed_trial_goes_on_and_scores_as_if_nothing_had_happened(plain, new
     assert snapshots(lab) == ["0.pt"]
 
     assert lab.run() == 0
-    assert "trial 1 goes on after epoch" in capsys.readouterr().out
+    assert "trial 1 resumes after epoch" in capsys.readouterr().out
     killed, again = lab.trials()
     assert again.user_attrs[RETRY_OF] == killed.number
     assert lab.runs()[1].data.tags["unfreeze.continues"] == "0"
@@ -71,7 +71,7 @@ def test_a_state_of_another_strategy_is_not_taken_up(new_lab, capsys):
         interrupt(open_study.study, open_study.study.get_trials(deepcopy=False)[trial.number])
         save_state({"fingerprint": "of another", "seed": 0}, snapshot_of(open_study, trial.number))
     assert lab.run("strategy.epochs=2") == 0
-    assert "goes on after" not in capsys.readouterr().out
+    assert "resumes after" not in capsys.readouterr().out
     assert [outcome_of(trial) for trial in lab.trials()] == ["killed", "complete"]
     assert snapshots(lab) == []
 
