@@ -82,7 +82,8 @@ def test_a_failure_is_raised_at_the_next_write_and_the_one_after_is_done(writer)
 def test_everything_is_written_before_python_exits(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from search.tracking.background_writer import BackgroundWriter\n"
-        "writer = BackgroundWriter('the store', lambda write, *how: write(), print); file = Path(sys.argv[1])\n"
+        "deliver, file = lambda write, folder, again: write(), Path(sys.argv[1])\n"
+        "writer = BackgroundWriter('the store', deliver, print)\n"
         "writer.put(lambda: time.sleep(0.3))\n"
         "for n in range(3): writer.put(lambda n=n: file.open('a').write(str(n)))\n"
     )
