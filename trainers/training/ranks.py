@@ -83,6 +83,10 @@ class Ranks:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return [bool(flag) for flag in found.tolist()]
 
+    def is_any(self, flag: bool) -> bool:
+        """Whether a flag is set on any rank."""
+        return self.any([flag])[0]
+
     @torch.no_grad()
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors, of the same shapes on all ranks, by their sums over the ranks."""
