@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainers.private_apis import abort_process_group
+
 # Gradients that travel at once: enough to be fast, little beside a model.
 _BUCKET_BYTES = 64 * 2**20
 
@@ -207,4 +209,4 @@ def leave() -> None:
 def break_off() -> None:
     """End what waits for other ranks on GPUs, from any thread; on CPUs that ends with the others' connections."""
     if dist.is_initialized() and "nccl" in str(dist.get_backend_config()):
-        dist.distributed_c10d._abort_process_group()
+        abort_process_group()

@@ -8,7 +8,7 @@ from small_training import DATA, DEVICE
 
 from strategies import Strategy
 from trainers import ActivationStore, ModelSource, Reuse, Trainer, Weights, open_data, top_of
-from trainers.scoring import shown_images as pictures
+from trainers.scoring import pictures
 
 SIDE = 64
 LOSSES = {"segmentation": "cross_entropy+dice", "detection": "detector"}
