@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from strategies import ConfigError, Strategy
 from trainers.device import Device
+from trainers.private_apis import allow_recompiles, compile_errors, is_dynamo_error, options_of_mode
 from trainers.reuse import Cut, Rows
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,9 @@ class Compiler:
                 f"compile: {mode!r} records CUDA graphs, and the device is {device.torch.type}; choose default or off"
             )
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
-        _set_up_torch()
-        self._options = {"fallback_random": True, **torch._inductor.list_mode_options(mode)}
+        # Backward passes compiled by themselves might fail in ``backward()``, where there is nothing to fall back to.
+        allow_recompiles(_MAX_VARIANTS)
+        self._options = {"fallback_random": True, **options_of_mode(mode)}
         self._numbers = count()
         self.compiled = lru_cache(_MAX_FUNCTIONS)(self._compiled)
         self.whole = lru_cache(_MAX_FUNCTIONS)(self._whole)
@@ -90,7 +91,7 @@ class Compiled:
         if self.failure is None:
             try:
                 return self._compiled(model, *values)
-            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            except compile_errors() as error:
                 # Nothing has been computed by then: it fails before its first call, or before a new kind of call.
                 self.failure = _reason(error)
                 logger.warning("compile: %s runs without: %s", type(model).__name__, self.failure)
@@ -174,23 +175,11 @@ def _refusal(strategy: Strategy) -> str | None:
     return None
 
 
-def _set_up_torch() -> None:
-    """For the whole process: allow more kinds of code, and compile the backward pass with the forward pass.
-
-    Else it would be compiled, and might fail to be, only in ``backward()``, where there is nothing to fall back to.
-    """
-    import torch._dynamo.config
-    import torch._functorch.config
-
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
-    torch._functorch.config.force_non_lazy_backward_lowering = True
-
-
 def _reason(error: Exception) -> str:
     """An error in one line: a compiler's own, and not what torch says around it."""
     inner = getattr(error, "inner_exception", None) or error
     first = next((line.strip() for line in str(inner).splitlines() if line.strip()), "")
-    return first if isinstance(inner, TorchDynamoException) and first else f"{type(inner).__name__}: {first}"
+    return first if is_dynamo_error(inner) and first else f"{type(inner).__name__}: {first}"
 
 
 #: Computes as the model does.

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from test_full_space import DATA, DEVICE, pretrained
+from small_training import DATA, DEVICE, pretrained
 from torch._dynamo.utils import counters
 
 from strategies import ConfigError, Strategy

@@ -30,8 +30,6 @@ ON_DUPLICATES = ("report", "move")
 _NOUNS = {"regression": "targets", "segmentation": "classes of pixels", "detection": "classes of boxes"}
 # Tasks that need all of an image: what is cut off cannot be outlined.
 _WHOLE_IMAGE_TASKS = ("segmentation", "detection")
-# The key that says where the files of a source are, of those that have one.
-_FILES_KEY = {"manifest": "manifest", "coco": "annotations", "webdataset": "shards"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +154,13 @@ def open_data(
     Raises:
         DataError: An argument is out of range, the images, labels or splits cannot be used, or the cache has no room.
     """
-    limits = {"train": limit_train, "val": limit_val, "test": limit_test}
     _check_words(source=source, on_bad_image=on_bad_image, on_duplicates=on_duplicates)
-    least = {"image_size": (image_size, 1), "cache_gib": (cache_gib, 0), "workers": (workers, 0)}
-    _check_least(least | {f"limit_{split}": (limit, 1) for split, limit in limits.items() if limit is not None})
+    limits = {"train": limit_train, "val": limit_val, "test": limit_test}
+    _check_least({"image_size": (image_size, 1), "cache_gib": (cache_gib, 0), "workers": (workers, 0)})
+    _check_least({f"limit_{split}": (limit, 1) for split, limit in limits.items() if limit is not None})
     check_fractions(val_fraction, test_fraction)
     how = Preprocessing(image_size, in_chans, max_value, "pad" if task in _WHOLE_IMAGE_TASKS else "crop")
-    given = {"manifest": manifest, "annotations": annotations, "shards": shards}
+    files = {"manifest": manifest, "coco": annotations, "webdataset": shards}.get(source)
     place = Place(
         task=task,
         root=Path(root) if root else None,
@@ -170,26 +168,39 @@ def open_data(
         palette=Path(palette) if palette else None,
         ignore_index=ignore_index,
         dataset=dataset or None,
-        files=_files(given[_FILES_KEY[source]] if source in _FILES_KEY else None),
+        files=_files(files),
         columns=_columns(columns or {}),
     )
     found = SOURCES[source](place)
     targets = make_targets(found, task)
-    parts = split_indices(
-        found.splits,
-        targets.strata,
-        found.groups,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        folds=folds,
-        fold=fold,
-        seed=split_seed,
-    )
+    cuts = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+    parts = split_indices(found.splits, targets.strata, found.groups, **cuts, folds=folds, fold=fold, seed=split_seed)
     parts = {split: subset(part, targets.strata, limits[split], split_seed, split) for split, part in parts.items()}
     check_parts(targets, parts)
     shown = progress or (lambda what, done, total: None)
     read = _read(found, parts, how, cache=Path(cache), max_bytes=cache_gib * 2**30, progress=shown)
     learnt = learn(found, targets, _members(parts), read, how, cache=Path(cache), progress=shown)
+    words = _in_words(source, place)
+    return _checked(found, targets, parts, read, learnt, how, words, on_bad_image, on_duplicates, workers)
+
+
+def _checked(
+    found: Found,
+    targets: Targets,
+    parts: dict[str, Indices],
+    read: Read,
+    learnt: Learnt,
+    how: Preprocessing,
+    source: str,
+    on_bad_image: str,
+    on_duplicates: str,
+    workers: int,
+) -> ImageData:
+    """The set of the images that were read, without the bad ones and the copies that the arguments leave out.
+
+    Raises:
+        DataError: Images are bad, or their absence leaves a split or class without images.
+    """
     read = replace(read, reasons=read.reasons | dict(learnt.reasons))
     skipped = _skipped(found, targets, parts, read, on_bad_image)
     parts = {split: part[[k not in read.reasons for k in part.tolist()]] for split, part in parts.items()}
@@ -197,15 +208,15 @@ def open_data(
     parts = {split: _ordered(found, learnt.labels, part, read) for split, part in parts.items()}
     splits = {split: _split(found, learnt.values(part), part, read, how, workers) for split, part in parts.items()}
     data = ImageData(
-        task=task,
+        task=targets.task,
         classes=learnt.classes,
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
-        fingerprint=_fingerprint(task, learnt, parts, read),
+        fingerprint=_fingerprint(targets.task, learnt, parts, read),
         skipped=skipped,
         duplicates=duplicates,
-        source=_in_words(source, place),
+        source=source,
         preprocessing=how,
         digests={split: _digests(part, read) for split, part in parts.items()},
     )

@@ -1,9 +1,8 @@
 """Which fields of a strategy mean nothing for a model, its weights, a task or a study."""
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from strategies import Choice, Fixed, FloatRange, Space, Strategy, shown_size
 from trainers.models.source import ModelSource
+from trainers.private_apis import BatchNorm
 from trainers.tasks import TASKS
 
 
@@ -25,7 +24,7 @@ def unusable_fields(space: Space, source: ModelSource, task: str, has_teacher: b
     if source.pretrained_classifier() is None:
         reasons["co_tuning"] = "the pretrained weights bring no classifier of their own"
     reasons |= TASKS[task].unusable
-    if not any(isinstance(module, _BatchNorm) for module in source.build(0).modules()):
+    if not any(isinstance(module, BatchNorm) for module in source.build(0).modules()):
         reasons |= dict.fromkeys(("batch_norm", "stochastic_norm"), f"{source.name} has no BatchNorm")
     if not source.can_drop_path():
         reasons["drop_path"] = f"{source.name} has no residual branches to leave out"

@@ -7,7 +7,6 @@ and after: depthwise 5x5 of 1,152 channels on 2x2 pixels 2.9 and 0.3, depthwise 
 192 to 1,152 channels on 2x2 2.1 and 1.2; from 1x1 on 4x4 and 3x3 on 3x3 pixels upward oneDNN is the faster.
 """
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
+
+from trainers.private_apis import conv_forward, set_conv_forward
 
 # Pixels of the output up to which whole-tensor arithmetic is the faster; for large depthwise kernels another.
 _FEW_PIXELS = 4
@@ -31,7 +32,7 @@ def speed_up_small_maps(model: nn.Module) -> None:
     for module in model.modules():
         # Not of subclasses, which may do more than convolve.
         if type(module) is nn.Conv2d and (_is_pointwise(module) or _is_depthwise(module)):
-            module._conv_forward = MethodType(_conv_forward, module)  # type: ignore[method-assign]
+            set_conv_forward(module, _convolve)
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
@@ -48,12 +49,10 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     )
 
 
-def _conv_forward(conv: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    outputs: Tensor
+def _convolve(conv: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (_asks_for_gradients(inputs, weight) and _is_small(conv, inputs)):
-        outputs = nn.Conv2d._conv_forward(conv, inputs, weight, bias)
-        return outputs
-    outputs = _SmallMap.apply(inputs, weight, bias, conv.stride, conv.padding, conv.groups)
+        return conv_forward(conv, inputs, weight, bias)
+    outputs: Tensor = _SmallMap.apply(inputs, weight, bias, conv.stride, conv.padding, conv.groups)
     return outputs
 
 

@@ -1,10 +1,10 @@
+from .features import Features as Features
+from .features import has_linear_head as has_linear_head
+from .features import stored_features as stored_features
+from .grouping import is_batchable as is_batchable
+from .grouping import probe_groups as probe_groups
 from .parts import ProbeResult as ProbeResult
 from .parts import feature_bytes as feature_bytes
 from .parts import probe_parts as probe_parts
 from .parts import sweep as sweep
-from .stacked import Features as Features
 from .stacked import Probes as Probes
-from .stacked import has_linear_head as has_linear_head
-from .stacked import is_batchable as is_batchable
-from .stacked import probe_groups as probe_groups
-from .stacked import stored_features as stored_features

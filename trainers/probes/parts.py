@@ -10,7 +10,9 @@ from strategies import Strategy, TrialError, make_plan
 from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.models import ModelSource, normaliser
-from trainers.probes.stacked import Features, Probes, probe_groups, stored_features
+from trainers.probes.features import Features, stored_features
+from trainers.probes.grouping import probe_groups
+from trainers.probes.stacked import Probes
 from trainers.reuse import FrozenOutputs, Reuse, Setting
 from trainers.training import EpochResult, classifier_of, collect_features
 

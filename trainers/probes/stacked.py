@@ -7,11 +7,10 @@ Many linear classifiers are fitted at once to features that are computed once, a
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property, lru_cache, partial
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,115 +23,22 @@ from strategies import (
     Strategy,
     TrialError,
     ema_weight,
-    freeze,
     make_plan,
     make_scheduler,
-    optimizer_over,
-    resize,
     sampling_order,
-    set_train_mode,
     shown_size,
     swa_weight,
-    tta_views,
 )
 from trainers.data import ImageData, Split
 from trainers.device import Device
-from trainers.models import ModelSource, normaliser
+from trainers.models import ModelSource
+from trainers.probes.features import Features, stored_features
+from trainers.probes.grouping import probe_groups
+from trainers.probes.steppers import Head, make_steppers, optimizer_key
 from trainers.tasks import TASKS
-from trainers.training import EpochResult, classifier_of, features_of, loss_of, start_from_a_probe, weights_of_classes
-
-#: What the classifier is given for a split's images at a size in pixels, in each view of a kind of ``tta``:
-#: (views, N, D) float, no tensor of inference mode.
-Features = Callable[[Split, int, str], Tensor]
-
-# With any other value than the default, features are not the same in every epoch, or the images are needed besides.
-_NEEDS_IMAGES = ("augment", "policy", "mixup", "cutmix", "grow_from", "dropout", "distill_weight")
-
-# What decides which images a step sees, and how.
-_IN_COMMON = ("epochs", "batch_size", "sampling", "image_scale", "tta")
-
-_OF_OPTIMIZERS = ("optimizer", "momentum", "beta1", "beta2", "nesterov")
+from trainers.training import EpochResult, classifier_of, loss_of, start_from_a_probe, weights_of_classes
 
 _OF_LOSSES = ("label_smoothing", "focal_gamma", "poly1_epsilon", "mse_weight", "mse_target")
-
-# Optimizers that treat every number alike and move it in proportion to the rate, and whether their weight decay is
-# decoupled, p <- (1 - lr * decay) * p, or else added to the gradient.
-_ELEMENTWISE = {
-    **dict.fromkeys(("adadelta", "adagrad", "adam", "adamax", "momentum", "nadam", "nesterov"), False),
-    **dict.fromkeys(("radam", "rmsprop", "sgd"), False),
-    **dict.fromkeys(("adamw", "lion", "nadamw", "radamw", "sgdw"), True),
-}
-
-
-def is_batchable(strategy: Strategy) -> bool:
-    """Whether a strategy trains the head alone, on features that are the same in every epoch."""
-    default = Strategy()
-    return strategy.depth == 0 and all(getattr(strategy, name) == getattr(default, name) for name in _NEEDS_IMAGES)
-
-
-def probe_groups(strategies: Sequence[Strategy]) -> list[list[int]]:
-    """Positions of the strategies that :class:`Probes` can train together, group by group.
-
-    Those that are not batchable are in no group.
-    """
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for position, strategy in enumerate(strategies):
-        if is_batchable(strategy):
-            found.setdefault(_common_key(strategy), []).append(position)
-    return list(found.values())
-
-
-@lru_cache(maxsize=32)
-def has_linear_head(source: ModelSource) -> bool:
-    """Whether the model ends in one linear layer, whose inputs are the same in training as in eval mode.
-
-    Tried out on two images of noise. Only such a model's probes can be trained by :class:`Probes`.
-    """
-    model = source.build(0)
-    try:
-        classifier = classifier_of(model)
-        plan = make_plan(model, Strategy(depth=0))
-    except TrialError:
-        return False
-    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
-        return False
-    caught: list[Tensor] = []
-    classifier.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
-    images = torch.rand(2, source.in_chans, source.image_size, source.image_size)
-    with torch.no_grad():
-        model.eval()(images)
-        freeze(model, plan)
-        set_train_mode(model, plan)
-        logits = model(images)
-        (features, in_training) = caught[0], caught[-1]
-        return (
-            features.ndim == 2
-            and torch.allclose(features, in_training)
-            and torch.equal(logits, F.linear(in_training, classifier.weight, classifier.bias))
-        )
-
-
-def stored_features(source: ModelSource, seed: int, device: Device) -> Features:
-    """Features that are computed at the first call for a split, a size and a kind of views, and kept on the device.
-
-    Args:
-        source: Builds the model.
-        seed: Draws the body, where there are no weights.
-        device: Where to compute.
-    """
-    model = source.build(seed).to(device.torch)
-    model.to(memory_format=torch.channels_last)
-    normalise = normaliser(source.mean, source.std, device)
-
-    def view_of(size: int, tta: str, view: int) -> Callable[[Tensor], Tensor]:
-        return lambda pixels: tta_views(normalise(resize(pixels, size)), tta)[view]
-
-    @cache
-    def features(split: Split, size: int, tta: str) -> Tensor:
-        views = len(tta_views(torch.zeros(1, 1, size, size), tta))
-        return torch.stack([features_of(model, split, view_of(size, tta, k), device) for k in range(views)])
-
-    return features
 
 
 class Probes:
@@ -169,7 +75,7 @@ class Probes:
         if probe_groups(self.strategies) != [list(range(len(self.strategies)))]:
             raise ConfigError("strategy: these strategies cannot be trained together as linear probes")
         # Those that share an optimizer lie side by side.
-        ranked = sorted(range(len(self.strategies)), key=lambda index: _optimizer_key(self.strategies[index]))
+        ranked = sorted(range(len(self.strategies)), key=lambda index: optimizer_key(self.strategies[index]))
         self._row = {index: row for row, index in enumerate(ranked)}
         stacked = [self.strategies[index] for index in ranked]
         self.epoch = 0
@@ -192,7 +98,7 @@ class Probes:
         self._rates = [_Rate(strategy, self._updates_per_epoch) for strategy in stacked]
         plan = make_plan(self.model, Strategy(depth=0, weight_decay=1.0))
         decayed = any(param.weight_decay > 0 for param in plan.params if param.block == HEAD)
-        self._steppers = _steppers(self._head, stacked, decayed)
+        self._steppers = make_steppers(self._head, stacked, decayed)
         self._averages = _Averages(self._head, stacked)
         self._clip = _column([strategy.clip_grad for strategy in stacked], device)
         self._clips = any(strategy.clip_grad > 0 for strategy in stacked)
@@ -206,7 +112,7 @@ class Probes:
         strategies: Sequence[Strategy],
         class_weights: Sequence[Tensor | None],
         seed: int,
-    ) -> "_Head":
+    ) -> Head:
         """Every probe's head as it starts: drawn from the seed, or fitted before (``probe_epochs``)."""
         drawn = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
         starts = []
@@ -220,7 +126,7 @@ class Probes:
             else:
                 starts.append(drawn)
         classifier.load_state_dict(drawn)
-        return _Head(*(torch.stack([start[name] for start in starts]) for name in ("weight", "bias")))
+        return Head(*(torch.stack([start[name] for start in starts]) for name in ("weight", "bias")))
 
     def __iter__(self) -> Iterator[dict[int, EpochResult | TrialError]]:
         return self
@@ -278,25 +184,25 @@ class Probes:
         if self._clips:
             # As nn.utils.clip_grad_norm_, for each probe alone.
             shares = torch.where(self._clip > 0, (self._clip / (_norms(grads) + 1e-6)).clamp_max(1.0), 1.0)
-            grads = _Head(grads.weight * shares[:, None, None], grads.bias * shares[:, None])
+            grads = Head(grads.weight * shares[:, None, None], grads.bias * shares[:, None])
         for stepper in self._steppers:
             stepper.step(grads, update)
         self._averages.end_update()
         return losses
 
-    def _loss_and_grads(self, features: Tensor, targets: Tensor, head: "_Head | None" = None) -> "tuple[Tensor, _Head]":
+    def _loss_and_grads(self, features: Tensor, targets: Tensor, head: Head | None = None) -> tuple[Tensor, Head]:
         weight, bias = (tensor.detach().requires_grad_() for tensor in head or self._head)
         with self.device.autocast():
             # One product for all, instead of one for each as in a batched one: they share the features.
             outputs = F.linear(features, weight.flatten(0, 1), bias.flatten()).float()
         losses = self._losses(outputs.view(-1, *bias.shape).transpose(0, 1), targets)
-        return losses.detach(), _Head(*torch.autograd.grad(losses.sum(), (weight, bias)))
+        return losses.detach(), Head(*torch.autograd.grad(losses.sum(), (weight, bias)))
 
-    def _climbed(self, grads: "_Head") -> "_Head":
+    def _climbed(self, grads: Head) -> Head:
         """Each probe's weights where its loss is about worst near by (SAM; see :class:`strategies.optim.sam.Sam`)."""
         scale = self._rho / _norms(grads).clamp_min(1e-12)
         weight, bias = self._head
-        return _Head(weight + grads.weight * scale[:, None, None], bias + grads.bias * scale[:, None])
+        return Head(weight + grads.weight * scale[:, None, None], bias + grads.bias * scale[:, None])
 
     def _metrics(self, index: int, train_loss: float) -> dict[str, float] | TrialError:
         if not math.isfinite(train_loss):
@@ -335,13 +241,6 @@ class Probes:
     def plan(self, index: int) -> Plan:
         """What a probe's strategy means for every parameter of the model."""
         return make_plan(self.model, self.strategies[index])
-
-
-class _Head(NamedTuple):
-    """Stacked classifiers, or their gradients: weight (P, C, D) and bias (P, C) float32."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 class _Rate:
@@ -405,13 +304,13 @@ def _loss_of_one(loss: Any, targets: Tensor, outputs: Tensor, numbers: dict[str,
 class _Averages:
     """The weights that are scored: a probe's own, or their moving average (EMA), or that of its last epochs (SWA)."""
 
-    def __init__(self, head: _Head, strategies: Sequence[Strategy]) -> None:
+    def __init__(self, head: Head, strategies: Sequence[Strategy]) -> None:
         self._head = head
         self._strategies = strategies
         self._updates = 0
         self._with_ema = any(strategy.ema > 0 for strategy in strategies)
         self._any = self._with_ema or any(strategy.swa_epochs > 0 for strategy in strategies)
-        self.scored = _Head(*(tensor.clone() for tensor in head)) if self._any else head
+        self.scored = Head(*(tensor.clone() for tensor in head)) if self._any else head
 
     def end_update(self) -> None:
         """Take every probe's weights into its moving average."""
@@ -437,97 +336,10 @@ def _share_of_epoch(strategy: Strategy, epoch: int) -> float:
     return swa_weight(max(0, epoch - (strategy.epochs - strategy.swa_epochs)))
 
 
-def _steppers(head: _Head, strategies: Sequence[Strategy], decayed: bool) -> "list[_Together | _Alone]":
-    """Optimizers for a stack whose probes are in the order of :func:`_optimizer_key`."""
-    found: list[_Together | _Alone] = []
-    start = 0
-    for _, members in groupby(strategies, key=_optimizer_key):
-        alike = list(members)
-        rows = range(start, start + len(alike))
-        start = rows.stop
-        if alike[0].optimizer in _ELEMENTWISE:
-            found.append(_Together(head, slice(rows.start, rows.stop), alike, decayed))
-        else:
-            found += [_Alone(head, row, strategy, decayed) for row, strategy in zip(rows, alike, strict=True)]
-    return found
-
-
-def _optimizer_key(strategy: Strategy) -> str:
-    """Equal for strategies whose optimizers differ in rate and weight decay alone."""
-    return repr([getattr(strategy, name) for name in _OF_OPTIMIZERS])
-
-
-class _Together:
-    """One optimizer for probes that differ in rate and weight decay alone.
-
-    It moves zeros at rate 1 without weight decay; what they move by, times a probe's rate, is that probe's step.
-    """
-
-    def __init__(self, head: _Head, members: slice, strategies: Sequence[Strategy], decayed: bool) -> None:
-        self._members = members
-        self._head = _Head(*(tensor[members] for tensor in head))
-        self._decoupled = _ELEMENTWISE[strategies[0].optimizer]
-        self._decays = torch.tensor([s.weight_decay if decayed else 0.0 for s in strategies], dtype=torch.float64)
-        self._coupled = self._decays.float().to(head.weight.device)[:, None, None]
-        self._moves = [nn.Parameter(torch.zeros_like(tensor)) for tensor in self._head]
-        self._optimizer = optimizer_over([{"params": self._moves}], strategies[0].replace(lr=1.0, weight_decay=0.0))
-
-    def set_rates(self, rates: list[list[float]]) -> None:
-        """Take the rates of an epoch, by update and probe."""
-        own = torch.tensor(rates, dtype=torch.float64)[:, self._members]
-        self._rates = own.float().to(self._coupled.device)
-        self._kept = (1 - own * self._decays).float().to(self._coupled.device)
-
-    @torch.no_grad()
-    def step(self, grads: _Head, update: int) -> None:
-        """Step by the gradients of all probes."""
-        weight, bias = self._head
-        for move, grad in zip(self._moves, grads, strict=True):
-            move.grad = grad[self._members]
-        if self._decoupled:
-            weight.mul_(self._kept[update][:, None, None])
-        else:
-            self._moves[0].grad = torch.addcmul(grads.weight[self._members], weight, self._coupled)
-        self._optimizer.step()
-        weight.addcmul_(self._moves[0], self._rates[update][:, None, None])
-        bias.addcmul_(self._moves[1], self._rates[update][:, None])
-        for move in self._moves:
-            move.zero_()
-
-
-class _Alone:
-    """An optimizer of one probe, for kinds that look at a tensor as a whole."""
-
-    def __init__(self, head: _Head, index: int, strategy: Strategy, decayed: bool) -> None:
-        self._index = index
-        # Views: their steps are the stack's.
-        self._params = [nn.Parameter(tensor[index]) for tensor in head]
-        decays = (strategy.weight_decay if decayed else 0.0, 0.0)
-        found = [{"params": [p], "weight_decay": decay} for p, decay in zip(self._params, decays, strict=True)]
-        self._optimizer = optimizer_over(found, strategy)
-
-    def set_rates(self, rates: list[list[float]]) -> None:
-        """Take the rates of an epoch, by update and probe."""
-        self._rates = [of_all[self._index] for of_all in rates]
-
-    def step(self, grads: _Head, update: int) -> None:
-        """Step by the probe's own of the gradients of all."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rates[update]
-        for param, grad in zip(self._params, grads, strict=True):
-            param.grad = grad[self._index]
-        self._optimizer.step()
-
-
-def _common_key(strategy: Strategy) -> tuple[Any, ...]:
-    # A sharpness-aware step takes two passes, which the others would wait for.
-    return (*(getattr(strategy, name) for name in _IN_COMMON), strategy.sam_rho > 0)
-
-
 def _column(numbers: Sequence[float], device: Device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32, device=device.torch)
 
 
-def _norms(grads: _Head) -> Tensor:
+def _norms(grads: Head) -> Tensor:
     """The norm of each probe's whole gradient, (P,)."""
     return torch.hypot(torch.linalg.vector_norm(grads.weight, dim=(1, 2)), torch.linalg.vector_norm(grads.bias, dim=1))

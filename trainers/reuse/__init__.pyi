@@ -7,6 +7,7 @@ from .graph import BlockGraph as BlockGraph
 from .graph import trace_blocks as trace_blocks
 from .reuse import NOTHING_REUSED as NOTHING_REUSED
 from .reuse import Reuse as Reuse
+from .reuse import Reused as Reused
 from .reuse import Setting as Setting
 from .rows import CutError as CutError
 from .rows import Rows as Rows

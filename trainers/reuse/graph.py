@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from strategies import Blocks, split_blocks
 from trainers.modes import modes_kept
+from trainers.private_apis import write_count
 from trainers.reuse.rows import CutError, Description, describe, pack, same, tensors_in
 
 log = logging.getLogger(__name__)
@@ -311,14 +312,14 @@ class _Observer(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         own = self._owners.of_call(str(n.target), args, kwargs) if n.op == "call_module" else FREE
         given = tensors_in((args, kwargs))
-        versions = [tensor._version for tensor in given]
+        counts = [write_count(tensor) for tensor in given]
         before = _random_state(given)
         value = super().run_node(n)
         if n.op == "get_attr":
             own = self._owners.of_tensor(value)
         elif not torch.equal(before, _random_state(given)):
             own = self._owners.num_blocks
-        if any(value is tensor and tensor._version == old for tensor, old in zip(given, versions, strict=True)):
+        if any(value is tensor and write_count(tensor) == old for tensor, old in zip(given, counts, strict=True)):
             self._idle.add(n.name)
         self.values[n.name] = value
         self._own[n.name] = own

@@ -82,7 +82,7 @@ def calibration_error(task: str, logits: Tensor, targets: Tensor) -> float:
         logits: (N, C) float.
         targets: (N,) int64 class indices, or (N, C) float of zeros and ones.
     """
-    # By hand: importing torchmetrics for these few sums would take longer than everything else at a search's end.
+    # Not torchmetrics 1.9: equal to 2e-6, but slower (1,000 x 10: 0.31 against 0.23 ms, multilabel 0.47 against 0.05).
     if task == "classification":
         confidences, labels = logits.softmax(1).max(1)
         hits = labels == targets

@@ -1,3 +1,4 @@
+from .batches import ShortEpochs as ShortEpochs
 from .linear_probe import classifier_of as classifier_of
 from .linear_probe import collect_features as collect_features
 from .linear_probe import features_of as features_of
@@ -17,5 +18,4 @@ from .state_files import StateError as StateError
 from .state_files import load_state as load_state
 from .state_files import save_state as save_state
 from .teacher import Teacher as Teacher
-from .trainer import ShortEpochs as ShortEpochs
 from .trainer import Trainer as Trainer

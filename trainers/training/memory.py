@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from trainers.private_apis import disable_onednn
 from trainers.reuse import Rows
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ def leave_onednn_if_broken(error: BaseException) -> None:
     instead is slower, and rounds in another way.
     """
     if isinstance(error, RuntimeError) and _NO_PRIMITIVE in str(error) and torch.backends.mkldnn.enabled:
-        torch.backends.mkldnn.set_flags(False, _fp32_precision=None)  # type: ignore[no-untyped-call]
+        disable_onednn()
         logger.warning("oneDNN had no memory and stays without: goes on without oneDNN, which is slower")
 
 

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainers.private_apis import abort_process_group
+
 # Gradients that travel at once: enough to be fast, little beside a model.
 _BUCKET_BYTES = 64 * 2**20
 
@@ -82,6 +84,10 @@ class Ranks:
         found = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return [bool(flag) for flag in found.tolist()]
+
+    def is_any(self, flag: bool) -> bool:
+        """Whether a flag is set on any rank."""
+        return self.any([flag])[0]
 
     @torch.no_grad()
     def add_up(self, tensors: Sequence[Tensor]) -> None:
@@ -203,4 +209,4 @@ def leave() -> None:
 def break_off() -> None:
     """End what waits for other ranks on GPUs, from any thread; on CPUs that ends with the others' connections."""
     if dist.is_initialized() and "nccl" in str(dist.get_backend_config()):
-        dist.distributed_c10d._abort_process_group()
+        abort_process_group()

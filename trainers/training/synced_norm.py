@@ -8,10 +8,9 @@ import torch
 from timm.layers import BatchNormAct2d  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules._functions import SyncBatchNorm
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from strategies import ConfigError, StochNorm2d, StochNormAct2d
+from trainers.private_apis import BatchNorm, SyncBatchNormFunction
 from trainers.training.ranks import Ranks
 
 
@@ -33,15 +32,15 @@ def sync_batch_norm(model: nn.Module, ranks: Ranks, never_train: Collection[str]
     if ranks.is_alone:
         return
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm):
+        if not isinstance(module, BatchNorm):
             continue
         if isinstance(module, StochNorm2d | StochNormAct2d):
             # Of their two branches one is BatchNorm.
             module.by_batch = MethodType(_forward_of(ranks, type(module).by_batch), module)  # type: ignore[method-assign]
         elif isinstance(module, BatchNormAct2d):
             module.forward = MethodType(_activated_forward_of(ranks, type(module).forward), module)  # type: ignore[method-assign]
-        elif type(module).forward is _BatchNorm.forward:
-            module.forward = MethodType(_forward_of(ranks, _BatchNorm.forward), module)  # type: ignore[method-assign]
+        elif type(module).forward is BatchNorm.forward:
+            module.forward = MethodType(_forward_of(ranks, BatchNorm.forward), module)  # type: ignore[method-assign]
         elif name not in never_train:
             raise ConfigError(
                 f"executor.gpus_per_trial: {name} ({type(module).__name__}) cannot take its statistics of several "
@@ -51,11 +50,11 @@ def sync_batch_norm(model: nn.Module, ranks: Ranks, never_train: Collection[str]
 
 def has_synced_norms(model: nn.Module) -> bool:
     """Whether a step waits for other ranks in some module, as the model's modes are."""
-    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+    return any(isinstance(module, BatchNorm) and module.training for module in model.modules())
 
 
 def _forward_of(ranks: Ranks, plain: Any) -> Any:
-    def forward(norm: _BatchNorm, x: Tensor) -> Tensor:
+    def forward(norm: BatchNorm, x: Tensor) -> Tensor:
         found: Tensor = _normalise(norm, x, ranks) if norm.training and ranks.in_step else plain(norm, x)
         return found
 
@@ -73,7 +72,7 @@ def _activated_forward_of(ranks: Ranks, plain: Any) -> Any:
     return forward
 
 
-def _normalise(norm: _BatchNorm, x: Tensor, ranks: Ranks) -> Tensor:
+def _normalise(norm: BatchNorm, x: Tensor, ranks: Ranks) -> Tensor:
     """What BatchNorm does in train mode, running statistics and counter included."""
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.track_running_stats and norm.num_batches_tracked is not None:
@@ -81,7 +80,7 @@ def _normalise(norm: _BatchNorm, x: Tensor, ranks: Ranks) -> Tensor:
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     running = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
-    function = SyncBatchNorm if x.is_cuda else _Synced
+    function = SyncBatchNormFunction if x.is_cuda else _Synced
     last: Any = (torch.distributed.group.WORLD, ranks.count) if x.is_cuda else (ranks,)
     found: Tensor = function.apply(x, norm.weight, norm.bias, *running, norm.eps, momentum, *last)
     return found

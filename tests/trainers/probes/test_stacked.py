@@ -7,12 +7,12 @@ import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_trainer import DATA, DEVICE, halves, lopsided
+from small_training import DATA, DEVICE, halves, lopsided
 
 from strategies import ConfigError, Strategy, TrialError
 from trainers import ImageData, ModelSource, Trainer, Weights
 from trainers.probes import Probes, has_linear_head, is_batchable, probe_groups, stored_features
-from trainers.probes.stacked import _ELEMENTWISE
+from trainers.probes.steppers import ELEMENTWISE
 
 COMMON = {"depth": 0, "epochs": 3, "batch_size": 16}
 
@@ -102,7 +102,7 @@ def test_each_gives_what_it_gives_alone(name, draw, common):
     assert_equal_to_each_alone(SOURCES[name], strategies, lopsided(), 0, FEATURES[name])
 
 
-@pytest.mark.parametrize("optimizer", [*_ELEMENTWISE, "lars", "muon"])
+@pytest.mark.parametrize("optimizer", [*ELEMENTWISE, "lars", "muon"])
 def test_optimizers_step_as_alone_whatever_rate_and_decay(source, optimizer):
     rates = [(1e-4, 0.0), (1e-3, 0.3), (5e-3, 0.01)]
     strategies = [strategy_of(optimizer=optimizer, lr=lr, weight_decay=decay, clip_grad=1.0) for lr, decay in rates]

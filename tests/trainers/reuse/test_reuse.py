@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_full_space import DATA, DEVICE, SPACE, Dice, pretrained
+from small_training import DATA, DEVICE, Dice, pretrained
 
-from strategies import Strategy, sample, without
+from search.config import load_space
+from strategies import Strategy, parse_space, sample, without
 from trainers import ActivationStore, Reuse, Trainer, choose_device, unusable_fields
 from trainers.data.split import ResidentSplit
 
+SPACE = parse_space(load_space("full"))
 FAMILIES = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "swin_of_tests"]
 
 

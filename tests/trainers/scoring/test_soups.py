@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_trainer import DATA, DEVICE
+from small_training import DATA, DEVICE
 
 from strategies import Strategy, WeightsError
 from trainers import ModelSource, Trainer, Weights, greedy_soup, interpolate, load_mixed, normaliser, uniform_soup

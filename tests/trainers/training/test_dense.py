@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_training import DATA, DEVICE
 
 from strategies import Strategy
-from trainers import ActivationStore, ModelSource, Reuse, Trainer, Weights, choose_device, open_data, pictures, top_of
+from trainers import ActivationStore, ModelSource, Reuse, Trainer, Weights, open_data, top_of
+from trainers.scoring import pictures
 
-DEVICE = choose_device("cpu")
 SIDE = 64
 LOSSES = {"segmentation": "cross_entropy+dice", "detection": "detector"}
 DECODERS = [
@@ -116,10 +117,8 @@ def test_pictures_show_image_truth_and_prediction_side_by_side(sets, task):
 
 
 def test_a_classifier_has_no_pictures():
-    from test_trainer import halves
-
     source = ModelSource("test_resnet", Weights("none", "random", None), 2, 32)
-    assert Trainer(source, halves(), Strategy(epochs=1), 0, DEVICE).look() is None
+    assert Trainer(source, DATA, Strategy(epochs=1), 0, DEVICE).look() is None
 
 
 def test_the_decoders_rate_has_a_factor_of_its_own(sets):

@@ -2,57 +2,17 @@
 
 import copy
 import math
-import random
 
 import pytest
-import timm
 import torch
-from test_trainer import halves
-from timm.models import register_model
-from timm.models.swin_transformer import SwinTransformer, _create_swin_transformer
+from small_training import DATA, DEVICE, Dice, pretrained
 
 from search.config import load_space
 from strategies import Strategy, parse_space, sample, without
-from trainers import ModelSource, Teacher, Trainer, Weights, choose_device, unusable_fields
+from trainers import ModelSource, Teacher, Trainer, Weights, unusable_fields
 from trainers.models import normaliser
 
-DEVICE = choose_device("cpu")
-DATA = halves()
 SPACE = parse_space(load_space("full"))
-
-
-@register_model
-def swin_of_tests(pretrained: bool = False, **how) -> SwinTransformer:
-    """Timm has no Swin small enough."""
-    small = {"patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}
-    small |= {"img_size": 32, "strict_img_size": False}
-    return _create_swin_transformer("swin_tiny_patch4_window7_224", pretrained, **small | how)
-
-
-class Dice:
-    """Answers suggestions at random."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def suggest_int(self, name, low, high, *, step=1, log=False):
-        return self._random.randrange(low, high + 1, step)
-
-    def suggest_float(self, name, low, high, *, step=None, log=False):
-        return math.exp(self._random.uniform(math.log(low), math.log(high))) if log else self._random.uniform(low, high)
-
-    def suggest_categorical(self, name, choices):
-        return self._random.choice(choices)
-
-
-def pretrained(name: str) -> ModelSource:
-    """A model of that name from weights that bring a classifier of seven classes."""
-    torch.manual_seed(0)
-    how = {"img_size": 32} if "vit" in name else {}
-    state = timm.create_model(name, num_classes=7, **how).state_dict()
-    source = ModelSource(name, Weights("file:tests", "0" * 16, state), 2, 32)
-    assert source.pretrained_classifier() is not None
-    return source
 
 
 @pytest.mark.slow

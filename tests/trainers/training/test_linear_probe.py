@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_trainer import DATA, DEVICE, halves
+from small_training import DATA, DEVICE, halves
 
 from strategies import Strategy, entries_of_last_blocks
 from trainers import TASKS, ImageData, ModelSource, Trainer, Weights

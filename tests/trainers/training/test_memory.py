@@ -46,7 +46,7 @@ CONVOLUTIONS = """
 import logging, re, resource
 import torch
 from torch.nn.functional import conv2d
-from trainers.memory import Fitting
+from trainers.training.memory import Fitting
 
 logging.basicConfig(format="%(message)s")
 torch.set_num_threads(1)

@@ -1,48 +1,19 @@
 import io
 import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import timm
 import torch
+from small_training import DATA, DEVICE, halves, lopsided
 
 from strategies import ConfigError, Strategy, TrialError, tta_views
-from trainers import TASKS, ModelSource, Preprocessing, ShortEpochs, Teacher, Trainer, Weights, choose_device, predict
-from trainers.data import ImageData
-from trainers.data.split import ResidentSplit
+from trainers import TASKS, ModelSource, ShortEpochs, Teacher, Trainer, Weights, normaliser, predict
+from trainers.reuse import NOTHING_REUSED
+from trainers.training import ALONE, weights_of_classes
+from trainers.training.batches import Batches
 
-DEVICE = choose_device("cpu")
-
-
-def split(count: int, seed: int) -> ResidentSplit:
-    """Noise, bright in the upper half for class 0 and in the lower for class 1."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.arange(count) % 2
-    pixels = torch.randint(0, 100, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    for row, target in enumerate(targets):
-        pixels[row, :, 16 * target : 16 * target + 16] += 100
-    return ResidentSplit(targets, [str(i) for i in range(count)], pixels, torch.arange(count))
-
-
-def halves(task: str = "classification", retarget: Callable[[torch.Tensor], torch.Tensor] = lambda k: k) -> ImageData:
-    """The same images for any task; ``retarget`` makes targets of the bright half's index."""
-    splits = {name: split(count, seed) for name, count, seed in (("train", 64, 0), ("val", 32, 1), ("test", 32, 2))}
-    for part in splits.values():
-        part.targets = retarget(part.targets)
-    return ImageData(
-        task=task,
-        classes=("up", "down"),
-        **splits,
-        fingerprint="0" * 16,
-        skipped=(),
-        duplicates=(),
-        source="halves",
-        preprocessing=Preprocessing(32),
-    )
-
-
-DATA = halves()
+NORMALISE = normaliser((0.5,) * 3, (0.5,) * 3, DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +215,7 @@ def test_what_is_scored_and_kept_is_the_average(source, how):
     fresh.load_state_dict(kept)
     outputs, _ = averaged.predict(DATA.val)
     assert torch.allclose(
-        predict(fresh, DATA.val, averaged.strategy, averaged._normalise, TASKS["classification"], None, DEVICE)[0],
+        predict(fresh, DATA.val, averaged.strategy, NORMALISE, TASKS["classification"], None, DEVICE)[0],
         outputs,
     )
 
@@ -271,7 +242,7 @@ def test_low_rank_updates_are_trained_alone_and_folded_into_what_is_kept(source)
     assert {"fc.weight", "fc.bias"} < changed
     fresh = source.build(0)
     fresh.load_state_dict(kept)
-    outputs = predict(fresh, DATA.val, found.strategy, found._normalise, TASKS["classification"], None, DEVICE)[0]
+    outputs = predict(fresh, DATA.val, found.strategy, NORMALISE, TASKS["classification"], None, DEVICE)[0]
     assert torch.allclose(outputs, found.predict(DATA.val)[0], atol=1e-5)
 
 
@@ -302,7 +273,7 @@ def test_co_tuning_learns_from_the_weights_own_classes_and_says_when_there_are_n
 def test_a_student_learns_from_its_teacher_alone(source):
     teacher = trainer(source, epochs=8)
     list(teacher)
-    says = Teacher(teacher.model, teacher._normalise, 32, DEVICE)
+    says = Teacher(teacher.model, NORMALISE, 32, DEVICE)
     strategy = Strategy(epochs=6, batch_size=16, lr=3e-3, distill_weight=1.0, mixup=0.2)
     # Labels turned round: whatever the student gets right, it has from the teacher.
     wrong = halves(retarget=lambda half: 1 - half)
@@ -313,24 +284,17 @@ def test_a_student_learns_from_its_teacher_alone(source):
         trainer(source, distill_weight=0.5)
 
 
-def lopsided() -> ImageData:
-    """Nine images of the one class for one of the other."""
-    data = halves()
-    data.train.targets = (torch.arange(64) % 10 == 0).long()
-    return data
-
-
-def test_rare_classes_are_shown_as_often_as_the_sampling_says(source):
+def test_rare_classes_are_shown_as_often_as_the_sampling_says():
     shown = []
     for sampling in ("natural", "sqrt", "balanced"):
-        found = Trainer(source, lopsided(), Strategy(batch_size=16, sampling=sampling), 0, DEVICE)
-        shown.append(sum(int(targets.sum()) for _, targets, _ in found._batches()))
+        strategy, short = Strategy(batch_size=16, sampling=sampling), ShortEpochs(0, 1.0)
+        batches = Batches(lopsided(), strategy, 0, DEVICE, NORMALISE, None, NOTHING_REUSED, short, ALONE)
+        shown.append(sum(int(targets.sum()) for _, targets, _ in batches.read(batches.draw_order())))
     assert shown == [7, pytest.approx(16, abs=1), 32]
 
 
 def test_rare_classes_weigh_as_much_as_the_class_weights_say(source):
-    found = Trainer(source, lopsided(), Strategy(class_weights="balanced"), 0, DEVICE)
-    weights = found._class_weights
+    weights = weights_of_classes(lopsided(), Strategy(class_weights="balanced"), DEVICE)
     assert (weights[1] / weights[0]).item() == pytest.approx(57 / 7)
     data = halves("regression", lambda half: half[:, None].float())
     with pytest.raises(ConfigError, match=r"strategy.class_weights: task regression has no classes"):

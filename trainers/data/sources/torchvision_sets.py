@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from strategies import DataError, nearest
 from trainers.data.found import DatasetItem, Found, ImageRef, Place
 from trainers.data.sources.checks import check_task, checked_root
 from trainers.data.sources.idx import idx_folder, idx_folders, read_part
+from trainers.private_apis import targets_of_set
 
 _IDX_SETS = ("FashionMNIST", "KMNIST", "MNIST")
 _DEBIAN_FASHION = (
@@ -127,7 +125,7 @@ def _parts(root: Path, name: str) -> dict[str, _Part]:
                 f"data.dataset={name} was not found under data.root={root}, and nothing is downloaded; "
                 f"torchvision says: {type(error).__name__}: {error}"
             ) from error
-        targets = _targets(dataset)
+        targets = targets_of_set(dataset)
         items = [DatasetItem(dataset, k) for k in range(len(dataset))]
         parts[split] = _Part(items, targets, _class_names(dataset, targets))
     return parts
@@ -135,14 +133,6 @@ def _parts(root: Path, name: str) -> dict[str, _Part]:
 
 def _class(name: str) -> Any:
     return getattr(importlib.import_module("torchvision.datasets"), name)
-
-
-def _targets(dataset: Any) -> list[int]:
-    for attribute in ("targets", "_labels", "labels"):
-        if hasattr(dataset, attribute):
-            targets: NDArray[np.int64] = np.asarray(getattr(dataset, attribute), dtype=np.int64)
-            return [int(target) for target in targets]
-    return [int(target) for _, target in dataset._samples]
 
 
 def _class_names(dataset: Any, targets: Sequence[int]) -> tuple[str, ...]:
