@@ -11,10 +11,21 @@ from typing import Any
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search.processes import is_gone, is_here
-from search.storage import ATTEMPT, CONTINUES, OUTCOME, OWNER, PRESET, REASON, RETRY_OF, has_drawn
+from search.storage import (
+    ATTEMPT,
+    CONTINUES,
+    OUTCOME,
+    OWNER,
+    PRESET,
+    REASON,
+    RETRY_OF,
+    has_drawn,
+    live_trial,
+    queued_params,
+)
 
 # A process names itself in a trial within milliseconds of asking for it.
 _NAMING_SECONDS = 3.0
@@ -102,7 +113,7 @@ def interrupt(study: Study, trial: FrozenTrial) -> None:
 
     That is no fault of the trial, so it is not counted among its attempts.
     """
-    live = Trial(study, trial._trial_id)
+    live = live_trial(study, trial)
     try:
         live.set_user_attr(OUTCOME, "killed")
         live.set_user_attr(REASON, INTERRUPTED)
@@ -119,7 +130,7 @@ def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
     Returns:
         Whether it was this call that told it.
     """
-    live = Trial(study, trial._trial_id)
+    live = live_trial(study, trial)
     try:
         # Attributes come first: a told trial cannot be changed.
         last = attempt_of(trial) >= retries
@@ -135,7 +146,7 @@ def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
 
 def give_up(study: Study, trial: FrozenTrial, reason: str) -> None:
     """Tell a running trial as failed for good, unless another process told it first."""
-    live = Trial(study, trial._trial_id)
+    live = live_trial(study, trial)
     with suppress(UpdateFinishedTrialError, ValueError):
         live.set_user_attr(OUTCOME, "failed")
         live.set_user_attr(REASON, reason)
@@ -174,6 +185,6 @@ def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
 
 def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
     """Queue a trial's parameters once more, with what else is known of it and these attributes."""
-    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    params = {**queued_params(trial), **trial.params}
     kept = {name: trial.user_attrs[name] for name in (PRESET, CONTINUES) if name in trial.user_attrs}
     study.enqueue_trial(params, user_attrs={**kept, **attrs})

@@ -7,6 +7,8 @@ from typing import Any
 
 from optuna.trial import Trial
 
+from search.storage.private_apis import trial_id
+
 
 class AttributeWriter:
     """Writes attributes of trials in the order in which they are put, in one thread.
@@ -35,4 +37,4 @@ class AttributeWriter:
 def write_attributes(trial: Trial, attributes: Mapping[str, Any]) -> None:
     """Write attributes of a trial to the store at once, and leave the trial object as it is."""
     for name, value in attributes.items():
-        trial.storage.set_trial_user_attr(trial._trial_id, name, value)
+        trial.storage.set_trial_user_attr(trial_id(trial), name, value)

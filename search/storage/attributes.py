@@ -5,6 +5,8 @@ from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.storage.private_apis import queued_params
+
 Outcome = Literal["complete", "pruned", "failed", "killed"]
 
 # Attributes of an Optuna trial. Of one that was told while MLflow was away, RUN_ID is the run's key, to which
@@ -66,7 +68,7 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
 
 def has_drawn(trial: FrozenTrial) -> bool:
     """Whether anything of a trial's strategy is known; of a space without choices, whether it was sampled."""
-    return bool(trial.params or trial.system_attrs.get("fixed_params") or FINGERPRINT in trial.user_attrs)
+    return bool(trial.params or queued_params(trial) or FINGERPRINT in trial.user_attrs)
 
 
 def score_of(trial: FrozenTrial) -> float | None:

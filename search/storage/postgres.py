@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError
 
+from search.storage.private_apis import models, transaction
 from search.storage.retrying import retried, retry_methods
 from search.storage.server_lock import SharedLock
 from strategies import ConfigError
@@ -200,7 +199,7 @@ class SteadyStorage(RDBStorage):
         return retried(lambda: self._change_state(trial_id, state, values or (), mark))
 
     def _change_state(self, trial_id: int, state: TrialState, values: Sequence[float], mark: str) -> bool:
-        with _create_scoped_session(self.scoped_session) as session:
+        with transaction(self.scoped_session) as session:
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             left = models.TrialSystemAttributeModel.find_by_trial_and_key(trial, _MARK, session)
             if left is not None and json.loads(str(left.value_json)) == mark:

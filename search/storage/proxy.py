@@ -20,9 +20,9 @@ from uuid import uuid4
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.storage.private_apis import BaseHeartbeat, add_storage_service, trial_id
 from search.storage.retrying import retried, retry_methods
 from search.storage.server_lock import SharedLock
 from strategies import ConfigError
@@ -114,7 +114,7 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
             if tries > 1:
                 for trial in self.get_all_trials(study_id, deepcopy=False):
                     if trial.system_attrs.get(_MARK) == mark:
-                        return trial._trial_id
+                        return trial_id(trial)
             return make(study_id, template)
 
         return retried(once)
@@ -266,8 +266,6 @@ def serve(storage: BaseStorage, host: str, port: int) -> tuple[Any, int]:
     """
     _address("")
     import grpc
-    from optuna.storages._grpc.auto_generated import api_pb2_grpc
-    from optuna.storages._grpc.servicer import OptunaStorageProxyService
 
     assert isinstance(storage, BaseHeartbeat), "get_storage makes it so"
     extras = _Extras(storage)
@@ -279,8 +277,7 @@ def serve(storage: BaseStorage, host: str, port: int) -> tuple[Any, int]:
     # Not shared: a second server at one port would otherwise get half of the calls.
     options = [*_KEEPALIVE, *_OFTEN, ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(_MOST_THREADS), options=options)
-    service = OptunaStorageProxyService(storage)
-    api_pb2_grpc.add_StorageServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    add_storage_service(storage, server)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     try:
         port = server.add_insecure_port(f"{host}:{port}")

@@ -118,7 +118,7 @@ def test_a_recycled_process_number_does_not_pass_for_the_owner(study):
 
 
 def test_a_killed_process_that_its_parent_has_not_asked_about_counts_as_ended(study):
-    script = "import time; from search.scheduling.retry import owner; print(owner(), flush=True); time.sleep(600)"
+    script = "import time; from search.processes import owner; print(owner(), flush=True); time.sleep(600)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
     written = process.stdout.readline()
