@@ -186,7 +186,7 @@ def scored(trials: list[FrozenTrial]) -> list[tuple[dict[str, Any], float | None
 def dead_owner() -> str:
     """What a process on this host wrote that has ended since."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from search.scheduling.retry import owner; print(owner())"],
+        [sys.executable, "-c", "from search.processes import owner; print(owner())"],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         text=True,
