@@ -30,7 +30,7 @@ import json, os, signal, sys, threading
 sys.path.insert(0, os.getcwd())
 os.environ["OLD"] = "old"
 import search.study
-from search.forkserver import Copy, warm_forkserver, start_process
+from search.processes.forkserver import Copy, warm_forkserver, start_process
 
 def ask(word, **environment):
     process = start_process("asked", {"NEW": "new", **environment})
@@ -85,7 +85,7 @@ print(json.dumps([before]))"""
     assert printed(tmp_path, code)[0] == [True]
 
 
-def test_once_the_nursery_was_killed_its_copies_are_ended_and_others_are_started_as_usual(tmp_path):
+def test_once_the_forkserver_was_killed_its_copies_are_ended_and_others_are_started_as_usual(tmp_path):
     code = """from search.processes.forkserver import _open
 first = start_process("asked", {"NEW": "new"})
 os.kill(_open[0].pid, signal.SIGKILL)
