@@ -1,4 +1,4 @@
-"""Signs of life of a running trial."""
+"""Heartbeats of a running trial."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ class Heartbeat:
             try:
                 storage.record_heartbeat(trial_id(self._trial))
             except Exception as error:  # each database driver has errors of its own
-                # The trial itself meets the store soon enough; until then a beat that was missed is made up for.
+                # The trial itself meets the store's error soon; until then the next heartbeat makes up for this one.
                 logger.info("trial %d could not record that it is alive: %s", self._trial.number, error)
             if self._stop.wait(HEARTBEAT_SECONDS):
                 return
