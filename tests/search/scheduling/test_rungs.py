@@ -80,7 +80,7 @@ def test_a_trial_that_goes_on_scores_what_it_would_have_scored_without_the_break
     assert runs[4].data.metrics["seconds"] == pytest.approx(sum(seconds))
     said = capsys.readouterr().out
     assert said.count("(paused at epoch 2)") == 3
-    assert "(goes on from trial 1, preset place 1)" in said
+    assert "(resumes trial 1, preset place 1)" in said
     assert lab.run() == 0
     assert len(lab.trials()) == 5
 
@@ -169,7 +169,7 @@ def test_a_trial_whose_file_is_gone_stays_paused_and_one_whose_file_is_damaged_s
     if harm == "gone":
         assert lab.outcomes() == ["complete", "pruned", "pruned", "pruned"]
     else:
-        assert "trial 4 starts anew, and does not go on from trial 1: " in capsys.readouterr().out
+        assert "trial 4 starts anew, and does not resume trial 1: " in capsys.readouterr().out
         check_ladder(lab, whole)
 
 
@@ -179,7 +179,7 @@ def test_a_trial_that_cannot_be_kept_just_ends(ladder, capsys):
     (lab.folder / "mlruns" / "cache" / "paused").write_text("not a folder")
     assert lab.run() == 0
     assert lab.outcomes() == ["complete", "pruned", "pruned", "pruned"]
-    assert "trial 1 cannot go on later: " in capsys.readouterr().out
+    assert "trial 1 cannot resume later: " in capsys.readouterr().out
     assert all(PAUSED not in trial.user_attrs for trial in lab.trials())
 
 
