@@ -105,7 +105,7 @@ class Spool:
             file.write(b".")
 
     def set_aside(self, write: Write, reason: str) -> None:
-        """Keep a write that MLflow has refused in ``refused.jsonl`` beside the folder, so that later ones can follow."""
+        """Keep a write that MLflow has refused in ``refused.jsonl`` beside the folder, so that later writes go on."""
         if isinstance(write, Upload):
             place = self.checkpoints_of(write.run) / write.place
             if place.exists():
