@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from search.config.schema import build_config, section_names
 from search.config.study import StudyConfig
-from search.config.study_files import _plain, find_study, list_studies, load_space, load_study
+from search.config.study_files import as_dict, find_study, list_studies, load_space, load_study
 from search.config.urls import without_password
 from strategies import ConfigError, first_line, nearest
 
@@ -237,7 +237,7 @@ def _set(holder: dict[str, Any], last: str, change: Change, is_section: bool) ->
 
 def _resolved(values: dict[str, Any]) -> dict[str, Any]:
     try:
-        return _plain(OmegaConf.create(values), resolve=True)
+        return as_dict(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'study'}: {first_line(error)}") from error
 

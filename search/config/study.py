@@ -152,38 +152,39 @@ class StudyConfig(Section):
     @classmethod
     def _decodes_for_task(cls, value: ModelConfig, info: ValidationInfo) -> ModelConfig:
         task = info.data.get("task", "classification")
-        known = TASK_DECODERS.get(task, ())
-        if value.decoder is not None and not known:
+        allowed = TASK_DECODERS.get(task, ())
+        if value.decoder is not None and not allowed:
             raise problems(f"model.decoder: {value.decoder!r} would not be used by task {task}; leave it out")
-        if value.decoder is not None and value.decoder not in known:
+        if value.decoder is not None and value.decoder not in allowed:
             raise problems(
-                f"model.decoder: {value.decoder!r} is not one of {', '.join(known)}{close_hint(value.decoder, known)}"
+                f"model.decoder: {value.decoder!r} is not one of {', '.join(allowed)}"
+                f"{close_hint(value.decoder, allowed)}"
             )
         return value
 
     @field_validator("metric")
     @classmethod
     def _scores_task(cls, value: str, info: ValidationInfo) -> str:
-        known = TASK_METRICS[info.data.get("task", "classification")]
-        if value not in known:
-            raise problems(f"metric: {value!r} is not one of {', '.join(known)}{close_hint(value, known)}")
+        allowed = TASK_METRICS[info.data.get("task", "classification")]
+        if value not in allowed:
+            raise problems(f"metric: {value!r} is not one of {', '.join(allowed)}{close_hint(value, allowed)}")
         return value
 
     @field_validator("costs", mode="before")
     @classmethod
     def _are_costs(cls, value: Any) -> tuple[str, ...]:
-        known = get_args(Cost)
+        allowed = get_args(Cost)
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list | tuple):
-            raise problems(f"costs: {value!r} is not a list of {', '.join(known)}")
-        unknown = [one for one in listed if one not in known]
+            raise problems(f"costs: {value!r} is not a list of {', '.join(allowed)}")
+        unknown = [one for one in listed if one not in allowed]
         if unknown:
             raise problems(
-                *(f"costs: {one!r} is not one of {', '.join(known)}{close_hint(one, known)}" for one in unknown)
+                *(f"costs: {one!r} is not one of {', '.join(allowed)}{close_hint(one, allowed)}" for one in unknown)
             )
         refuse_twice("costs", listed)
         # Always in the same order: the study stores values by their index.
-        return tuple(cost for cost in known if cost in listed)
+        return tuple(cost for cost in allowed if cost in listed)
 
     @field_validator("sampler")
     @classmethod

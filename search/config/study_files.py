@@ -83,10 +83,11 @@ def load_study(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a readable study file: {first_line(error)}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path}: holds a list, a study is a mapping of keys to values")
-    return {str(key): value for key, value in _plain(node, resolve=False).items()}
+    return {str(key): value for key, value in as_dict(node, resolve=False).items()}
 
 
-def _plain(node: DictConfig, resolve: bool) -> dict[str, Any]:
-    plain = OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve)
-    assert isinstance(plain, dict)
-    return plain  # type: ignore[return-value]  # keys that are no strings are the schema's to refuse
+def as_dict(node: DictConfig, resolve: bool) -> dict[str, Any]:
+    """A mapping of OmegaConf's as a dict, with its interpolations resolved or not."""
+    found = OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(found, dict)
+    return found  # type: ignore[return-value]  # keys that are no strings are the schema's to refuse

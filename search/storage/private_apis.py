@@ -1,7 +1,7 @@
 """Private names of Optuna and undocumented names of MLflow, each with its reason: any new version may drop them.
 
 No other module of this package imports a private name of Optuna. MLflow's names are imported where they are used:
-otherwise whoever opens Optuna's storage would wait for MLflow.
+otherwise every process that opens Optuna's storage would wait for MLflow.
 """
 
 from typing import Any
