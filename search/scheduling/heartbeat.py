@@ -8,7 +8,7 @@ from typing import cast
 
 from optuna.trial import Trial
 
-from search.storage import HEARTBEAT_SECONDS, BaseHeartbeat, trial_id
+from search.storage import HEARTBEAT_SECONDS, BaseHeartbeat, id_in_storage
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Heartbeat:
         storage = cast(BaseHeartbeat, self._trial.storage)
         while True:
             try:
-                storage.record_heartbeat(trial_id(self._trial))
+                storage.record_heartbeat(id_in_storage(self._trial))
             except Exception as error:  # each database driver has errors of its own
                 # The trial itself meets the store's error soon; until then the next heartbeat makes up for this one.
                 logger.info("trial %d could not record that it is alive: %s", self._trial.number, error)

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from search.storage.private_apis import trial_id
+from search.storage.private_apis import id_in_storage
 
 
 class AttributeWriter:
@@ -37,4 +37,4 @@ class AttributeWriter:
 def write_attributes(trial: Trial, attributes: Mapping[str, Any]) -> None:
     """Write attributes of a trial to the store at once, without a change of the trial object."""
     for name, value in attributes.items():
-        trial.storage.set_trial_user_attr(trial_id(trial), name, value)
+        trial.storage.set_trial_user_attr(id_in_storage(trial), name, value)

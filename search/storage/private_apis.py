@@ -17,11 +17,11 @@ __all__ = [
     "NAMES",
     "BaseHeartbeat",
     "add_storage_service",
+    "id_in_storage",
     "live_trial",
     "models",
     "queued_params",
     "transaction",
-    "trial_id",
 ]
 
 #: Name, as ``pkgutil.resolve_name`` takes it, to the reason why it is used or overridden.
@@ -57,14 +57,14 @@ NAMES = {
 }
 
 
-def trial_id(trial: Trial | FrozenTrial) -> int:
+def id_in_storage(trial: Trial | FrozenTrial) -> int:
     """A trial's id in its storage, as the methods of storages take it; ``trial.number`` counts within a study."""
     return trial._trial_id
 
 
 def live_trial(study: Study, trial: FrozenTrial) -> Trial:
     """A running trial, as ``study.tell`` takes it, whichever process asked for it."""
-    return Trial(study, trial_id(trial))
+    return Trial(study, id_in_storage(trial))
 
 
 def queued_params(trial: FrozenTrial) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.storage.private_apis import BaseHeartbeat, add_storage_service, trial_id
+from search.storage.private_apis import BaseHeartbeat, add_storage_service, id_in_storage
 from search.storage.retrying import retried, retry_methods
 from search.storage.server_lock import SharedLock
 from strategies import ConfigError
@@ -114,7 +114,7 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
             if tries > 1:
                 for trial in self.get_all_trials(study_id, deepcopy=False):
                     if trial.system_attrs.get(_MARK) == mark:
-                        return trial_id(trial)
+                        return id_in_storage(trial)
             return make(study_id, template)
 
         return retried(once)

@@ -34,14 +34,14 @@ def test_the_message_names_the_api_and_the_version():
 
 
 def test_a_trial_has_an_id_in_its_storage_and_the_parameters_that_were_queued():
-    from search.storage import live_trial, queued_params, trial_id
+    from search.storage import id_in_storage, live_trial, queued_params
 
     study = optuna.create_study()
     study.enqueue_trial({"lr": 0.1})
     trial = study.ask()
     (frozen,) = study.get_trials()
     assert hasattr(frozen, "_trial_id"), lacks("optuna.trial:FrozenTrial._trial_id", "storages ask for it")
-    assert trial_id(frozen) == trial_id(trial) == trial_id(live_trial(study, frozen))
+    assert id_in_storage(frozen) == id_in_storage(trial) == id_in_storage(live_trial(study, frozen))
     assert queued_params(frozen) == {"lr": 0.1}, lacks("optuna.trial:FrozenTrial.system_attrs.fixed_params", "retries")
     study.ask()
     assert queued_params(study.get_trials()[1]) == {}
