@@ -1,6 +1,6 @@
-"""What a study file and the command line may say, as typed sections, and how files become a configuration.
+"""The configuration of a study: typed sections with their checks, and how files and overrides become one.
 
-It imports neither torch nor optuna nor mlflow, so that help and errors answer at once.
+This room imports neither torch nor optuna nor mlflow, so that help and configuration errors answer at once.
 """
 
 import lazy_loader

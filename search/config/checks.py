@@ -1,4 +1,4 @@
-"""What the sections of a study file must not say together: each check gives a line for each problem, or none."""
+"""Checks of values that contradict each other across sections: each gives one line a problem."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def unkept_winners(confirm: ConfirmConfig, checkpoints: CheckpointsConfig) -> It
 def useless_thresholds(
     budget: BudgetConfig, costs: Sequence[str], model: ModelConfig, space: Mapping[str, Entry]
 ) -> Iterator[str]:
-    """A search is to end by its expected improvement, which nobody can estimate."""
+    """A search is to end by its expected improvement, which Optuna cannot estimate for it."""
     threshold = budget.min_improvement
     if threshold is None:
         return
@@ -39,7 +39,7 @@ def useless_thresholds(
 
 
 def unshared_stores(executor: ExecutorConfig, store: StoreConfig, is_in_memory: bool) -> Iterator[str]:
-    """Several processes are to share a store that is in the memory of one."""
+    """Several processes are to share a store that is in one process's memory."""
     if executor.may_be_one_process or not is_in_memory:
         return
     several = executor.trials_per_device != 1
@@ -48,7 +48,7 @@ def unshared_stores(executor: ExecutorConfig, store: StoreConfig, is_in_memory: 
 
 
 def unusable_devices(executor: ExecutorConfig, device: str) -> Iterator[str]:
-    """The executor and the device ask for different things."""
+    """The executor and the device contradict each other."""
     if executor.devices != "auto" and device not in ("auto", "cuda"):
         yield (
             f"executor.devices: {executor.devices!r} would choose among GPUs, and device: {device} has chosen already; "
@@ -66,7 +66,7 @@ def unusable_devices(executor: ExecutorConfig, device: str) -> Iterator[str]:
 
 
 def crowded_gpus(executor: ExecutorConfig) -> Iterator[str]:
-    """Trials are to have several GPUs each, and GPUs several trials."""
+    """Several GPUs a trial and several trials a GPU are asked for."""
     if executor.gpus_per_trial > 1 and executor.trials_per_device != 1:
         yield (
             f"executor.gpus_per_trial: {executor.gpus_per_trial} GPUs a trial and executor.trials_per_device: "
@@ -87,7 +87,7 @@ def unfit_losses(key: str, losses: Sequence[str], task: str) -> list[str]:
 
 
 def values_of(space: Mapping[str, Entry], name: str) -> tuple[Any, ...]:
-    """The values of a field that a space holds; of a range its ends, of a field that it leaves out the default."""
+    """The values of a field in a space: the ends of a range, or the default of a field that the space leaves out."""
     match space.get(name, Fixed(getattr(Strategy(), name))):
         case Fixed(value=value):
             return (value,)

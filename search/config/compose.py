@@ -1,4 +1,4 @@
-"""From the words of a command line to configurations: study file, Hydra overrides, sweeps."""
+"""Configurations from the arguments of a command: study file, Hydra overrides, sweeps."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from search.config.schema import build_config, section_names
 from search.config.study import StudyConfig
-from search.config.study_files import _plain, find_study, list_studies, load_space, load_study
+from search.config.study_files import as_dict, find_study, list_studies, load_space, load_study
 from search.config.urls import without_password
 from strategies import ConfigError, first_line, nearest
 
@@ -29,7 +29,7 @@ class Change:
         kind: Set, add or delete.
         key: Dotted key.
         value: The new value; for a deletion the value that must be there, or None for any.
-        swept: The override gave several values, this is one of them.
+        swept: Whether this is one of several values of the override.
     """
 
     kind: OverrideType
@@ -62,9 +62,9 @@ def configure(
     """The configuration of one study, from Python.
 
     Args:
-        study: A study's name or file, or what would stand in one.
+        study: A study's name or file, or the content of a study file.
         overrides: Hydra overrides, as on the command line; they come last.
-        changes: Values by key. What is given of a section is merged with it, one level deep, as on the command line.
+        changes: Values by key. A mapping for a section is merged with it, one level deep, as on the command line.
 
     Raises:
         ConfigError: One line a problem.
@@ -81,7 +81,7 @@ def configure(
 
 
 def _as_yaml_has_it(value: Any) -> Any:
-    """A value of Python's as a study file would have it."""
+    """A Python value as a study file would hold it."""
     if isinstance(value, Mapping):
         return {key: _as_yaml_has_it(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -90,9 +90,9 @@ def _as_yaml_has_it(value: Any) -> Any:
 
 
 def compose_jobs(arguments: Sequence[str], multirun: bool = False) -> list[StudyConfig]:
-    """The configurations that the arguments ask for: one, or with ``multirun`` the product of all sweeps.
+    """The configurations of the arguments: one, or with ``multirun`` the product of all sweeps.
 
-    Jobs that would share a study's name get the swept values that tell them apart as a suffix, unless
+    Where several jobs would have the same study's name, the swept values that differ become a suffix of it, unless
     ``name`` itself is swept.
 
     Raises:
@@ -145,7 +145,7 @@ def _changes(override: Override, multirun: bool) -> list[Change]:
     if isinstance(value, Glob):
         values: list[Any] = value.filter(list(list_studies()))
     else:
-        # The grammar's own quoting makes each element, read again, the value that was meant.
+        # Hydra's grammar quotes each element so that it can be parsed again.
         values = [_parse(f"{key}={text}").value() for text in override.sweep_string_iterator()]
     if not values:
         raise ConfigError(f"{override.input_line}: the sweep holds no value")
@@ -153,13 +153,13 @@ def _changes(override: Override, multirun: bool) -> list[Change]:
 
 
 def _draft(job: Job) -> tuple[dict[str, Any], list[str]]:
-    """The values of a job before they are checked against the schema, and the problems met so far."""
+    """The values of a job before the check against the schema, and the problems so far."""
     path = find_study(str([change.value for change in job if change.key == "study" and change.value][-1]))
     return _changed(_read(path), [change for change in job if change.key != "study"])
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a study file says, over the defaults; without a name in it, it has the file's."""
+    """The values of a study file over the defaults; a study without a name takes the file's."""
     values = _merged(load_study(path))
     if values["name"] is None:
         values["name"] = path.stem
@@ -167,7 +167,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _changed(values: dict[str, Any], changes: Iterable[Change]) -> tuple[dict[str, Any], list[str]]:
-    """The values with changes, and which of these cannot be made."""
+    """The changed values, and a line for each change that cannot be made."""
     problems = []
     for change in changes:
         try:
@@ -179,7 +179,7 @@ def _changed(values: dict[str, Any], changes: Iterable[Change]) -> tuple[dict[st
 
 def _merged(study: Mapping[str, Any]) -> dict[str, Any]:
     values = StudyConfig().model_dump(mode="json")
-    # Unless somebody says them, they follow from other keys.
+    # These follow from other keys unless they are given.
     del values["data"]["source"], values["metric"], values["pruner"]["name"], values["executor"]["name"]
     for key, given in study.items():
         value = _by_name(key, given)
@@ -190,7 +190,7 @@ def _merged(study: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_name(key: str, value: Any) -> Any:
-    """What a section is to be that was given as one word: ``strategy=small``, ``executor=ray``."""
+    """The content of a section that was given as one word: ``strategy=small``, ``executor=ray``."""
     if key == "strategy" and isinstance(value, str):
         return load_space(value)
     return {"name": value} if key == "executor" and isinstance(value, str) else value
@@ -237,13 +237,13 @@ def _set(holder: dict[str, Any], last: str, change: Change, is_section: bool) ->
 
 def _resolved(values: dict[str, Any]) -> dict[str, Any]:
     try:
-        return _plain(OmegaConf.create(values), resolve=True)
+        return as_dict(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'study'}: {first_line(error)}") from error
 
 
 def _tell_apart(jobs: Sequence[Job], drafts: Sequence[dict[str, Any]]) -> None:
-    """Append to names that occur twice the swept values that differ."""
+    """Append the swept values that differ to names that several jobs have."""
     for name in {str(values.get("name")) for values in drafts}:
         group = [place for place, values in enumerate(drafts) if str(values.get("name")) == name]
         labels = {place: _label([jobs[other] for other in group], jobs[place]) for place in group}

@@ -10,7 +10,7 @@ from search.config.section import Section, Text, problems, unknown_key
 _PLACE_KEYS = ("root", "dataset", "manifest", "annotations", "shards", "columns", "masks", "palette")
 
 
-# What each source needs of those keys, and what it can use besides.
+# Keys that each source needs, and keys that it can use too.
 _SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "digits": ((), ()),
     "folder": (("root",), ()),
@@ -48,16 +48,21 @@ class DataConfig(Section):
         "torchvision",
         "voc",
         "webdataset",
-    ] = Field("digits", description="where images come from; by default what the keys below ask for")
+    ] = Field("digits", description="where images come from; by default it follows from the keys below")
     root: Text | None = Field(
         None, description="folder of the images (folder, masks, torchvision, voc), or base of relative paths"
     )
     dataset: Text | None = Field(
-        None, description="torchvision set such as FashionMNIST (with root), or Hugging Face set: a folder, owner/name"
+        None,
+        description="torchvision data set such as FashionMNIST (with root), or Hugging Face's: a folder or owner/name",
     )
-    manifest: Files = Field(None, description="CSV or Parquet with path, label, maybe split; or one a split")
-    annotations: Files = Field(None, description="COCO json; or one a split: {train: a.json, val: b.json}")
-    shards: Files = Field(None, description="WebDataset tars, such as train-{000..012}.tar; or some a split")
+    manifest: Files = Field(
+        None, description="CSV or Parquet file with path, label, maybe split; or a file for each split"
+    )
+    annotations: Files = Field(
+        None, description="COCO JSON file; or a file for each split: {train: a.json, val: b.json}"
+    )
+    shards: Files = Field(None, description="WebDataset tars, such as train-{000..012}.tar; or tars for each split")
     columns: dict[str, Any] = Field(
         default_factory=dict, description="names of the columns image, label (or a list), split and group"
     )
@@ -66,32 +71,36 @@ class DataConfig(Section):
         None, description="CSV that names the masks' classes: name,index or name,red,green,blue; null for 0 to K"
     )
     ignore_index: int | None = Field(
-        255, ge=0, le=255, description="what masks hold where a pixel does not count; null if every pixel does"
+        255, ge=0, le=255, description="value in masks of pixels that do not count; null if every pixel counts"
     )
     image_size: int = Field(64, ge=8, le=2048, description="height and width the model sees, in pixels")
     max_value: float | None = Field(
-        None, gt=0, description="what is white in images of more than 8 bits; null for their type's range"
+        None, gt=0, description="value of white in images of more than 8 bits; null for the range of their type"
     )
-    val_fraction: float = Field(0.2, gt=0, lt=1, description="validation's share where the data has no split")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="the test's share where the data has no split")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="share of validation images where the data has no split")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of test images where the data has no split")
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of that split")
-    folds: int | None = Field(None, ge=2, description="cross-validation: divide train in so many parts; null for none")
-    fold: int = Field(0, ge=0, description="which of the folds is validation, from 0")
+    folds: int | None = Field(None, ge=2, description="cross-validation: number of parts of train; null for none")
+    fold: int = Field(0, ge=0, description="the fold that is validation, counted from 0")
     limit_train: int | None = Field(None, ge=1, description="at most this many training images; null for all")
     limit_val: int | None = Field(None, ge=1, description="at most this many validation images; null for all")
     limit_test: int | None = Field(None, ge=1, description="at most this many test images; null for all")
-    on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an unreadable image leads to")
+    on_bad_image: Literal["refuse", "skip"] = Field(
+        "refuse", description="refuse the data set, or skip an image that cannot be read"
+    )
     on_duplicates: Literal["report", "move"] = Field(
         "report", description="images of val or test that train holds too: report them, or move them to train"
     )
     cache: Text = Field("mlruns/cache", description="folder of the decoded images, shared by studies and processes")
-    cache_gib: float = Field(20.0, ge=0, description="bound of that folder; a larger set is decoded in every epoch")
-    workers: int = Field(2, ge=0, description="processes that decode a set too large for the cache")
+    cache_gib: float = Field(
+        20.0, ge=0, description="limit of that folder's size; a data set beyond it is decoded in every epoch"
+    )
+    workers: int = Field(2, ge=0, description="processes that decode a data set beyond the cache's limit")
 
     @model_validator(mode="before")
     @classmethod
     def _source_follows(cls, values: Any) -> Any:
-        """Whoever names a folder of images wants it searched, and not digits."""
+        """A source that is not given follows from the keys that are."""
         if not isinstance(values, Mapping) or "source" in values:
             return values
         dataset = "huggingface" if values.get("root") is None else "torchvision"
@@ -150,7 +159,7 @@ class DataConfig(Section):
 
 
 def dense_source(task: str, data: Mapping[str, Any]) -> str | None:
-    """Where masks or boxes come from if nobody says; None where the keys say it."""
+    """The source of masks or boxes where none is given; None where it follows from the other keys."""
     given = [key for key in _PLACE_KEYS if data.get(key)]
     if "source" in data or set(given) - {"root"}:
         return None

@@ -1,4 +1,4 @@
-"""What a study searches and tries first where its file says nothing, and what each task scores by."""
+"""Default space and presets of a study, and the metrics and decoders of each task."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ DEFAULT_SPACE: dict[str, Any] = {
 DEFAULT_PRESETS: dict[str, dict[str, Any]] = {
     "linear_probe": {"depth": 0, "lr": 3e-3},
     "last_block": {"depth": 1, "lr": 1e-3},
-    # On convolutional networks better than with decay, which transformers need.
+    # Without layer decay, which is better on convolutional networks; transformers need the next preset.
     "full": {"depth": 1.0, "lr": 2e-3},
     "full_layer_decay": {"depth": 1.0, "lr": 2e-3, "layer_decay": 0.8},
 }
 
 
-# The metrics of each task, the first its default; known here without importing torch.
+# The metrics of each task, the default first; listed here so that torch need not be imported.
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "balanced_accuracy", "macro_f1", "loss"),
     "multilabel": ("mean_average_precision", "macro_f1", "micro_f1", "exact_match", "loss"),
@@ -34,7 +34,7 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
 }
 
 
-# What can stand on the encoder for tasks whose targets lie in the image, the default first; as above without torch.
+# The decoders of tasks whose targets lie in the image, the default first; listed here for the same reason.
 TASK_DECODERS: dict[str, tuple[str, ...]] = {
     "segmentation": ("unet", "fpn", "deeplabv3plus", "fcn"),
     "detection": ("faster_rcnn", "retinanet", "fcos"),

@@ -8,11 +8,11 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from search.config.section import Section, Text, problems, refuse_twice
 from strategies import nearest
 
-# Processes that train at once on a device, each of which takes memory of its own; and on all nodes of a cluster.
+# Most processes that train at once on a device, where each takes memory of its own; and on a whole cluster.
 MOST_WORKERS, MOST_RAY_WORKERS = 64, 1024
 
 
-# The executors' keys that one of them alone knows.
+# Keys that only one executor uses.
 EXECUTOR_KEYS: dict[str, tuple[str, ...]] = {
     "local": ("trials_per_device", "devices"),
     "ray": ("address", "workers", "gpus", "resources", "placement"),
@@ -24,38 +24,38 @@ class ExecutorConfig(Section):
 
     name: Literal["auto", "inline", "local", "ray"] = Field(
         "auto",
-        description="this process, worker processes of this machine, or a Ray cluster; by default what the keys below "
-        "ask for, else local where there are several GPUs and inline where there is one device",
+        description="this process, worker processes of this machine, or a Ray cluster; by default it follows from the "
+        "keys below, else local where there are several GPUs, and inline where there is one device",
     )
     trials_per_device: Literal["auto"] | int = Field(
         1,
-        description="trials trained at once on a device, each by a process of its own: 1 to 64, or auto, which "
-        "measures (local)",
+        description="trials trained at once on a device, each by its own process: 1 to 64, or auto to measure the best "
+        "number (local)",
     )
     devices: Literal["auto"] | int | tuple[int, ...] = Field(
         "auto",
-        description="GPUs of this machine: auto for all that may be used, a number, or a list of indices (local)",
+        description="GPUs of this machine: auto for all visible ones, a number, or a list of indices (local)",
     )
     address: Text | None = Field(
-        None, description="cluster: auto, HOST:PORT or ray://HOST:PORT; null begins one on this machine (ray)"
+        None, description="cluster: auto, HOST:PORT or ray://HOST:PORT; null starts a cluster on this machine (ray)"
     )
     workers: int | None = Field(
         None,
         ge=1,
         le=MOST_RAY_WORKERS,
-        description="worker processes; null for as many as the cluster has room for (ray)",
+        description="worker processes; null for as many as fit on the cluster (ray)",
     )
     gpus: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="GPU, or share of one, of each worker; null for a whole one where there are any (ray)",
+        description="GPU, or share of a GPU, for each worker; null for a whole GPU where there are any (ray)",
     )
     resources: dict[str, float] = Field(
         default_factory=dict, description="amounts of the cluster's custom resources that each worker needs (ray)"
     )
     placement: Literal["pack", "spread"] = Field(
-        "pack", description="fill one node after the other with workers, or spread them over nodes (ray)"
+        "pack", description="fill one node after the other with workers, or spread workers over nodes (ray)"
     )
 
     gpus_per_trial: int = Field(
@@ -65,7 +65,7 @@ class ExecutorConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _name_follows(cls, values: Any) -> Any:
-        """Whoever sets a key that one executor alone knows wants that one."""
+        """An executor that is not given follows from a key that only it uses."""
         if not isinstance(values, Mapping) or "name" in values:
             return values
         asked = [name for name, keys in EXECUTOR_KEYS.items() if any(_is_set(cls, values, key) for key in keys)]
@@ -122,7 +122,7 @@ class ExecutorConfig(Section):
 
     @property
     def may_be_one_process(self) -> bool:
-        """Whether the command may train by itself."""
+        """Whether the command's own process may train."""
         return self.name in ("auto", "inline")
 
 

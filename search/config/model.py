@@ -19,13 +19,13 @@ class ModelConfig(Section):
     name: Text | tuple[Text, ...] = Field("resnet18", description="any timm classifier, or a list of them to search")
     decoder: Text | None = Field(
         None,
-        description="what stands on the model's feature maps, by default the first of the task's: "
+        description="decoder on the model's feature maps, by default the first of the task's: "
         + "; ".join(f"{task}: {', '.join(names)}" for task, names in TASK_DECODERS.items()),
     )
     in_chans: int = Field(3, ge=1, le=1024, description="channels of the images: 1 for grey, 3 for RGB, or any other")
     weights: tuple[str, ...] = Field(
         ("hub",),
-        description="the first of these that can be had: hub, embedded, none, package:efficientnet-lite0, a file, "
+        description="the first available of: hub, embedded, none, package:efficientnet-lite0, a file, "
         "models:/name@alias, runs:/id/path",
     )
 
@@ -59,7 +59,7 @@ class ModelConfig(Section):
 
 
 def weights_problem(form: Any) -> str | None:
-    """What is wrong with a form of weights; None if nothing is."""
+    """What is wrong with a form of weights; None for a valid form."""
     packages = tuple(f"package:{name}" for name in WEIGHTS_PACKAGES)
     if isinstance(form, str):
         if form in ("hub", "embedded", "none", *packages) or form.lower().endswith(WEIGHTS_SUFFIXES):

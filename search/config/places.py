@@ -1,4 +1,4 @@
-"""The configuration's sections of what outlives a search: stores, champion, housekeeping."""
+"""The configuration's sections ``champion``, ``housekeeping``, ``store`` and ``tracking``."""
 
 from pydantic import Field, field_validator
 
@@ -6,31 +6,40 @@ from search.config.section import Section, Text, problems
 
 
 class ChampionConfig(Section):
-    """Which model is served, and what replaces it."""
+    """Which model is served, and when a new one replaces it."""
 
     name: str | None = Field(None, description="registered model in MLflow; by default the study's name")
     promote: bool = Field(
-        False, description="register the winner at the end, and make it the champion if it is better beyond chance"
+        False, description="register the winner at the end; it becomes the champion if it is significantly better"
     )
     alpha: float = Field(
-        0.05, gt=0, lt=1, description="how often an equal model may pass for a better or worse one at most"
+        0.05,
+        gt=0,
+        lt=1,
+        description="significance level: how often an equal model may at most pass for a better or worse one",
     )
     max_slowdown: float | None = Field(
-        None, gt=0, description="seconds an image of a new champion over those of the old one at most; null for any"
+        None,
+        gt=0,
+        description="most that a new champion's seconds per image may be, divided by the old one's; null for any",
     )
     max_growth: float | None = Field(
-        None, gt=0, description="numbers in a new champion over those in the old one at most; null for any"
+        None, gt=0, description="most that a new champion's parameters may be, divided by the old one's; null for any"
     )
 
 
 class HousekeepingConfig(Section):
-    """What nights remove."""
+    """What nightly searches remove."""
 
     days: float | None = Field(
-        None, gt=0, description="checkpoints of trials that ended so many days ago, and caches unused since; null: none"
+        None,
+        gt=0,
+        description="remove checkpoints of trials that ended so many days ago, and caches unused since; null: none",
     )
     gib: float | None = Field(
-        None, ge=0, description="bound of the studies' checkpoints, of which the oldest go first; null for none"
+        None,
+        ge=0,
+        description="limit of the studies' checkpoints, of which the oldest are removed first; null for none",
     )
 
 

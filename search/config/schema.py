@@ -1,4 +1,4 @@
-"""The configuration's keys as data: names, accepted values, and what is wrong with a value."""
+"""The configuration's keys as data: names, accepted values, and error messages for wrong values."""
 
 import types
 import typing
@@ -25,7 +25,7 @@ class Key:
     Args:
         name: Full dotted name, as on the command line.
         expected: The accepted values in words.
-        default: What holds when neither study file nor command line says anything.
+        default: Value where neither study file nor command line gives one.
         help: One line.
     """
 
@@ -112,21 +112,21 @@ def _limits(field: FieldInfo) -> Iterator[str]:
                 yield f"below {bound}"
 
 
-def build_config(values: Mapping[str, Any], known_problems: Sequence[str] = ()) -> StudyConfig:
+def build_config(values: Mapping[str, Any], earlier: Sequence[str] = ()) -> StudyConfig:
     """Check a mapping against the schema.
 
     Args:
-        values: Sections and keys as a study file holds them; what it lacks takes its default.
-        known_problems: Lines of problems found before, to be reported together with those found here.
+        values: Sections and keys as a study file holds them; missing keys take their defaults.
+        earlier: Lines of earlier problems, to be reported together with those found here.
 
     Raises:
         ConfigError: One line for each unknown key, wrong value or impossible combination.
     """
-    lines = list(known_problems)
+    lines = list(earlier)
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
-        # A value that may be of several types is refused once for each of them.
+        # A value that may be of several types is refused once for each type.
         lines += dict.fromkeys(line for detail in error.errors() for line in _lines(detail))
     if not lines:
         return config
@@ -136,7 +136,7 @@ def build_config(values: Mapping[str, Any], known_problems: Sequence[str] = ()) 
 
 
 def _lines(detail: ErrorDetails) -> list[str]:
-    path, value = _known_part(tuple(str(part) for part in detail["loc"])), detail["input"]
+    path, value = _field_path(tuple(str(part) for part in detail["loc"])), detail["input"]
     key = ".".join(path)
     if detail["type"] == "problems":
         return list(detail["ctx"]["lines"])
@@ -148,8 +148,8 @@ def _lines(detail: ErrorDetails) -> list[str]:
     return [f"{key}: {value!r} is not {expected(field)}{_hint(field, value)}"]
 
 
-def _known_part(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The path without what pydantic adds to it inside a field: the name of a type, a key of a mapping."""
+def _field_path(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The path of a field, without the names of types and keys of mappings that pydantic appends."""
     return next(
         (path[:k] for k in range(1, len(path)) if (f := _field(path[:k])) is not None and not _section(f)), path
     )
@@ -167,7 +167,7 @@ def _field(path: tuple[str, ...]) -> FieldInfo | None:
 
 
 def _nearest_key(path: tuple[str, ...]) -> str:
-    """The full names of keys called so in other sections; else a close sibling, or all siblings."""
+    """Full names of keys of this name in other sections; else a close sibling, or all siblings."""
     elsewhere = [key.name for key in schema_keys() if key.name.split(".")[-1] == path[-1]]
     if elsewhere:
         return "did you mean " + " or ".join(f"'{name}'" for name in elsewhere) + "?"

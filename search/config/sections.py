@@ -16,16 +16,17 @@ ONE_OBJECTIVE_SAMPLERS = ("cmaes",)
 class BudgetConfig(Section):
     """When the search ends."""
 
-    trials: int | None = Field(20, ge=1, description="trials in all, those of earlier runs included")
+    trials: int | None = Field(20, ge=1, description="trials in all, with those of earlier runs")
     hours: float | None = Field(
-        None, gt=0, description="hours of this run, those of confirm in it; with trials, whichever ends first"
+        None, gt=0, description="hours of this run, with those of confirm; with trials, whichever limit comes first"
     )
     finish_trials: bool = Field(
-        True, description="train what is running to its end when the hours are over; false: it goes on next time"
+        True,
+        description="train running trials to their end when the hours are over; false: they resume in the next run",
     )
-    trial_minutes: float | None = Field(None, gt=0, description="minutes after which a trial is given up as failed")
+    trial_minutes: float | None = Field(None, gt=0, description="minutes after which a trial is stopped as failed")
     min_improvement: float | None = Field(
-        None, gt=0, description="end when a better score than the best by so much can hardly be expected, in the metric"
+        None, gt=0, description="end when the best score can hardly be improved by so much any more, in the metric"
     )
 
     @model_validator(mode="after")
@@ -46,21 +47,21 @@ class PrunerConfig(Section):
     """When a hopeless trial is stopped."""
 
     name: Literal["median", "halving", "hyperband", "patient", "rungs", "none"] = Field(
-        "median", description="Optuna's pruner; rungs pauses trials and goes on with the best, by the two keys below"
+        "median", description="Optuna's pruner; rungs pauses trials and resumes the best, by the two keys below"
     )
-    reduction: int = Field(3, ge=2, le=100, description="of so many trials at a rung the best goes on (rungs)")
+    reduction: int = Field(3, ge=2, le=100, description="of so many trials at a rung the best is resumed (rungs)")
     first_rung: int = Field(
-        1, ge=1, description="epochs to the first rung; each next is reduction times as far (rungs)"
+        1, ge=1, description="epochs to the first rung; each next rung is reduction times as far (rungs)"
     )
     low_rung_images: float = Field(
-        1.0, gt=0, le=1, description="share of the training images that each epoch up to the first rung sees (rungs)"
+        1.0, gt=0, le=1, description="share of the training images in each epoch up to the first rung (rungs)"
     )
     reports_per_epoch: int = Field(
         1, ge=1, le=100, description="validations in each epoch, so that a trial is stopped within a long one"
     )
-    startup_trials: int = Field(5, ge=0, description="trials that run to their end before any is pruned")
+    startup_trials: int = Field(5, ge=0, description="trials that run to their end before any trial is pruned")
     # Early scores under a high learning rate say little: python -m benchmarks.pruners.
-    warmup_epochs: int = Field(4, ge=0, description="epochs after which a trial is stopped at the earliest")
+    warmup_epochs: int = Field(4, ge=0, description="epochs before a trial can be stopped")
     patience: int = Field(2, ge=0, description="epochs without improvement that pruner patient allows")
 
     @model_validator(mode="after")
@@ -76,22 +77,24 @@ class PrunerConfig(Section):
 class CheckpointsConfig(Section):
     """Which checkpoints are kept."""
 
-    keep: int = Field(3, ge=1, description="checkpoints of the best trials that are kept")
+    keep: int = Field(3, ge=1, description="how many of the best trials keep their checkpoints")
     every_minutes: float = Field(
-        1.0, ge=0, description="minutes between states of a running trial, from which it goes on if killed; 0: none"
+        1.0, ge=0, description="minutes between snapshots of a running trial, from which it resumes if killed; 0: none"
     )
 
 
 class AfterConfig(Section):
-    """What is done with the weights that a search found."""
+    """What is done with the weights that a search has found."""
 
-    wise_ft: bool = Field(False, description="try the winner's weights interpolated with those it started from")
-    soups: bool = Field(False, description="try the mean of the checkpoints that are kept, and of the best of them")
-    calibrate: bool = Field(True, description="fit a temperature, so that the winner's probabilities can be trusted")
+    wise_ft: bool = Field(False, description="try the winner's weights interpolated with its initial ones")
+    soups: bool = Field(False, description="try the mean of all kept checkpoints, and of the best of them")
+    calibrate: bool = Field(True, description="fit a temperature, so that the winner's probabilities are calibrated")
 
 
 class ConfirmConfig(Section):
-    """How the best strategies are tried again before one of them wins."""
+    """How the best strategies are trained again before one of them wins."""
 
-    seeds: int = Field(0, ge=0, le=100, description="new seeds with which each of the best is trained again; 0: none")
-    top: int = Field(3, ge=1, description="how many of the best; their checkpoints must be kept")
+    seeds: int = Field(
+        0, ge=0, le=100, description="new seeds with which each of the best strategies is trained again; 0: none"
+    )
+    top: int = Field(3, ge=1, description="how many of the best strategies; their checkpoints must be kept")

@@ -46,7 +46,7 @@ from strategies import (
 
 
 class StudyConfig(Section):
-    """All that a study file and the command line can say."""
+    """The whole configuration of a study."""
 
     name: str | None = Field(None, description="study and MLflow experiment; by default the study file's name")
     description: str = Field("", description="one line for listings")
@@ -59,10 +59,11 @@ class StudyConfig(Section):
     model: ModelConfig = Field(default_factory=ModelConfig, description="which model, from which weights")
     strategy: dict[str, Any] = Field(
         default_factory=lambda: deepcopy(DEFAULT_SPACE),
-        description="per field a plain value, {low, high, log, step} or {choices: [...]}",
+        description="for each field a plain value, {low, high, log, step} or {choices: [...]}",
     )
     centre_lr: bool = Field(
-        False, description="move the range of strategy.lr to where a learning-rate range test of full fine-tuning says"
+        False,
+        description="centre the range of strategy.lr on the result of a learning-rate range test of full fine-tuning",
     )
     teacher: Text | None = Field(
         None, description="classifier to learn from with strategy.distill_weight: models:/name@alias, runs:/id/path"
@@ -74,37 +75,39 @@ class StudyConfig(Section):
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="when the search ends")
     metric: str = Field(
         "accuracy",
-        description="validation metric that decides, by default the first of the task's: "
+        description="validation metric by which trials are ranked, by default the first of the task's: "
         + "; ".join(f"{task}: {', '.join(names)}" for task, names in TASK_METRICS.items()),
     )
     costs: tuple[Cost, ...] = Field(
-        (), description="what is minimised beside the metric, for a Pareto front; nothing is pruned then"
+        (), description="costs to minimise beside the metric, for a Pareto front; then nothing is pruned"
     )
     probe_sweep: int = Field(
         64, ge=0, description="linear probes trained together before the first trial, to seed the presets; 0 for none"
     )
     reuse: Literal["auto", "on", "off"] = Field(
-        "auto", description="read what the frozen part of a model gives from a cache: where that pays, always, or never"
+        "auto", description="read the outputs of a model's frozen part from a cache: where that pays, always, or never"
     )
-    reuse_gib: float = Field(20.0, ge=0, description="bound of that cache, which lies in data.cache")
+    reuse_gib: float = Field(20.0, ge=0, description="limit of that cache, which is in data.cache")
     compile: Literal["off", "default", "reduce-overhead"] = Field(
-        "off", description="torch.compile for forward and backward passes; reduce-overhead: as CUDA graphs"
+        "off", description="torch.compile for forward and backward passes; reduce-overhead: with CUDA graphs"
     )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="how the next strategy is chosen")
     pruner: PrunerConfig = Field(default_factory=PrunerConfig, description="when a hopeless trial is stopped")
-    checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig, description="which are kept")
-    after: AfterConfig = Field(default_factory=AfterConfig, description="what is done with the weights found")
+    checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig, description="which checkpoints are kept")
+    after: AfterConfig = Field(default_factory=AfterConfig, description="what is done with the weights that were found")
     confirm: ConfirmConfig = Field(
-        default_factory=ConfirmConfig, description="how the best are tried again before one wins"
+        default_factory=ConfirmConfig, description="how the best strategies are trained again before one wins"
     )
     champion: ChampionConfig = Field(default_factory=ChampionConfig, description="which model is served")
-    housekeeping: HousekeepingConfig = Field(default_factory=HousekeepingConfig, description="what nights remove")
-    retries: int = Field(2, ge=0, description="times that a killed trial is tried again")
+    housekeeping: HousekeepingConfig = Field(
+        default_factory=HousekeepingConfig, description="what nightly searches remove"
+    )
+    retries: int = Field(2, ge=0, description="how many times a killed trial is tried again")
     store: StoreConfig = Field(default_factory=StoreConfig, description="where Optuna keeps the study")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where MLflow keeps runs")
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig, description="who trains the trials")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="number format of the training")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="number format in training")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null leaves it to torch")
 
     def space(self) -> dict[str, Entry]:
@@ -119,7 +122,7 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _follows_task(cls, values: Any) -> Any:
-        """Metric and loss that nobody chose are those of the task."""
+        """A metric, loss, source or decoder that is not given follows from the task."""
         task = values.get("task") if isinstance(values, Mapping) else None
         if not isinstance(task, str) or task not in TASK_METRICS:
             return values
@@ -137,7 +140,7 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _follows_costs(cls, values: Any) -> Any:
-        """With costs, a pruner that nobody chose is none."""
+        """With costs, the pruner is none where it is not given."""
         if not isinstance(values, Mapping) or not values.get("costs"):
             return values
         pruner = values.get("pruner", {})
@@ -149,38 +152,39 @@ class StudyConfig(Section):
     @classmethod
     def _decodes_for_task(cls, value: ModelConfig, info: ValidationInfo) -> ModelConfig:
         task = info.data.get("task", "classification")
-        known = TASK_DECODERS.get(task, ())
-        if value.decoder is not None and not known:
+        allowed = TASK_DECODERS.get(task, ())
+        if value.decoder is not None and not allowed:
             raise problems(f"model.decoder: {value.decoder!r} would not be used by task {task}; leave it out")
-        if value.decoder is not None and value.decoder not in known:
+        if value.decoder is not None and value.decoder not in allowed:
             raise problems(
-                f"model.decoder: {value.decoder!r} is not one of {', '.join(known)}{close_hint(value.decoder, known)}"
+                f"model.decoder: {value.decoder!r} is not one of {', '.join(allowed)}"
+                f"{close_hint(value.decoder, allowed)}"
             )
         return value
 
     @field_validator("metric")
     @classmethod
     def _scores_task(cls, value: str, info: ValidationInfo) -> str:
-        known = TASK_METRICS[info.data.get("task", "classification")]
-        if value not in known:
-            raise problems(f"metric: {value!r} is not one of {', '.join(known)}{close_hint(value, known)}")
+        allowed = TASK_METRICS[info.data.get("task", "classification")]
+        if value not in allowed:
+            raise problems(f"metric: {value!r} is not one of {', '.join(allowed)}{close_hint(value, allowed)}")
         return value
 
     @field_validator("costs", mode="before")
     @classmethod
     def _are_costs(cls, value: Any) -> tuple[str, ...]:
-        known = get_args(Cost)
+        allowed = get_args(Cost)
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list | tuple):
-            raise problems(f"costs: {value!r} is not a list of {', '.join(known)}")
-        unknown = [one for one in listed if one not in known]
+            raise problems(f"costs: {value!r} is not a list of {', '.join(allowed)}")
+        unknown = [one for one in listed if one not in allowed]
         if unknown:
             raise problems(
-                *(f"costs: {one!r} is not one of {', '.join(known)}{close_hint(one, known)}" for one in unknown)
+                *(f"costs: {one!r} is not one of {', '.join(allowed)}{close_hint(one, allowed)}" for one in unknown)
             )
         refuse_twice("costs", listed)
-        # One order, whatever the user's: the study keeps values by their place.
-        return tuple(cost for cost in known if cost in listed)
+        # Always in the same order: the study stores values by their index.
+        return tuple(cost for cost in allowed if cost in listed)
 
     @field_validator("sampler")
     @classmethod
@@ -289,7 +293,7 @@ class StudyConfig(Section):
             except ConfigError as error:
                 found.append(f"presets.{name}{str(error).removeprefix('strategy')}")
                 continue
-            # A preset that names no loss takes one of the space.
+            # A preset without a loss takes one from the space.
             if "loss" in preset:
                 found += unfit_losses(f"presets.{name}.loss", [preset["loss"]], info.data.get("task", "classification"))
         if found:
@@ -311,7 +315,7 @@ class StudyConfig(Section):
         return self
 
     def to_show(self) -> dict[str, Any]:
-        """Its content, which makes an equal one but for the passwords, which are left out."""
+        """The content without passwords; apart from them, it makes an equal configuration."""
         content = self.model_dump(mode="json")
         content["store"]["url"] = without_password(self.store.url)
         content["tracking"]["uri"] = without_password(self.tracking.uri)

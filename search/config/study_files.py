@@ -1,4 +1,4 @@
-"""Study files and spaces: where they lie, and what they hold."""
+"""Study files and spaces: where they are, and their content."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def study_folders() -> tuple[Path, Path]:
-    """Where studies are looked up by name: the working folder's ``studies/``, then the one shipped."""
+    """Folders in which studies are looked up by name: ``studies/`` of the working folder, then that of the package."""
     return Path("studies"), Path(__file__).resolve().parents[2] / "studies"
 
 
@@ -43,10 +43,10 @@ def load_space(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such space, or its file cannot be read.
     """
-    known = list_spaces()
-    if name not in known:
-        raise ConfigError(f"strategy: there is no space called {name!r}; {nearest(name, known)}")
-    return load_study(known[name])
+    spaces = list_spaces()
+    if name not in spaces:
+        raise ConfigError(f"strategy: there is no space called {name!r}; {nearest(name, spaces)}")
+    return load_study(spaces[name])
 
 
 def find_study(name: str) -> Path:
@@ -61,10 +61,10 @@ def find_study(name: str) -> Path:
             return path
         beside = [other.name for suffix in _SUFFIXES for other in path.parent.glob(f"*{suffix}")]
         raise ConfigError(f"study: {name!r} is not a file" + (f"; {nearest(path.name, beside)}" if beside else ""))
-    known = list_studies()
-    if name not in known:
-        raise ConfigError(f"study: there is none called {name!r}; {nearest(name, known)}")
-    return known[name]
+    studies = list_studies()
+    if name not in studies:
+        raise ConfigError(f"study: there is none called {name!r}; {nearest(name, studies)}")
+    return studies[name]
 
 
 def load_study(path: Path) -> dict[str, Any]:
@@ -83,10 +83,11 @@ def load_study(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a readable study file: {first_line(error)}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path}: holds a list, a study is a mapping of keys to values")
-    return {str(key): value for key, value in _plain(node, resolve=False).items()}
+    return {str(key): value for key, value in as_dict(node, resolve=False).items()}
 
 
-def _plain(node: DictConfig, resolve: bool) -> dict[str, Any]:
-    plain = OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve)
-    assert isinstance(plain, dict)
-    return plain  # type: ignore[return-value]  # keys that are no strings are the schema's to refuse
+def as_dict(node: DictConfig, resolve: bool) -> dict[str, Any]:
+    """A mapping of OmegaConf's as a dict, with its interpolations resolved or not."""
+    found = OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(found, dict)
+    return found  # type: ignore[return-value]  # keys that are no strings are the schema's to refuse

@@ -1,6 +1,6 @@
-"""Processes: started from a warm one, talked to by pipes, stopped by signals and time limits, joined in rank groups.
+"""Processes: forked, spoken to by pipes, stopped by signals and time limits, joined in rank groups.
 
-It knows no study and no store.
+What a process trains is decided in the rooms above; this room opens no study and no store.
 """
 
 import lazy_loader

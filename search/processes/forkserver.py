@@ -1,9 +1,12 @@
-"""Processes that begin with all that the command has imported, as copies of a process that has done nothing else.
+"""Processes that begin with everything imported: forks of a copy of the command that has done nothing else.
 
-Importing torch, timm and MLflow takes some ten seconds, which each worker would spend anew. The forkserver is a copy of
-the command from before it has computed anything, and copies itself for each process that is asked of it. Where there is
-none (not on Linux, or the command has threads that a copy would lack) processes are started as usual, and import for
-themselves.
+Importing torch, timm and MLflow takes some ten seconds, which each worker would spend anew. The forkserver is a fork of
+the command from before it has computed anything, and forks itself at each request. Without a forkserver (not on Linux,
+or where the command has threads, which a fork would lack) processes are started as usual and import for themselves.
+
+The standard library's forkserver took 3 times as long from the request to the first line (10 pairs, both machine cores
+busy), after it had imported everything anew. It leaves session, variables and standard streams to the child. When it is
+killed, its children live on and their exit codes are lost.
 """
 
 import array
@@ -30,17 +33,17 @@ import torch
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LONGEST_REQUEST = 2**20
 
-# The one of this process; there is one at most.
+# The forkserver of this process; there is one at most.
 _open: "list[Forkserver]" = []
 
 
 class Copy:
-    """A process that a forkserver has started, with what is used of :class:`subprocess.Popen`.
+    """A process that a forkserver has forked, with the part of :class:`subprocess.Popen` that is used.
 
     Args:
-        pid: Its number, which is no other's until its exit code has been taken.
+        pid: Process number; no other process gets it until the exit code has been taken.
         status: Gives the exit code.
-        streams: Its standard streams, as far as they lead here.
+        streams: Those of its standard streams that are pipes to this process.
     """
 
     def __init__(self, pid: int, status: socket.socket, streams: Mapping[str, IO[str]]) -> None:
@@ -48,7 +51,7 @@ class Copy:
         self.returncode: int | None = None
         self.stdin, self.stdout, self.stderr = (streams.get(name) for name in ("stdin", "stdout", "stderr"))
         self._status = status
-        # Several threads may wait for its end.
+        # Several threads may wait for the process.
         self._lock = threading.Lock()
 
     def poll(self) -> int | None:
@@ -58,30 +61,33 @@ class Copy:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended.
+        """Wait for the end of the process, and return its exit code.
+
+        Args:
+            timeout: Seconds; None to wait for ever.
 
         Raises:
-            subprocess.TimeoutExpired: It has not by then.
+            subprocess.TimeoutExpired: The process still runs after that time.
         """
-        if self.returncode is None and self._has_news(timeout):
+        if self.returncode is None and self._has_ended(timeout):
             with self._lock:
                 if self.returncode is None:
                     self.returncode = self._taken_code()
         if self.returncode is None:
-            assert timeout is not None, "without one, it has ended"
+            assert timeout is not None, "without a timeout, the process has ended"
             raise subprocess.TimeoutExpired([str(self.pid)], timeout)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self.send_signal(signal.SIGKILL)
 
-    def _has_news(self, seconds: float | None) -> bool:
+    def _has_ended(self, seconds: float | None) -> bool:
         # select() takes no descriptor beyond the 1,024th.
         poll = select.poll()
         poll.register(self._status, select.POLLIN)
@@ -90,7 +96,7 @@ class Copy:
     def _taken_code(self) -> int:
         code = self._status.recv(64)
         if not code:
-            # The forkserver was killed, and nobody hears any more how this one ends.
+            # The forkserver was killed, and with it the only process that can take this one's exit code.
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
         self._status.close()
@@ -98,11 +104,11 @@ class Copy:
 
 
 class Forkserver:
-    """A process that copies itself, as seen by those who ask it to.
+    """A process that forks itself, as seen by the process that asks for forks.
 
     Args:
-        channel: Leads to it; it ends when this is closed.
-        pid: Its number.
+        channel: Socket to the forkserver, which ends when the socket is closed.
+        pid: Process number of the forkserver.
     """
 
     def __init__(self, channel: socket.socket, pid: int) -> None:
@@ -112,14 +118,14 @@ class Forkserver:
         self._lock = threading.Lock()
 
     def start(self, request: Mapping[str, Any], streams: tuple[str, ...]) -> Copy:
-        """Have it copy itself.
+        """Start a process.
 
         Args:
-            request: What the copy is told; see :func:`serve`.
-            streams: Those of ``stdin``, ``stdout`` and ``stderr`` that are to lead here; the others are not changed.
+            request: What the process is told; see :func:`serve`.
+            streams: Those of ``stdin``, ``stdout`` and ``stderr`` that become pipes; the others stay as they are.
 
         Raises:
-            OSError: It is there no more.
+            OSError: The forkserver has ended.
         """
         ours, theirs = socket.socketpair()
         opened, passed = {}, [theirs.fileno()]
@@ -137,7 +143,7 @@ class Forkserver:
             if not answer:
                 raise BrokenPipeError("the forkserver has ended")
         except BaseException:
-            # An answer that comes after a signal would pass for that to the next request.
+            # An answer that comes after a signal would be taken for the answer to the next request.
             self.close()
             ours.close()
             for stream in opened.values():
@@ -150,8 +156,8 @@ class Forkserver:
         return Copy(int(answer), ours, opened)
 
     def close(self) -> None:
-        """Let it end; what it has started goes on."""
-        # Whoever else has a copy of the channel by a fork would keep it open.
+        """Let the forkserver end; the processes that it has started go on."""
+        # Other forks of this process have the channel too, and would keep it open.
         with suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
         self._channel.close()
@@ -161,14 +167,14 @@ class Forkserver:
 def warm_forkserver(*, is_wanted: bool) -> Iterator[None]:
     """While the ``with`` block runs, have a forkserver where one is wanted and possible.
 
-    To be opened by a process that has imported what copies are to have and has done nothing else yet.
+    To be opened by a process that has imported all that its forks need and has done nothing else yet.
     """
     if not is_wanted or _open or not _can_be_copied():
         yield
         return
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for stream in (sys.stdout, sys.stderr):
-        # Else a copy would print it again.
+        # Otherwise a fork would print its content again.
         stream.flush()
     before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
     pid = os.fork()
@@ -190,15 +196,15 @@ def start_process(
 
     Args:
         module: Such as ``search.worker``; ``python -m`` has to do the same.
-        environment: Variables besides those that this process has.
-        folder: Where it runs; None for where this process does.
+        environment: Variables besides those of this process.
+        folder: Working folder; None for that of this process.
     """
     here = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "PYTHONPATH": paths, **environment}
     if _open and folder is None:
         request = {"module": module, "environment": variables, "folder": str(Path.cwd()), "leads": True}
-        # One that was killed is done without.
+        # Without an answer the forkserver was killed, and the process is started as usual.
         with suppress(OSError):
             return _open[0].start(request, ("stdin", "stdout"))
     return subprocess.Popen(
@@ -208,20 +214,21 @@ def start_process(
         text=True,
         env=variables,
         cwd=folder,
-        # Ctrl-C in a terminal reaches all that it started; these are to hear of it from who started them alone.
+        # Ctrl-C in a terminal reaches its whole session; these processes are stopped by the one that started them.
         start_new_session=True,
     )
 
 
 def serve(channel: socket.socket) -> dict[str, Any] | None:
-    """Copy this process at each request; return the request in the copy, and None once nobody asks any more.
+    """Fork this process at each request; return the request in the fork, and None here once the channel is closed.
 
     Args:
-        channel: Carries a JSON object a request, with the names of the ``streams`` that the copy gets, and at will its
-            ``environment``, its ``folder`` and whether it ``leads`` a session; beside it files: for the exit code, and
-            for each stream.
+        channel: Carries a JSON object a request, with the names of the ``streams`` that the fork gets, and optionally
+            its ``environment``, its ``folder`` and whether it ``leads`` a session; with it come file descriptors: one
+            for the exit code, and one for each stream.
     """
-    # Both by file: a process that runs, with its number and where its exit code goes, and one whose code is not taken.
+    # By descriptor: processes that run, with their number and the descriptor for the exit code; and processes that have
+    # ended, whose exit code is not taken yet.
     running: dict[int, tuple[int, int]] = {}
     ended: dict[int, int] = {}
     poll = select.poll()
@@ -232,11 +239,11 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
                 pid, status = running.pop(file)
                 poll.unregister(file)
                 os.close(file)
-                # Its number is to be no other's before whoever started it knows of its end, so it stays for now.
+                # It stays a zombie: no other process gets its number before its starter has read the exit code.
                 result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-                assert result is not None, "it has ended"
+                assert result is not None, "the process has ended"
                 code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-                # Whoever started it may be gone.
+                # Its starter may be gone.
                 with suppress(OSError):
                     os.write(status, str(code).encode())
                 ended[status] = pid
@@ -262,19 +269,19 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
 
 
 def _copied(request: Mapping[str, Any], files: Sequence[int], others: Sequence[int]) -> int:
-    """Copy this process for a request; return the copy's number here, and 0 in the copy.
+    """Fork this process for a request; return the fork's number here, and 0 in the fork.
 
     Args:
         request: As in :func:`serve`.
-        files: For the exit code, which stays open here, and for streams.
-        others: Files that are not the copy's.
+        files: Descriptors for the exit code, which stays open here, and for the streams.
+        others: Descriptors that the fork must close.
     """
     has_begun, begins = os.pipe()
     pid = os.fork()
     if pid:
         for file in (*files[1:], begins):
             os.close(file)
-        # Ends when it leads its group, by which it may be ended from now on.
+        # Ends once the fork leads its process group, which may be killed from now on.
         os.read(has_begun, 1)
         os.close(has_begun)
         return pid
@@ -289,12 +296,12 @@ def _copied(request: Mapping[str, Any], files: Sequence[int], others: Sequence[i
 
 
 def _take_over(request: Mapping[str, Any]) -> None:
-    """Make this copy's variables and folder those of the request."""
+    """Take the variables and the folder of the request."""
     if "environment" in request:
         os.environ.clear()
         os.environ.update(request["environment"])
         time.tzset()
-        # Read by libraries when they are loaded, and these are.
+        # Libraries read the variable when they are loaded, and here they are loaded already.
         threads = os.environ.get("OMP_NUM_THREADS", "")
         if threads.isdecimal():
             threadpoolctl.threadpool_limits(int(threads))
@@ -304,7 +311,7 @@ def _take_over(request: Mapping[str, Any]) -> None:
 
 
 def _end_as_python_does(work: Callable[[], Any]) -> None:
-    """Do the work, and end this process as the interpreter ends, without going back to who called this."""
+    """Do the work and end this process as the interpreter does, without a return to the caller."""
     code = 1
     try:
         code = work() or 0
@@ -322,30 +329,30 @@ def _end_as_python_does(work: Callable[[], Any]) -> None:
 
 
 def _can_be_copied() -> bool:
-    """Whether a copy has all that this process has: threads are not copied, nor is what a GPU's driver knows."""
+    """Whether a fork would lack nothing: it has neither the threads of this process nor the GPU driver's state."""
     if sys.platform != "linux" or not hasattr(os, "pidfd_open") or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
-    # OpenBLAS starts its threads when it is loaded, and as jemalloc, which pyarrow brings, it sees to them at a fork.
+    # OpenBLAS and jemalloc (of pyarrow) start threads when they are loaded, and handle a fork themselves.
     blas = [pool for pool in threadpoolctl.threadpool_info() if pool["internal_api"] == "openblas"]
-    known = 1 + sum(int(pool["num_threads"]) - 1 for pool in blas)
+    allowed = 1 + sum(int(pool["num_threads"]) - 1 for pool in blas)
     names = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
-    return sum(name != "jemalloc_bg_thd" for name in names) <= known
+    return sum(name != "jemalloc_bg_thd" for name in names) <= allowed
 
 
 def _live(channel: socket.socket, handlers: Mapping[int, Any]) -> None:
-    """Be the forkserver, and in copies what they are asked to be; does not return."""
+    """Run as the forkserver, and in its forks run the module of the request; does not return."""
 
     def work() -> int:
         os.setsid()
         for number in _SIGNALS:
-            # It is there as long as who may ask it.
+            # The forkserver lives as long as the command that opened it.
             signal.signal(number, signal.SIG_IGN)
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, 0)
         os.dup2(nowhere, 1)
         for file in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
             if file > 2 and file != channel.fileno():
-                # The folder itself was one of them.
+                # The list holds the descriptor by which it was read, too.
                 with suppress(OSError):
                     os.close(file)
         _open.clear()
@@ -354,7 +361,7 @@ def _live(channel: socket.socket, handlers: Mapping[int, Any]) -> None:
             os._exit(0)
         for which, handler in handlers.items():
             signal.signal(which, handler)
-        # By which it can be told from the command in lists of processes.
+        # Lists of processes then show the module's name, not the command's.
         Path("/proc/self/comm").write_text(request["module"])
         return int(importlib.import_module(request["module"]).main() or 0)
 

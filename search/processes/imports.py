@@ -1,4 +1,4 @@
-"""Imports of large libraries, in less time."""
+"""Faster imports of large libraries."""
 
 import gc
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """A context in which large libraries are imported, without the garbage collector's looking through them.
+    """A context for imports of large libraries, without garbage collection.
 
-    They make a million objects and no garbage; the collector takes a second to find that, and as much again every time
-    that it looks later. What is there once they are imported it never looks at again.
+    The imports make a million objects and no garbage; a collection would take a second to find that, and a second again
+    each later time. The objects that exist after the imports are therefore exempt from later collections.
     """
     if gc.get_freeze_count() > 0 or not gc.isenabled():
         yield

@@ -1,4 +1,4 @@
-"""What workers and ranks are told at their beginning."""
+"""First line of input of workers and ranks."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from search.config import StudyConfig
 
 
 class Orders(BaseModel):
-    """What a worker is told at its beginning.
+    """First line of a worker's input.
 
     Args:
-        config: The study's, but that its ``threads`` are those of this worker.
-        cores: That it runs on; none for any.
-        seconds: Until the hours are over; None for no end.
-        log_level: Of our own packages.
+        config: Configuration of the study, with the ``threads`` of this worker.
+        cores: CPU cores that the worker runs on; none for any.
+        seconds: Time until the hours of the search are over; None for no end.
+        log_level: Level of our own packages.
     """
 
     config: StudyConfig
@@ -24,11 +24,11 @@ class Orders(BaseModel):
 
 
 class RankOrders(BaseModel):
-    """What a rank is told at its beginning.
+    """First line of a rank's input.
 
     Args:
-        config: The study's, but that ``device`` and ``threads`` are those of this rank.
-        meeting: The file by which ranks find each other.
+        config: Configuration of the study, with the ``device`` and ``threads`` of this rank.
+        meeting: File by which ranks find each other.
         seconds: How long ranks wait for one another.
     """
 

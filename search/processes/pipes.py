@@ -1,4 +1,4 @@
-"""Standard input and output of a process that another one started."""
+"""Standard streams and CPU cores of a process that another process started."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from typing import TextIO
 
 
 def run_on_cores(cores: Sequence[int]) -> None:
-    """Have this process run on these cores alone, with all threads that it has and will have."""
-    # The system knows cores of threads, not of processes; new threads take after those that start them.
+    """Restrict this process, with its present and future threads, to these cores."""
+    # Linux restricts threads, not processes; a new thread inherits the cores of the thread that starts it.
     for thread in Path("/proc/self/task").iterdir():
         with suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), cores)
@@ -19,7 +19,10 @@ def run_on_cores(cores: Sequence[int]) -> None:
 def lines_of(file: int) -> Iterator[str]:
     """Lines of an open file as they come.
 
-    Read without Python's buffers: a thread that waits in one of those keeps the interpreter from ending.
+    Python's buffered readers are avoided: a thread that waits in one keeps the interpreter from ending.
+
+    Args:
+        file: Descriptor of the file.
     """
     rest = b""
     while block := os.read(file, 65536):
@@ -29,7 +32,7 @@ def lines_of(file: int) -> Iterator[str]:
 
 
 def take_stdout() -> TextIO:
-    """What was the standard output; whatever else is printed from here on goes to standard error."""
+    """Return the standard output; whatever is printed from now on goes to standard error."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return output

@@ -1,11 +1,10 @@
 """The processes that train one trial together, a GPU each (``executor.gpus_per_trial``), as rank 0 sees them.
 
-Rank 0 is the process that trains trials anyway. It starts the others (:mod:`search.rank`) with the first trial, tells
-them by their standard input what it is about to do, and does it at the same time: they meet in each epoch's
-collectives (:mod:`trainers.training.ranks`), and nowhere else. What is reported, pruned, logged and kept is decided by
-rank 0 between epochs, while the others wait for its next line; so a trial that was stopped there costs them nothing.
-Where a trial ends within an epoch, they are somewhere in a collective: they are ended, and started anew with the next
-trial.
+Rank 0 is the process that trains the trials. It starts the other ranks (:mod:`search.rank`) with the first trial,
+writes each order to their standard input, and carries out the order at the same time. Ranks meet in each epoch's
+collectives (:mod:`trainers.training.ranks`), and nowhere else. Rank 0 decides between epochs what is reported, pruned,
+logged and kept, while the others wait for its next line; a trial that is stopped there costs them nothing. Where a
+trial ends within an epoch, the others may be in a collective: they are killed, and started anew with the next trial.
 """
 
 import json
@@ -22,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -42,67 +41,64 @@ from trainers import (
     save_state,
 )
 
-if TYPE_CHECKING:
-    pass
-
-# After so long a rank that waits for another gives up, though none has ended: in a file system that hangs, say.
+# How long a rank waits for another that has not ended, such as one on a file system that hangs.
 RANK_TIMEOUT = timedelta(minutes=30)
-# How long other ranks may take to say why they failed, once one of them has.
+# How long other ranks may take to give their reasons, once one of them has failed.
 _REASON_SECONDS = 5.0
-# How long after a signal to this process a collective may keep it from acting on it.
+# How long a collective may keep this process from acting on a signal.
 _SIGNAL_SECONDS = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
 
 class RankLostError(TrialError):
-    """Another process of the trial was killed, which is no fault of the trial's."""
+    """Another process of the trial was killed; the trial itself is not at fault."""
 
 
 @dataclass(slots=True, eq=False)
 class _Follower:
-    """Another rank, and what is known of its end."""
+    """Another rank, and how it ended."""
 
     rank: int
     process: "subprocess.Popen[str] | Copy"
     said: "queue.SimpleQueue[dict[str, Any] | None]" = field(default_factory=queue.SimpleQueue)
-    #: Why it failed, as it said; None if it has not.
+    #: The rank's own message of its failure; None if it sent none.
     failure: dict[str, Any] | None = None
     has_ended: threading.Event = field(default_factory=threading.Event)
 
     def read(self) -> None:
-        """Take in what it says, until it ends."""
-        assert self.process.stdout is not None, "it was started with one"
+        """Read the rank's messages until it ends."""
+        assert self.process.stdout is not None, "the rank was started with a pipe"
         for line in self.process.stdout:
             facts = json.loads(line)
             if facts["event"] == "failed":
                 self.failure = facts | {"when": time.monotonic()}
             self.said.put(facts)
         self.process.wait()
-        # Where this process waits for it on a GPU, nothing else would tell.
+        # Nothing else would wake this process where it waits for the rank on a GPU.
         break_off()
         self.has_ended.set()
         self.said.put(None)
 
     def kill(self) -> None:
-        """End it with all that it has started."""
-        # It leads a group of its own, and is a zombie at most until it is waited for, so the number is no other's.
+        """Kill the rank with all that it has started."""
+        # It leads a process group, whose number no other gets before the rank was waited for.
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class RankGroup:
-    """The ranks of a process's trials; for one GPU a trial it does nothing, and starts nothing.
+    """The ranks of a process's trials; with one GPU a trial it starts nothing.
 
     Args:
         count: How many ranks there are.
-        device: Of rank 0; the others have the GPUs behind it, or on a CPU their shares of its threads.
+        device: Device of rank 0; the others take the GPUs behind it, or on a CPU their shares of its threads.
         threads: CPU threads of all ranks together; None for torch's own number.
-        orders: Gives the first line of a rank's input, by its device, its threads, and the file by which ranks meet.
+        orders: Gives the first line of a rank's input, from its device, its threads, and the file by which ranks meet.
         is_here: Whether all ranks run on this machine, whose GPUs can be counted.
 
     Raises:
-        ConfigError: There are not as many GPUs.
+        ConfigError: There are fewer GPUs than ranks.
     """
 
     def __init__(
@@ -120,27 +116,27 @@ class RankGroup:
         self._followers: list[_Follower] = []
         self._ranks = ALONE
         self._folder: Path | None = None
-        # Ended here, since a signal came that one of them kept this process from acting on.
+        # Whether the other ranks were killed because one of them kept this process from acting on a signal.
         self._were_woken = False
-        # Within an epoch, where ranks wait for each other.
+        # Set within an epoch, where ranks wait for each other.
         self._is_busy = threading.Event()
         if is_here:
             _check(self.count, device)
 
     @contextmanager
     def training(self, model: str, strategy: Strategy, seed: int, micro_batches: int = 1) -> Iterator[Ranks]:
-        """A context in which all other ranks have the trainer of a trial; rank 0 makes its own of what this gives.
+        """A context in which all other ranks have the trainer of a trial; rank 0 makes its own from the given ranks.
 
         Args:
-            model: Its name.
+            model: Name of the model.
             strategy: What is trained.
-            seed: Of the training.
-            micro_batches: How many parts a batch is seen in.
+            seed: Seed of the training.
+            micro_batches: Parts into which a batch is divided.
 
         Raises:
             RankLostError: Another rank was killed.
             TrialError: Another rank failed.
-            MemoryError: It has no memory left.
+            MemoryError: Another rank ran out of memory.
         """
         self.has_result = self._were_woken = False
         if self.count == 1:
@@ -153,10 +149,10 @@ class RankGroup:
                 self._tell("train", **facts, micro_batches=micro_batches)
                 yield self._ranks
         except BaseException as error:
-            # These are raised on all ranks alike; their subclasses are of this process alone.
+            # All ranks raise these alike; this process alone raises their subclasses.
             if self._is_busy.is_set() and type(error) not in (ConfigError, TrialError):
                 reason = self._break_up(waits=isinstance(error, RuntimeError))
-                # That they have ended is no reason where a signal to this process was theirs.
+                # The end of the others is not the reason where they were killed because of a signal.
                 stop_if_asked()
                 is_reason = isinstance(error, Exception) and not self._were_woken
                 if reason is not None and is_reason and not is_out_of_memory(error):
@@ -168,7 +164,7 @@ class RankGroup:
                 self._tell("end")
 
     def epochs(self, trainer: Trainer) -> Iterator[EpochResult]:
-        """A trainer's results, while the other ranks train too."""
+        """Results of rank 0's trainer, while the other ranks train too."""
         if self.count == 1:
             yield from trainer
             return
@@ -181,12 +177,12 @@ class RankGroup:
             yield result
 
     def pass_on(self, trainer: Trainer) -> None:
-        """Give the other ranks the state that rank 0's trainer has taken up, if it has."""
+        """Give the other ranks the snapshot from which rank 0's trainer was resumed, if it was."""
         state = trainer.state_dict() if self._followers else {}
         if not state.get("epoch") and "begun" not in state:
             return
         assert self._folder is not None, "there are followers"
-        # Of each state its own file, since nobody knows when the last one has been read.
+        # Each snapshot has a file of its own, since rank 0 does not learn when the last was read.
         path = self._folder / f"{len(list(self._folder.iterdir()))}.pt"
         save_state(state, path)
         self._tell("state", path=str(path))
@@ -205,7 +201,7 @@ class RankGroup:
             self._folder = None
 
     def _start(self) -> None:
-        """Start the other ranks, unless they are there."""
+        """Start the other ranks, unless they run already."""
         if self._followers and not any(follower.has_ended.is_set() for follower in self._followers):
             return
         self.close()
@@ -231,8 +227,8 @@ class RankGroup:
         """Write a line to every other rank.
 
         Raises:
-            RankLostError: One of them was killed while it waited.
-            TrialError: One of them has failed meanwhile.
+            RankLostError: A rank was killed while it waited.
+            TrialError: A rank has failed meanwhile.
         """
         try:
             for follower in self._followers:
@@ -243,10 +239,10 @@ class RankGroup:
                 raise reason or RankLostError("another rank has ended") from error
 
     def _break_up(self, waits: bool) -> Exception | None:
-        """End the other ranks, and return what ended one of them before, if anything did.
+        """End the other ranks, and return the error that ended a rank before this call, if there is one.
 
         Args:
-            waits: Whether this process was kept from going on by something, which may be the end of another.
+            waits: Whether to give ranks some seconds to end: this process could not continue, maybe because of one.
         """
         followers = self._followers
         if waits:
@@ -254,7 +250,7 @@ class RankGroup:
                 follower.has_ended.wait(_REASON_SECONDS)
         ended = [follower for follower in followers if follower.has_ended.is_set()]
         self.close()
-        # One that could not go on without the one that was killed, or that failed, says so too.
+        # A rank also fails because another was killed or failed before it, so those come first.
         killed = [follower for follower in ended if follower.failure is None]
         if killed:
             return RankLostError(_end_of(killed[0]))
@@ -266,10 +262,10 @@ class RankGroup:
 
     @contextmanager
     def _woken_by_signals(self) -> Iterator[None]:
-        """A context in which a signal ends the other ranks where one of them keeps this process from acting on it.
+        """A context in which a signal kills the other ranks where they keep this process from acting on the signal.
 
-        Python acts on a signal once the main thread is back from what it has called, and a collective comes back when
-        the other ranks do, or are gone.
+        Python acts on a signal once the main thread returns from native code, and a collective returns once all ranks
+        have come to it, or are gone.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -311,7 +307,7 @@ def _check(count: int, device: Device) -> None:
 
 
 def _started(rank: int, count: int, orders: str) -> _Follower:
-    # It leads a session of its own: it is ended with its group, and a terminal's Ctrl-C is not for it.
+    # A rank leads a session of its own: it is killed with its process group, and a terminal's Ctrl-C does not reach it.
     variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     process = start_process("search.rank", variables)
     follower = _Follower(rank, process)

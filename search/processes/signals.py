@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a search where they arrive, or at the next chance where something swallowed that."""
+"""Ctrl-C and SIGTERM end a search where they arrive, or at the next check if the exception was swallowed there."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# Signals are the process's, so what came of them is too.
+# Global, since signals are sent to the process.
 _came: list[int] = []
 
 
@@ -15,7 +15,7 @@ _came: list[int] = []
 def stopped_by_signals() -> Iterator[None]:
     """While the ``with`` block runs, raise KeyboardInterrupt at Ctrl-C and SystemExit (143) at SIGTERM."""
     _came.clear()
-    # One that is ignored stays so: a shell does that for commands in its background.
+    # Ignored signals stay ignored: a shell ignores them for commands in its background.
     taken = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _stop) for number in taken}
     try:
@@ -26,11 +26,11 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def stop_if_asked() -> None:
-    """Raise again what a signal has raised; Python drops exceptions from within weak references and finalizers.
+    """Raise a signal's exception again; Python drops exceptions that are raised in finalizers and weakref callbacks.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.
-        SystemExit: The process was told to end.
+        SystemExit: SIGTERM came.
     """
     if _came:
         _raise(_came[-1])

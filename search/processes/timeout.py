@@ -1,4 +1,4 @@
-"""A limit on the time of a trial that also ends one which waits for something for ever."""
+"""Time limit of a trial, which also ends a trial that waits for ever."""
 
 import signal
 import threading
@@ -8,23 +8,23 @@ from types import FrameType
 
 from strategies import TrialError
 
-# Something may swallow the first, such as a finalizer that Python happened to be in.
+# The first exception may be swallowed, such as in a finalizer.
 _AGAIN_SECONDS = 5.0
 
 
 class TrialTimeoutError(TrialError):
-    """A trial took longer than it may."""
+    """A trial took longer than its limit."""
 
 
 @contextmanager
 def time_limit(minutes: float | None) -> Iterator[None]:
-    """Raise in the ``with`` block when it takes longer, wherever it is then; without minutes nothing is done.
+    """Raise in the ``with`` block, wherever it is, once it has taken longer than the limit.
 
-    By a timer's signal, which reaches whatever Python waits for: a lock, a pipe, a sleep. A library's own code that
-    never returns to Python is out of its reach; whoever started this process has to end it then.
+    The timer's signal interrupts whatever Python waits for: a lock, a pipe, a sleep. It does not interrupt a library's
+    own code that never returns to Python; then the process that started this one has to kill it.
 
     Args:
-        minutes: Of wall-clock time.
+        minutes: Wall-clock time; None for no limit.
 
     Raises:
         TrialTimeoutError: The time is over.
@@ -46,5 +46,5 @@ def time_limit(minutes: float | None) -> Iterator[None]:
 
 
 def over_the_limit(minutes: float) -> str:
-    """The reason of a trial that took longer."""
+    """The reason of a trial that took longer than its limit."""
     return f"it took longer than budget.trial_minutes: {minutes:g}"

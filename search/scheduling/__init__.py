@@ -1,6 +1,6 @@
-"""What is tried next and how far: samplers, rungs, retries, the ledger of trials, termination.
+"""Which trial comes next, and how far it is trained: samplers, pruners, rungs, retries, the ledger, termination.
 
-It knows trials as Optuna has them, no training and no MLflow.
+This room reads and tells Optuna's trials; it trains nothing and writes nothing to MLflow.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""What becomes of a trial after a result: it goes on, is paused, or stops."""
+"""Decision about a trial after a result: it continues, is paused, or stops."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -10,7 +10,7 @@ from search.scheduling.rungs import RUNGS
 
 
 class Step(Enum):
-    """What a trial does next."""
+    """The next step of a trial."""
 
     CONTINUE = "continue"
     PAUSE = "pause"
@@ -19,10 +19,10 @@ class Step(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A step, and why it is taken.
+    """A step and its reason.
 
     Args:
-        step: What the trial does next.
+        step: The next step of the trial.
         reason: A sentence without its full stop; empty where the trial continues.
     """
 
@@ -39,12 +39,12 @@ def decide(trial: Trial, pruner: PrunerConfig, epoch: float, epochs: int) -> Dec
     """Ask the pruner about a trial's last report.
 
     Args:
-        trial: Has reported its score.
-        pruner: Which pruner, of a study with one objective.
+        trial: A trial that has reported its score.
+        pruner: The pruner, of a study with one objective.
         epoch: How many epochs are done.
-        epochs: How many the trial has; after the last of them it is not stopped, which would lose its score.
+        epochs: How many epochs the trial has; after the last it is not stopped, since its score would be lost.
     """
-    # Without a pruner Optuna would still read the trial, which takes some 5 ms.
+    # Without a pruner should_prune would still read the trial from the store, which takes some 5 ms.
     if pruner.name == "none" or epoch >= epochs or not trial.should_prune():
         return CONTINUE
     if pruner.name == RUNGS:

@@ -1,4 +1,4 @@
-"""Signs of life of a running trial."""
+"""Heartbeats of a running trial."""
 
 import logging
 import os
@@ -6,10 +6,9 @@ import threading
 from types import TracebackType
 from typing import cast
 
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import Trial
 
-from search.storage import HEARTBEAT_SECONDS
+from search.storage import HEARTBEAT_SECONDS, BaseHeartbeat, id_in_storage
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +25,9 @@ class Heartbeat:
         storage = cast(BaseHeartbeat, self._trial.storage)
         while True:
             try:
-                storage.record_heartbeat(self._trial._trial_id)
+                storage.record_heartbeat(id_in_storage(self._trial))
             except Exception as error:  # each database driver has errors of its own
-                # The trial itself meets the store soon enough; until then a beat that was missed is made up for.
+                # The trial itself meets the store's error soon; until then the next heartbeat makes up for this one.
                 logger.info("trial %d could not record that it is alive: %s", self._trial.number, error)
             if self._stop.wait(HEARTBEAT_SECONDS):
                 return

@@ -1,4 +1,4 @@
-"""What the trials of a study add up to, at a cost that does not grow with their number."""
+"""Counts, ranking and Pareto front of a study's trials, at a cost that does not grow with their number."""
 
 from bisect import bisect_right, insort
 from collections import Counter
@@ -14,11 +14,11 @@ from search.storage import CONTINUES, FINGERPRINT, has_drawn, outcome_of
 class Ledger:
     """Counts, ranking and Pareto front of a study, as of the last :meth:`refresh` or :meth:`take`.
 
-    Each trial is looked at until it is told, and never again, since a told trial does not change. Trials that other
-    processes and hosts told are seen as well.
+    Each trial is read until it is told, and never again, since a told trial does not change. Trials that other
+    processes and hosts have told are read too.
 
     Args:
-        study: The study, which is read at once.
+        study: The study; its trials are read at once.
     """
 
     def __init__(self, study: Study) -> None:
@@ -35,8 +35,8 @@ class Ledger:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in what was asked and told since the last time."""
-        # Optuna's storage reads what is new and gives what it knows; the place of a trial is its number.
+        """Read the trials that were asked or told since the last time."""
+        # Optuna's storage reads new trials and caches the others; the index of a trial is its number.
         trials = self._study.get_trials(deepcopy=False)
         looked_at = [trials[number] for number in (*self._open, *range(self._seen, len(trials)))]
         self._seen = len(trials)
@@ -48,14 +48,14 @@ class Ledger:
                 self._add(trial)
 
     def take(self, told: FrozenTrial, alongside: Collection[int] = ()) -> None:
-        """Take in a trial that this process has just told, and what others did if any may have done something.
+        """Add a trial that this process has just told, and refresh where other processes may have changed trials.
 
-        Nothing is read where all other trials are told or this process's own: reading takes some 5 ms, and 10 of a
-        study of 10,000.
+        Nothing is read where all other trials are told or this process's own: reading takes some 5 ms, and 10 ms in a
+        study of 10,000 trials.
 
         Args:
             told: The trial.
-            alongside: Numbers of trials that this process has asked for too and not told yet.
+            alongside: Numbers of other trials that this process has asked for and not told yet.
         """
         is_next = told.number == self._seen and not self._open
         if not is_next and not {told.number} <= set(self._open) <= {told.number, *alongside}:
@@ -70,11 +70,11 @@ class Ledger:
         if CONTINUES in trial.user_attrs:
             self._continued.add(trial.user_attrs[CONTINUES])
         if outcome_of(trial) == "killed":
-            # Of one that had drawn nothing no other follows, and those asked after it have drawn as the next in line.
+            # No trial follows a killed one without parameters, which keeps its place in the sequence of draws.
             self._killed += has_drawn(trial)
             return
         self._told.append(trial)
-        # A trial that goes on has the seed of the one that was paused, and takes no other.
+        # A trial that resumes a paused one has its seed, and takes no new one.
         if FINGERPRINT in trial.user_attrs and CONTINUES not in trial.user_attrs:
             self._tried[trial.user_attrs[FINGERPRINT]] += 1
         if trial.state != TrialState.COMPLETE:
@@ -87,35 +87,35 @@ class Ledger:
                 insort(self._front, trial, key=self._rank)
 
     def _rank(self, trial: FrozenTrial) -> tuple[float, int]:
-        """What trials are ranked by: the metric, and of equals the earlier first."""
+        """Sort key of trials: the metric, and of equals the earlier first."""
         return self._losses(trial.values)[0], trial.number
 
     def _losses(self, values: Sequence[float]) -> tuple[float, ...]:
-        """The objectives' values with the sign that makes less better."""
+        """The objectives' values, with their signs changed where more is better."""
         return tuple(sign * value for sign, value in zip(self._signs, values, strict=True))
 
     def _is_beaten(self, losses: Sequence[float]) -> bool:
-        """Whether a trial on the front is nowhere worse and somewhere better."""
+        """Whether a trial on the front dominates these values."""
         return any(_dominates(self._losses(trial.values), losses) for trial in self._front)
 
     @property
     def asked(self) -> int:
-        """Trials of any state, but for killed and continued ones that others follow: they are one."""
+        """Number of trials of any state; a killed or paused trial and those that retry or resume it count once."""
         return self._seen - self._killed - len(self._continued)
 
     @property
     def counted(self) -> int:
-        """Trials that count against the budget: told, and neither killed nor continued, since others follow those."""
+        """Number of trials that count against the budget: told, and neither killed nor resumed by another trial."""
         return len(self._told) - len(self._continued)
 
     @property
     def told(self) -> Sequence[FrozenTrial]:
-        """Trials that were told, killed ones left out, in the order in which they were taken in."""
+        """Told trials without the killed ones, in the order in which they were read."""
         return self._told
 
     @property
     def running(self) -> Sequence[FrozenTrial]:
-        """Trials that some process is training, as of the last time that trials were read."""
+        """Trials that any process is training, as of the last read."""
         return self._running
 
     @property
@@ -125,16 +125,16 @@ class Ledger:
 
     @property
     def front(self) -> Sequence[FrozenTrial]:
-        """Completed trials, best by the metric first, that no other equals or betters in every objective.
+        """Completed trials that no other dominates, best by the metric first.
 
-        Trials with the very same values are on the front together. A study without costs has no front: it is empty.
+        Trials with equal values are on the front together. The front of a study without costs is empty.
         """
         return self._front
 
     def times_tried(self, fingerprint: str) -> int:
-        """How many trials trained this strategy or are training it.
+        """How many trials have trained this strategy or are training it.
 
-        Killed ones and those that go on with another are left out.
+        Killed trials and those that resume another trial do not count.
         """
         beginners = [trial.user_attrs for trial in self._running if CONTINUES not in trial.user_attrs]
         return self._tried[fingerprint] + [attrs.get(FINGERPRINT) for attrs in beginners].count(fingerprint)
@@ -146,7 +146,7 @@ class Ledger:
         return best + [trial for trial in self._front if trial.number not in numbers]
 
     def would_be_kept(self, values: Sequence[float], count: int) -> bool:
-        """Whether a trial that is about to be told these values will be among :meth:`kept`."""
+        """Whether a trial that is about to be told these values will be among the :meth:`kept` ones."""
         losses = self._losses(values)
         if bisect_right(self._ranked, losses[0], key=lambda trial: self._rank(trial)[0]) < count:
             return True
@@ -164,8 +164,8 @@ def ranked(study: Study) -> list[FrozenTrial]:
 
 
 def pareto_front(study: Study) -> list[FrozenTrial]:
-    """Completed trials, best by the metric first, that no other equals or betters in every objective.
+    """Completed trials that no other dominates, best by the metric first.
 
-    Trials with the very same values are on the front together. A study without costs has no front: the list is empty.
+    Trials with equal values are on the front together. The front of a study without costs is empty.
     """
     return list(Ledger(study).front)

@@ -1,4 +1,4 @@
-"""Trials whose process went away: told as killed, and queued again with the same parameters."""
+"""Trials whose process has ended: told as killed, and queued again with the same parameters."""
 
 import json
 import logging
@@ -11,12 +11,23 @@ from typing import Any
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search.processes import is_gone, is_here
-from search.storage import ATTEMPT, CONTINUES, OUTCOME, OWNER, PRESET, REASON, RETRY_OF, has_drawn
+from search.storage import (
+    ATTEMPT,
+    CONTINUES,
+    OUTCOME,
+    OWNER,
+    PRESET,
+    REASON,
+    RETRY_OF,
+    has_drawn,
+    live_trial,
+    queued_params,
+)
 
-# A process names itself in a trial within milliseconds of asking for it.
+# A process writes its name to a trial within milliseconds after it has asked for the trial.
 _NAMING_SECONDS = 3.0
 
 #: The reason of a trial that its user or scheduler stopped.
@@ -26,22 +37,22 @@ logger = logging.getLogger(__name__)
 
 
 def trains_beside(trial: FrozenTrial) -> bool:
-    """Whether a running trial belongs to another process of this host, which lives."""
+    """Whether a running trial belongs to another process of this host that still runs."""
     found = trial.user_attrs.get(OWNER)
     return found is not None and is_here(found) and not is_mine(trial) and not is_gone(found)
 
 
 def is_mine(trial: FrozenTrial) -> bool:
-    """Whether it was this process that asked for a trial."""
+    """Whether this process asked for a trial."""
     found = trial.user_attrs.get(OWNER)
     return found is not None and is_here(found) and bool(json.loads(found)["pid"] == os.getpid())
 
 
 def _orphans(study: Study, running: list[FrozenTrial], ended: str | None) -> list[FrozenTrial]:
-    """Trials whose process is gone, or went before it could say which it was."""
+    """Trials whose process has ended, maybe before it wrote its name."""
     nameless = {trial.number for trial in running if OWNER not in trial.user_attrs}
     if nameless:
-        # By this host's own clock: when a trial began is written by that of another host, which may be hours off.
+        # Waited for, not computed: the clock that wrote a trial's start is maybe another host's, and hours off.
         time.sleep(_NAMING_SECONDS)
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
@@ -56,21 +67,21 @@ def _orphans(study: Study, running: list[FrozenTrial], ended: str | None) -> lis
 def recover(study: Study, retries: int, ended: str | None = None) -> list[FrozenTrial]:
     """Tell running trials whose process has ended on this host as killed, and queue each again.
 
-    Of the trials of other hosts, those are taken whose heartbeat has stopped. Those are queued too that were told so
-    before and never queued. The study's lock is to be held, where there are other processes.
+    Trials of other hosts are told where their heartbeats have stopped. Trials that were told as killed before and never
+    queued are queued too. Where there are other processes, the caller must hold the study's lock.
 
     Args:
-        study: The study to look through.
-        retries: How many times one trial may be queued again.
-        ended: The :func:`owner` of trials, on whatever host, that is known to have ended.
+        study: The study.
+        retries: How many times a trial may be queued again.
+        ended: The owner of trials, on any host, that has ended for certain; None if there is none.
 
     Returns:
-        The trials that were told, or queued now.
+        The trials that this call told or queued.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in _orphans(study, running, ended):
         kill(study, trial, retries, "its process ended")
-    # Optuna does this within Study.optimize, and not for those who ask and tell.
+    # Optuna calls this in Study.optimize, but not for callers of ask and tell.
     fail_stale_trials(study)
     taken = {trial.number for trial in running} | _queue_forgotten(study, retries)
     told = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
@@ -78,7 +89,7 @@ def recover(study: Study, retries: int, ended: str | None = None) -> list[Frozen
 
 
 def _queue_forgotten(study: Study, retries: int) -> set[int]:
-    """Queue killed trials again whose process ended after it had told them and before it had queued them."""
+    """Queue killed trials whose process ended after it had told them and before it could queue them again."""
     trials = study.get_trials(deepcopy=False)
     queued = {trial.user_attrs.get(RETRY_OF) for trial in trials}
 
@@ -87,7 +98,7 @@ def _queue_forgotten(study: Study, retries: int) -> set[int]:
             return False
         if OUTCOME in trial.user_attrs:
             return bool(trial.user_attrs[OUTCOME] == "killed")
-        # Optuna has told it, since its heart had stopped.
+        # Optuna has told it, since its heartbeats had stopped.
         return OWNER in trial.user_attrs and attempt_of(trial) < retries
 
     forgotten = list(filter(is_forgotten, trials))
@@ -98,28 +109,30 @@ def _queue_forgotten(study: Study, retries: int) -> set[int]:
 
 
 def interrupt(study: Study, trial: FrozenTrial) -> None:
-    """Tell one running trial as killed because its user or scheduler said so, and queue it again.
+    """Tell a running trial as killed because its user or a cluster's scheduler stopped it, and queue it again.
 
-    That is no fault of the trial, so it is not counted among its attempts.
+    The trial is not at fault, so this attempt does not count.
     """
-    live = Trial(study, trial._trial_id)
+    live = live_trial(study, trial)
     try:
         live.set_user_attr(OUTCOME, "killed")
         live.set_user_attr(REASON, INTERRUPTED)
         study.tell(live, state=TrialState.FAIL)
     except (UpdateFinishedTrialError, ValueError):
-        # Another process took it for dead, and has queued it again.
+        # Another process has told the trial as killed, and has queued it again.
         return
     requeue(study, trial, attempt_of(trial))
 
 
 def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
-    """Tell one running trial as killed and queue it again, unless another process did so first.
+    """Tell a running trial as killed and queue it again, unless another process told it first.
+
+    After the last attempt the trial is told as failed, and not queued.
 
     Returns:
-        Whether it was this call that told it.
+        Whether this call told the trial.
     """
-    live = Trial(study, trial._trial_id)
+    live = live_trial(study, trial)
     try:
         # Attributes come first: a told trial cannot be changed.
         last = attempt_of(trial) >= retries
@@ -135,7 +148,7 @@ def kill(study: Study, trial: FrozenTrial, retries: int, reason: str) -> bool:
 
 def give_up(study: Study, trial: FrozenTrial, reason: str) -> None:
     """Tell a running trial as failed for good, unless another process told it first."""
-    live = Trial(study, trial._trial_id)
+    live = live_trial(study, trial)
     with suppress(UpdateFinishedTrialError, ValueError):
         live.set_user_attr(OUTCOME, "failed")
         live.set_user_attr(REASON, reason)
@@ -148,10 +161,10 @@ def attempt_of(trial: FrozenTrial) -> int:
 
 
 def requeuing(retries: Callable[[], int]) -> Callable[[Study, FrozenTrial], None]:
-    """What queues a trial again that was failed since its heartbeats have stopped, at most so many times.
+    """A callback that queues a trial again after Optuna has failed it because its heartbeats stopped.
 
     Args:
-        retries: Gives that number.
+        retries: Gives how many times a trial may be queued again.
     """
 
     def on_stale(study: Study, trial: FrozenTrial) -> None:
@@ -162,18 +175,18 @@ def requeuing(retries: Callable[[], int]) -> Callable[[Study, FrozenTrial], None
 
 
 def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
-    """Queue a killed trial's parameters once more, unless another process did so; the study's lock is to be held.
+    """Queue a killed trial's parameters once more, unless another process did so; under the study's lock.
 
-    Of one that had drawn none there is nothing to queue: whoever asks next draws anew.
+    A trial that drew no parameters is not queued again: the next trial draws new ones.
     """
-    known = study.get_trials(deepcopy=False)
-    if not has_drawn(trial) or any(other.user_attrs.get(RETRY_OF) == trial.number for other in known):
+    trials = study.get_trials(deepcopy=False)
+    if not has_drawn(trial) or any(other.user_attrs.get(RETRY_OF) == trial.number for other in trials):
         return
     queue_again(study, trial, {ATTEMPT: attempt, RETRY_OF: trial.number})
 
 
 def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
-    """Queue a trial's parameters once more, with what else is known of it and these attributes."""
-    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    """Queue a trial's parameters once more, with these attributes, its preset, and the paused trial that it resumes."""
+    params = {**queued_params(trial), **trial.params}
     kept = {name: trial.user_attrs[name] for name in (PRESET, CONTINUES) if name in trial.user_attrs}
     study.enqueue_trial(params, user_attrs={**kept, **attrs})

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving whose trials are paused at a rung and go on from it (ASHA, Li et al., MLSys 2020)."""
+"""Asynchronous successive halving (ASHA, Li et al., MLSys 2020), in which trials are paused at a rung and resumed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from trainers import ShortEpochs
 
 @dataclass(frozen=True, slots=True)
 class Climber:
-    """A strategy on its way up: the trial that was drawn, and those that went on with it.
+    """A strategy on its way up the rungs: the trial that was drawn, and those that resumed it.
 
     Args:
-        first: Number of the first of its trials.
-        last: The last of them, killed ones left out.
-        losses: Best score so far after each epoch that was reported, with the sign that makes less better.
+        first: Number of the strategy's first trial.
+        last: Its last trial that was not killed.
+        losses: Best score so far after each reported epoch, with its sign changed where more is better.
     """
 
     first: int
@@ -30,18 +30,18 @@ class Climber:
 
     @property
     def paused_at(self) -> int | None:
-        """The epoch after which it waits to go on; None if it does not."""
+        """The epoch after which the strategy is paused; None if it is not paused."""
         return self.last.user_attrs.get(PAUSED) if self.last.state == TrialState.PRUNED else None
 
 
 @dataclass(frozen=True, slots=True)
 class Rungs:
-    """Epochs after which only the best go on.
+    """Epochs after which only the best trials are resumed.
 
     Args:
-        first: The first of them.
-        reduction: Each next is so many times as far, and one of so many trials goes on.
-        reports_per_epoch: How often trials report.
+        first: Epoch of the first rung.
+        reduction: Each next rung is ``reduction`` times as far, and one of ``reduction`` trials is resumed.
+        reports_per_epoch: Reports of a trial in each epoch.
     """
 
     first: int
@@ -54,7 +54,7 @@ class Rungs:
         return cls(config.first_rung, config.reduction, config.reports_per_epoch)
 
     def epoch_of(self, step: int) -> int | None:
-        """The epoch of a report if that is a rung's."""
+        """The epoch of a report if a rung is there; else None."""
         epoch, within = divmod(step, self.reports_per_epoch)
         rung = self.first
         while rung < epoch:
@@ -62,15 +62,15 @@ class Rungs:
         return epoch if rung == epoch and within == 0 else None
 
     def room(self, reached: int) -> int:
-        """How many of the trials that have reached a rung go on; the best does from the start."""
+        """How many of the trials that have reached a rung may be resumed; at least the best."""
         return max(1, reached // self.reduction)
 
     def climbers(self, trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[Climber]:
         """All strategies of a study but those that failed.
 
         Args:
-            trials: All of the study, by number.
-            direction: Of the study.
+            trials: All trials of the study, by number.
+            direction: Direction of the study.
         """
         sign = 1 if direction == StudyDirection.MINIMIZE else -1
         firsts: dict[int, int] = {}
@@ -98,19 +98,19 @@ class Rungs:
         return found
 
     def standing(self, climbers: Sequence[Climber], epoch: int) -> list[int]:
-        """First trials of those that have reached a rung, from best to worst; of equals the earlier first."""
+        """First trials of the strategies that have reached a rung, from best to worst; of equals the earlier first."""
         reached = [climber for climber in climbers if epoch in climber.losses]
         return [climber.first for climber in sorted(reached, key=lambda one: (one.losses[epoch], one.first))]
 
     def due(
         self, trials: Sequence[FrozenTrial], direction: StudyDirection, is_kept: Callable[[FrozenTrial], bool]
     ) -> FrozenTrial | None:
-        """The paused trial that is to go on next: of the furthest rung that has one, the best.
+        """The paused trial that is resumed next: the best of the furthest rung that has one.
 
         Args:
-            trials: All of the study, by number.
-            direction: Of the study.
-            is_kept: Whether a paused trial can go on.
+            trials: All trials of the study, by number.
+            direction: Direction of the study.
+            is_kept: Whether a paused trial can be resumed.
         """
         climbers = self.climbers(trials, direction)
         found = []
@@ -122,12 +122,12 @@ class Rungs:
         return min(found, key=lambda one: one[:2])[2] if found else None
 
     def needed(self, trials: Sequence[FrozenTrial], direction: StudyDirection, to_come: int | None) -> set[int]:
-        """Numbers of the trials whose state may still be gone on from.
+        """Numbers of the trials whose snapshots may still be resumed.
 
         Args:
-            trials: All of the study, by number.
-            direction: Of the study.
-            to_come: How many trials may still reach a rung; None for as many as did.
+            trials: All trials of the study, by number.
+            direction: Direction of the study.
+            to_come: How many trials may still reach a rung; None for as many as have reached it.
         """
         found: set[int] = set()
         for trial in trials:
@@ -141,7 +141,7 @@ class Rungs:
         return found
 
     def _waiting(self, climbers: Sequence[Climber]) -> dict[int, dict[int, FrozenTrial]]:
-        """By epoch the paused trials, by the first trial of each."""
+        """Epoch of each rung to its paused trials, which are keyed by their strategies' first trials."""
         found: dict[int, dict[int, FrozenTrial]] = {}
         for climber in climbers:
             if climber.paused_at is not None:
@@ -172,11 +172,11 @@ class RungPruner(BasePruner):
 
 
 def forerunners(trials: Sequence[FrozenTrial], attrs: Mapping[str, Any]) -> Iterator[int]:
-    """Numbers of the trials whose state a trial may go on from, the furthest first.
+    """Numbers of the trials whose snapshots a trial may resume, the furthest first.
 
     Args:
-        trials: All of the study, by number.
-        attrs: The trial's user attributes.
+        trials: All trials of the study, by number.
+        attrs: User attributes of the trial.
     """
     retried = attrs.get(RETRY_OF)
     while retried is not None:
@@ -190,7 +190,7 @@ RUNGS = "rungs"
 
 
 def short_epochs(pruner: PrunerConfig, epochs: int) -> ShortEpochs | None:
-    """The epochs of a trial up to the first rung, if they see a share of the images; a trial without rungs has none."""
+    """Short epochs of a trial up to its first rung; None where epochs see all images or the trial has no rung."""
     if pruner.low_rung_images == 1 or epochs <= pruner.first_rung:
         return None
     return ShortEpochs(pruner.first_rung, pruner.low_rung_images)

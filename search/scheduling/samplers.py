@@ -34,7 +34,7 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "nsga2": lambda seed, startup: NSGAIISampler(seed=seed),
 }
 
-# Optuna counts in reports, our keys in epochs.
+# Optuna's pruners count reports, our keys count epochs.
 PRUNERS: dict[str, Callable[[PrunerConfig], BasePruner]] = {
     "median": lambda config: MedianPruner(
         n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs * config.reports_per_epoch
@@ -52,9 +52,9 @@ PRUNERS: dict[str, Callable[[PrunerConfig], BasePruner]] = {
 def make_sampler(config: SamplerConfig, seed: int, trial_number: int) -> BaseSampler:
     """The sampler for one trial.
 
-    Its random state follows from the seed and the trial's number, so that a study taken up again draws what it would
-    have drawn without the break, rather than the first draws once more. QMC is the exception: its sequence is one for
-    all trials, and the place in it is kept in the study.
+    Its random state follows from the seed and the trial's number. So a resumed study draws the same as without the
+    break, and does not repeat its first draws. QMC is the exception: all trials share one sequence, and the study keeps
+    the position in it.
     """
     if config.name == "qmc":
         return QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False, warn_asynchronous_seeding=False)

@@ -1,4 +1,4 @@
-"""The end of a search of which no better score can be expected."""
+"""End of a search from which no better score can be expected."""
 
 import warnings
 
@@ -11,18 +11,18 @@ from search.scheduling.ledger import Ledger
 
 
 def no_more_expected(study: Study, ledger: Ledger, threshold: float, startup_trials: int, seed: int) -> float | None:
-    """What the best score can still be improved by, if that is less than a threshold; else None.
+    """Bound of the improvement that the best score still allows, if it is below a threshold; else None.
 
-    It is the rule of Makarova et al. (Automatic Termination for Hyperparameter Optimization, AutoML 2022): a Gaussian
-    process bounds from above what the best trial lacks. Nothing is said before the startup trials are complete, nor
-    while trials are queued.
+    This is the rule of Makarova et al. (Automatic Termination for Hyperparameter Optimization, AutoML 2022): a Gaussian
+    process bounds the regret of the best trial from above. The result is None before the startup trials are complete,
+    and while trials are queued.
 
     Args:
         study: The study.
-        ledger: Its trials.
-        threshold: In the metric.
-        startup_trials: How many have to be complete.
-        seed: Of the points at which the bound is looked for.
+        ledger: The study's trials.
+        threshold: Improvement in the metric.
+        startup_trials: How many trials have to be complete.
+        seed: Seed of the points at which the bound is searched.
     """
     if len(ledger.ranked) < max(1, startup_trials):
         return None
@@ -33,11 +33,11 @@ def no_more_expected(study: Study, ledger: Ledger, threshold: float, startup_tri
 
 
 def improvement_left(study: Study, seed: int) -> float | None:
-    """An upper bound of what the best score can be improved by; None where no field was drawn by all trials.
+    """Upper bound of the improvement of the best score; None where no field was drawn by all trials.
 
     Args:
         study: The study.
-        seed: Of the points at which the bound is looked for.
+        seed: Seed of the points at which the bound is searched.
     """
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not intersection_search_space(trials):

@@ -1,6 +1,6 @@
-"""Optuna's and MLflow's stores: opened, locked, and asked again where they do not answer; names of attributes.
+"""Optuna's and MLflow's stores: how they are opened, locked and retried, and the names of attributes in them.
 
-What is written there is decided in the rooms above.
+What is written to the stores is decided in the rooms above; MLflow's runs are written in :mod:`search.tracking`.
 """
 
 import lazy_loader

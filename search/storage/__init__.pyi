@@ -49,6 +49,10 @@ from .optuna_storage import open_storage as open_storage
 from .outage import is_no_room as is_no_room
 from .outage import is_outage as is_outage
 from .outage import reason_of as reason_of
+from .private_apis import BaseHeartbeat as BaseHeartbeat
+from .private_apis import id_in_storage as id_in_storage
+from .private_apis import live_trial as live_trial
+from .private_apis import queued_params as queued_params
 from .proxy import is_proxy as is_proxy
 from .proxy import serve as serve
 from .sqlite import write_ahead as write_ahead

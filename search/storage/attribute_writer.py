@@ -1,4 +1,4 @@
-"""Attributes of trials, written to Optuna's store while training goes on."""
+"""Attributes of trials, written to Optuna's store while the training continues."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -7,11 +7,13 @@ from typing import Any
 
 from optuna.trial import Trial
 
+from search.storage.private_apis import id_in_storage
+
 
 class AttributeWriter:
     """Writes attributes of trials in the order in which they are put, in one thread.
 
-    What a trial object holds stays as it is: that is the training thread's.
+    Trial objects are not changed: they belong to the training thread.
     """
 
     def __init__(self) -> None:
@@ -19,11 +21,11 @@ class AttributeWriter:
         self._pending: defaultdict[int, list[Future[None]]] = defaultdict(list)
 
     def put(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
-        """Have attributes of a trial written."""
+        """Queue attributes of a trial for writing."""
         self._pending[trial.number].append(self._thread.submit(write_attributes, trial, attributes))
 
     def flush(self, trial: Trial) -> None:
-        """Wait until all that was put of a trial is written.
+        """Wait until all queued attributes of a trial are written.
 
         Raises:
             Exception: Whatever the store raised, such as for a trial that another process has told.
@@ -33,6 +35,6 @@ class AttributeWriter:
 
 
 def write_attributes(trial: Trial, attributes: Mapping[str, Any]) -> None:
-    """Write attributes of a trial to the store at once, and leave the trial object as it is."""
+    """Write attributes of a trial to the store at once, without a change of the trial object."""
     for name, value in attributes.items():
-        trial.storage.set_trial_user_attr(trial._trial_id, name, value)
+        trial.storage.set_trial_user_attr(id_in_storage(trial), name, value)

@@ -1,49 +1,82 @@
-"""How a trial ended, in the words that Optuna, MLflow and our tags use for it."""
+"""Names of the attributes of trials and studies in Optuna's store, and how a trial may end."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.storage.private_apis import queued_params
+
 Outcome = Literal["complete", "pruned", "failed", "killed"]
 
-# Attributes of an Optuna trial. Of one that was told while MLflow was away, RUN_ID is the run's key, to which
-# ``Tracker.id_of`` knows the id.
-OUTCOME, REASON, RUN_ID, OWNER, ATTEMPT, FINGERPRINT, CHECKPOINT, PRESET, MODEL, STRATEGY, DEPTH, SEED = (
-    "outcome",
-    "reason",
-    "mlflow_run_id",
-    "owner",
-    "attempt",
-    "fingerprint",
-    "checkpoint",
-    "preset",
-    "model",
-    "strategy",
-    "depth_blocks",
-    "seed",
-)
-
-#: Seconds that a trial would have taken longer, had it computed what it read; estimated.
+# Attributes of trials.
+#: How the trial ended; an ``Outcome``.
+OUTCOME = "outcome"
+#: Why it ended so, as a sentence.
+REASON = "reason"
+#: Id of the trial's MLflow run; its key where the trial was told while MLflow was away (``Reader.id_of`` finds the id).
+RUN_ID = "mlflow_run_id"
+#: The process that trains the trial, as :func:`search.processes.owner` names it.
+OWNER = "owner"
+#: How many earlier attempts were killed.
+ATTEMPT = "attempt"
+#: Digest of the strategy on its model.
+FINGERPRINT = "fingerprint"
+#: Path of the checkpoint among the run's artifacts.
+CHECKPOINT = "checkpoint"
+#: Name of the preset that the strategy is.
+PRESET = "preset"
+#: Name of the model: a parameter of the trial where several models are searched, and of every MLflow run.
+MODEL = "model"
+#: The strategy's fields.
+STRATEGY = "strategy"
+#: How many blocks are trained.
+DEPTH = "depth_blocks"
+#: Seed of the training; also a parameter of the MLflow run, as is ``DEPTH``.
+SEED = "seed"
+#: Estimate of the seconds that the trial would have taken longer without its cache.
 SPARED = "seconds_spared"
+#: Number of the killed trial that this trial tries again.
+RETRY_OF = "retry_of"
+#: Number of the paused trial that this trial resumes.
+CONTINUES = "continues"
+#: Epoch after which the trial was paused.
+PAUSED = "paused_at_epoch"
 
-# How trials follow one another: the killed one that is tried again, the paused one that goes on, where it was paused.
-RETRY_OF, CONTINUES, PAUSED = "retry_of", "continues", "paused_at_epoch"
+# Attributes of studies.
+#: What makes two studies comparable, such as the metric; a resumed study must have the same.
+IDENTITY = "identity"
+#: Id of the study's MLflow run.
+PARENT_RUN = "mlflow_parent_run"
+#: The learning rate of the range test, around which ``strategy.lr`` is centred.
+SUGGESTED_LR = "suggested_lr"
+#: Presets that were queued.
+PRESETS_QUEUED = "presets_queued"
+#: The best linear probe's values, its score, and how many probes there were.
+SWEEP = "probe_sweep"
+#: The winner, as a mapping.
+WINNER = "winner"
+#: MLflow runs of the trials on the Pareto front.
+FRONT = "pareto_front"
+#: Statistics of the images, by which similar studies are found.
+FEATURES = "data_features"
+#: Number of blocks of each model.
+BLOCKS = "num_blocks"
 
-#: What the reason of a trial begins with that failed for want of memory.
+#: Begin of the reason of a trial that ran out of memory.
 OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The state Optuna stores, the status MLflow shows, and what the terminal prints."""
+    """How an outcome appears: its state in Optuna, its status in MLflow, and its colour in the terminal."""
 
     state: TrialState
     status: str
     style: str
 
 
-# A pruned run is KILLED in MLflow, not FINISHED: it was stopped before its end, and on purpose, as its tag says.
+# A pruned run is KILLED in MLflow, not FINISHED: it was stopped before its end, on purpose, as its tag says.
 ENDINGS: dict[Outcome, Ending] = {
     "complete": Ending(TrialState.COMPLETE, "FINISHED", "green"),
     "pruned": Ending(TrialState.PRUNED, "KILLED", "yellow"),
@@ -59,39 +92,19 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
     if trial.state == TrialState.PRUNED:
         return "pruned"
     if trial.state == TrialState.FAIL:
-        # One that another host's heartbeat gave up on carries no outcome of its own.
+        # A trial whose heartbeats have stopped has no attribute of its outcome: Optuna told it.
         return "failed" if trial.user_attrs.get(OUTCOME) == "failed" else "killed"
     return None
 
 
 def has_drawn(trial: FrozenTrial) -> bool:
-    """Whether anything of a trial's strategy is known; of a space without choices, whether it was sampled."""
-    return bool(trial.params or trial.system_attrs.get("fixed_params") or FINGERPRINT in trial.user_attrs)
+    """Whether a trial has any drawn or queued parameter; in a space without choices, whether it was sampled."""
+    return bool(trial.params or queued_params(trial) or FINGERPRINT in trial.user_attrs)
 
 
 def score_of(trial: FrozenTrial) -> float | None:
-    """The trial's value of the study's metric; ``None`` where it has none.
+    """The trial's value of the study's metric; ``None`` where the trial has no value.
 
-    Unlike ``FrozenTrial.value`` it can be asked of trials with costs, whose values follow the metric's.
+    Unlike ``FrozenTrial.value`` it also serves studies with costs, whose values follow the metric's.
     """
     return trial.values[0] if trial.values else None
-
-
-PARENT_RUN, SUGGESTED_LR = "mlflow_parent_run", "suggested_lr"
-
-
-IDENTITY = "identity"
-
-
-WINNER = "winner"
-
-
-PRESETS_QUEUED, FRONT = "presets_queued", "pareto_front"
-
-
-#: Attribute of the study: the best probe's values, its score, and how many probes there were.
-SWEEP = "probe_sweep"
-
-
-#: Attribute of a study: what its images are like; and how many blocks its model has.
-FEATURES, BLOCKS = "data_features", "num_blocks"

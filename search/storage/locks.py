@@ -16,10 +16,10 @@ from search.storage.proxy import ProxyLock, is_proxy
 from search.storage.server_lock import SharedLock
 from strategies import ConfigError, first_line
 
-# Those who wait ask again so often; claiming a trial takes a few of it.
+# Between two tries to take a lock; claiming a trial takes a few times as long.
 _POLL_SECONDS = 0.01
 
-#: What one process at a time does: make a study ready, take a trial, crown the winner, search for a night.
+#: What one process at a time may do: make a study ready, take a trial, crown the winner, search for a night.
 Turn = Literal["begin", "claim", "finish", "night"]
 
 
@@ -33,7 +33,7 @@ class LockPlace:
     Args:
         store: URL of Optuna's store.
         study: Name of the study.
-        cache: Folder of its caches.
+        cache: Folder of the study's caches.
     """
 
     store: str
@@ -42,25 +42,25 @@ class LockPlace:
 
 
 class TurnLostError(Exception):
-    """A lock was lost while it was held: whatever was decided on what the stores held then is to be decided anew."""
+    """A lock was lost while it was held: decisions made under it must be made anew, from what the stores hold now."""
 
 
 def held_all_along(lock: Lock) -> bool:
-    """Whether a lock that is held was not lost since it was taken; if it was, it is held again now."""
+    """Whether a held lock was never lost since it was taken; a lost lock is taken again first."""
     return lock.renew() if isinstance(lock, SharedLock) else True
 
 
 def lock_of(place: LockPlace, turn: Turn) -> Lock:
     """The lock for one kind of turn; it is released when its holder ends, by ``kill -9`` too.
 
-    A PostgreSQL store or a proxy keeps it for all hosts. Elsewhere it is a file, for the processes of this host, which
-    lies beside a SQLite store and for other stores in the cache.
+    A PostgreSQL store or a proxy keeps the lock for all hosts. For other stores it is a file, for the processes of this
+    host: beside a SQLite store, else in the cache.
 
     Raises:
-        ConfigError: It cannot be made.
+        ConfigError: The lock cannot be made.
     """
     shown = without_password(place.store)
-    # Tables are made when any study begins.
+    # Any study that begins may make the tables, so this lock is not one study's.
     name = turn if turn == "begin" else f"{turn} {place.study}"
     try:
         shared: SharedLock | None = None
@@ -69,7 +69,7 @@ def lock_of(place: LockPlace, turn: Turn) -> Lock:
         elif is_proxy(place.store):
             shared = ProxyLock(place.store, name)
         if shared is not None:
-            # A store that is not there is said before anything begins, and waited for afterwards.
+            # Before anything begins, a store that does not answer is an error; later it is waited for.
             if turn == "begin":
                 shared.connect()
             return shared
@@ -85,7 +85,7 @@ def lock_of(place: LockPlace, turn: Turn) -> Lock:
     path = store.with_name(f"{store.name}.{f'{turn}-{place.study}' if turn == 'night' else turn}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # FileLock would wait for ever to be allowed to.
+        # Without permission FileLock would wait for ever.
         path.touch()
     except OSError as error:
         raise ConfigError(f"{wrong}: {path.name}: {error.strerror}") from error
@@ -94,12 +94,12 @@ def lock_of(place: LockPlace, turn: Turn) -> Lock:
 
 @contextmanager
 def taking_turns(place: LockPlace, turn: Turn, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock that another process may hold for long, which is said then.
+    """Hold a lock while the ``with`` block runs.
 
     Args:
-        place: The study's.
-        turn: What is done.
-        say: Gets a line.
+        place: Where the study's locks are.
+        turn: What is done under the lock.
+        say: Gets a line when another process holds the lock for longer than a second.
     """
     lock = lock_of(place, turn)
     try:
@@ -110,7 +110,7 @@ def taking_turns(place: LockPlace, turn: Turn, say: Callable[[str], None]) -> It
     try:
         yield
     except ConfigError:
-        # A study that is refused leaves nothing behind; who waits for the file finds it gone, and makes it anew.
+        # A refused study leaves nothing behind; a process that waits for the file finds it gone, and makes it anew.
         if isinstance(lock, FileLock):
             Path(lock.lock_file).unlink(missing_ok=True)
         raise

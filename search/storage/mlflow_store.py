@@ -1,4 +1,4 @@
-"""MLflow's store: which URIs can be reached, and patience where one does not answer."""
+"""MLflow's store: URIs that MLflow can open, and retries where the store does not answer."""
 
 import os
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from strategies import ConfigError, WeightsError, first_line
 
 
 def without_login(uri: str) -> str:
-    """The URI of an MLflow server without user and password, which are put where MLflow's client looks for them.
+    """The URI of an MLflow server without user and password, which go to the variables that MLflow's client reads.
 
-    So they are in no message and no file of MLflow's; processes that are started inherit them.
+    So no message and no file of MLflow's holds them; processes that are started inherit them.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or parts.username is None:
@@ -30,8 +30,8 @@ def without_login(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-# MLflow itself would ask a server that is away for four minutes, and could begin a run twice whose answer was lost. The
-# writer tries again by itself.
+# MLflow itself would retry for four minutes where a server is away, and could begin a run twice where an answer was
+# lost. The background writer retries instead.
 HTTP_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
@@ -39,12 +39,12 @@ HTTP_RETRIES_ARE_SET = HTTP_RETRIES in os.environ
 
 
 def fetch_uri(uri: str, tracking_uri: str) -> Path:
-    """Download what a ``models:/`` or ``runs:/`` URI names in an MLflow store, and return where it lies.
+    """Download the artifact of a ``models:/`` or ``runs:/`` URI from an MLflow store, and return its path.
 
     Raises:
-        WeightsError: MLflow does not have it.
+        WeightsError: MLflow does not have the artifact.
     """
-    # What download_artifacts is told holds for runs alone (MLflow 3.17): models are looked up in the global store.
+    # download_artifacts looks up models in the global store, whatever its tracking_uri says (MLflow 3.17).
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
         with retrying_mlflow():
@@ -65,7 +65,7 @@ def check_database(uri: str) -> None:
 
 @contextmanager
 def retrying_mlflow() -> Iterator[None]:
-    """Ask a server that does not answer again for some seconds, where nothing else tries again."""
+    """While the ``with`` block runs, let MLflow retry for some seconds; for calls that nothing else retries."""
     if HTTP_RETRIES_ARE_SET:
         yield
         return
@@ -77,7 +77,7 @@ def retrying_mlflow() -> Iterator[None]:
 
 
 def reachable(uri: str) -> str:
-    """A tracking URI as MLflow is given it: with an absolute path, a driver that is installed, and no password.
+    """A tracking URI that MLflow can open: with an absolute path, an installed driver, and no password.
 
     Raises:
         ConfigError: No driver is installed.
@@ -86,7 +86,7 @@ def reachable(uri: str) -> str:
 
 
 def absolute_sqlite(uri: str) -> str:
-    """A ``sqlite:///`` URI with an absolute path, its folder made; other URIs as they are."""
+    """A ``sqlite:///`` URI with an absolute path, whose folder is made; other URIs unchanged."""
     prefix = "sqlite:///"
     if not uri.startswith(prefix):
         return uri
@@ -97,14 +97,14 @@ def absolute_sqlite(uri: str) -> str:
 
 @contextmanager
 def reading_mlflow(uri: str, what: str) -> Iterator[MlflowClient]:
-    """While the ``with`` block runs, read from MLflow, and ask again for some seconds where it does not answer.
+    """While the ``with`` block runs, read from MLflow, which retries for some seconds.
 
     Args:
-        uri: Of the store.
-        what: Is read, as the message names it.
+        uri: URI of the store.
+        what: Name of what is read, for the message.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: The store cannot be read.
     """
     try:
         with retrying_mlflow():

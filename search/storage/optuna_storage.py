@@ -23,14 +23,14 @@ def open_storage(url: str, on_stale: Callable[[Study, FrozenTrial], None] | None
     """Optuna's storage at the URL of a database or a proxy.
 
     Args:
-        url: Of the database, or of the proxy.
-        on_stale: Is called with each trial that was failed since its heartbeats have stopped.
+        url: URL of the database or of the proxy.
+        on_stale: Is called with each trial that was failed because its heartbeats have stopped.
     """
     if is_proxy(url):
         return Proxy(url, HEARTBEAT_SECONDS, on_stale)
     write_ahead(url)
     with warnings.catch_warnings():
-        # Of heartbeats and what is done when they stop.
+        # Optuna warns of heartbeats and of their callback.
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
         return (SteadyStorage if is_postgres(url) else RDBStorage)(
             with_driver(url),

@@ -1,4 +1,4 @@
-"""Whether a store cannot be reached for now, has no room, or refuses what it is asked."""
+"""Whether an error of a store is an outage, a full disk, or a refusal."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from strategies import first_line
 
-# Too many requests, and a request that took too long.
+# Status codes of a request that took too long, and of too many requests.
 _PASSING = (408, 429)
 _UNREACHABLE = (
     ConnectionError,
@@ -23,14 +23,14 @@ _UNREACHABLE = (
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the same call may succeed later: no connection, a time-out, an answer above 499, a locked database.
+    """Whether the same call may succeed later: no connection, a time-out, a status code above 499, a locked database.
 
-    What is refused for good is none: parameters that MLflow does not take, a run that is not there, a wrong password.
+    A refusal is no outage: parameters that MLflow does not take, a run that is not there, a wrong password.
     """
     for one in chain(error):
         if isinstance(one, requests.HTTPError) and one.response is not None:
             return _passes(one.response.status_code)
-        # MLflow names 500 also for a server that it cannot connect to.
+        # MLflow gives 500 also for a server that it cannot connect to.
         if isinstance(one, MlflowException):
             return _passes(one.get_http_status_code())  # type: ignore[no-untyped-call]
         if isinstance(one, _UNREACHABLE):
@@ -39,7 +39,7 @@ def is_outage(error: BaseException) -> bool:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came of: stores wrap the driver's or the network's word in several of their own."""
+    """An error and its causes: stores wrap an error of the driver or the network in several of their own."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -47,14 +47,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what began it."""
+    """First line of the error at the root of the chain."""
     *_, first = chain(error)
     return first_line(first)
 
 
 def is_no_room(error: BaseException) -> bool:
-    """Whether a disk is full, or a quota is used up: what was being written can be once there is room again."""
-    # Copying a folder gathers what went wrong as text alone, and SQLite has a word of its own.
+    """Whether a disk is full or a quota used up; the same write may succeed once there is room again."""
+    # shutil.copytree gathers errors as text alone, and SQLite has a message of its own.
     said = ("No space left on device", "Disk quota exceeded", "disk is full")
     return any(word in str(one) for one in chain(error) for word in said)
 

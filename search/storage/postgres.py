@@ -1,4 +1,4 @@
-"""PostgreSQL as Optuna's store: connections, locks, and a storage that outlives its server's restart."""
+"""PostgreSQL as Optuna's store: connections, locks, and a storage that survives a restart of the server."""
 
 import json
 import time
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError
 
+from search.storage.private_apis import models, transaction
 from search.storage.retrying import retried, retry_methods
 from search.storage.server_lock import SharedLock
 from strategies import ConfigError
@@ -26,11 +25,11 @@ from strategies import ConfigError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-# Who waits for a lock, but not for ever, asks again so often.
+# Between two tries to take a lock within a time limit.
 _POLL_SECONDS = 0.05
 
-# Both ends notice within a minute that the other is gone without a word (a power cut, a cable). Else the client would
-# wait a quarter of an hour for its answer, and the server keep the locks of a dead host for two hours.
+# Client and server notice within a minute that the other is gone silently (a power cut, a cable). Otherwise the client
+# would wait a quarter of an hour for its answer, and the server would keep the locks of a dead host for two hours.
 _CONNECTION = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -40,17 +39,17 @@ _CONNECTION = {
     "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
 
-#: System attribute of a trial: which call changed its state last.
+#: System attribute of a trial: a mark of the call that changed its state last.
 _MARK = "unfreeze:changed_by"
 
 
 def is_postgres(url: str) -> bool:
-    """Whether a URL is that of a PostgreSQL database, with whichever driver."""
+    """Whether a URL is that of a PostgreSQL database, with any driver."""
     return url.partition(":")[0].partition("+")[0] in ("postgresql", "postgres")
 
 
 def with_driver(url: str) -> str:
-    """A PostgreSQL URL with a driver that is installed and with time limits where it says neither; others as they are.
+    """A PostgreSQL URL, completed by an installed driver and by time limits where it has none; other URLs unchanged.
 
     Raises:
         ConfigError: No driver is installed.
@@ -59,7 +58,7 @@ def with_driver(url: str) -> str:
         return url
     found = make_url(url)
     if found.drivername in ("postgresql", "postgres"):
-        # In this order, since it is what our extra installs; the plain name would always be psycopg2 to SQLAlchemy.
+        # psycopg comes first, since our extra installs it; SQLAlchemy would take psycopg2 for the plain name.
         drivers = [name for name in ("psycopg", "psycopg2") if find_spec(name) is not None]
         if not drivers:
             raise ConfigError("PostgreSQL needs a driver, which comes with: pip install 'unfreeze[postgres]'")
@@ -70,22 +69,22 @@ def with_driver(url: str) -> str:
 
 
 class AdvisoryLock(SharedLock):
-    """A lock in a PostgreSQL database, for the processes of all hosts that use it.
+    """A lock in a PostgreSQL database, for the processes of all hosts that use the database.
 
     Args:
-        url: The database.
-        name: What is locked there.
+        url: URL of the database.
+        name: Name of the lock.
     """
 
     def __init__(self, url: str, name: str) -> None:
         super().__init__()
-        # Each statement for itself: a transaction that waits for its end would hold up the server's cleaning.
+        # No transactions: one that stays open while the lock is held would hold up the server's vacuum.
         self._engine = create_engine(url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
         self._key = int.from_bytes(sha256(f"unfreeze {name}".encode()).digest()[:8], signed=True)
         self._connection: Connection | None = None
 
     def connect(self) -> None:
-        """Open the connection, or fail at once."""
+        """Open the connection, without retries."""
         self._connection = self._engine.connect()
 
     def close(self) -> None:
@@ -105,21 +104,21 @@ class AdvisoryLock(SharedLock):
         return True
 
     def _give_back(self) -> None:
-        # Where the connection has ended the server has released it.
+        # Where the connection has ended the server has released the lock.
         if self._connection is not None:
             with suppress(DBAPIError):
                 self._call("pg_advisory_unlock")
 
     def _is_held(self) -> bool:
         try:
-            # On the connection that took it; a new one holds nothing.
+            # The lock belongs to this connection; a new one would hold nothing.
             return self._connection is not None and bool(self._connection.scalar(text("SELECT 1")))
         except DBAPIError:
             self._drop()
             return False
 
     def _call(self, function: str) -> bool:
-        # Called again after the connection has ended, it locks once: what the old one had locked is released.
+        # A retry on a new connection locks once: the server has released the lock of the old connection.
         if self._connection is None:
             self._connection = self._engine.connect()
         try:
@@ -136,27 +135,27 @@ class AdvisoryLock(SharedLock):
 
 
 def _count_in_utc(connection: Any, record: Any) -> None:
-    """Is called for each connection; in a URL it would lose to a host's PGTZ."""
+    """Is called for each connection; the host's PGTZ would override a time zone in the URL."""
     with connection.cursor() as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
     connection.commit()
 
 
 class SteadyStorage(RDBStorage):
-    """Optuna's storage on PostgreSQL, which goes on when connections end and when the server was away.
+    """Optuna's storage on PostgreSQL, which retries when connections end and while the server is away.
 
-    Where a connection ends between a commit and its answer, the change may have happened or not. Reading, and writing
-    the same value under the same key, are as good twice as once, and are simply done again (:data:`_REPEATABLE`). Not
-    so what makes trials and what changes their state: done again, there would be a trial twice, and one that was told
-    would seem to have been told by somebody else. These calls leave a mark of their own in the trial, in the same
-    transaction, and look for it before they are done again.
+    Where a connection ends between a commit and its answer, the change may have happened or not. Idempotent calls, that
+    is reading and writing the same value under the same key, are simply repeated (:data:`_REPEATABLE`). Making a trial
+    and changing its state are not idempotent: repeated, there would be two trials, or a told trial would seem to have
+    been told by another process. These two calls write a mark of their own to the trial, in the same transaction, and
+    look for the mark before they are repeated.
     """
 
     def __init__(self, url: str, **settings: Any) -> None:
-        # Idle connections that a firewall dropped are replaced before they are used.
+        # Idle connections that a firewall has dropped are replaced before use.
         super().__init__(url, engine_kwargs={"pool_pre_ping": True, "pool_recycle": 1800}, **settings)
         self._begun: set[str] = set()
-        # Optuna keeps the time of heartbeats in a column without a time zone, in that of the connection.
+        # Optuna stores the time of heartbeats without a time zone, in the time zone of the connection.
         event.listen(self.engine, "connect", _count_in_utc)
         self.engine.dispose()
 
@@ -173,8 +172,8 @@ class SteadyStorage(RDBStorage):
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: "Session"
     ) -> models.TrialModel:
-        """Is called at each attempt, Optuna's own among them, in its transaction, while the study's row is locked."""
-        assert template_trial is not None, "each has a mark"
+        """Is called at each attempt, Optuna's own retries too, in its transaction, while the study's row is locked."""
+        assert template_trial is not None, "each template has a mark"
         mark = template_trial.system_attrs[_MARK]
         if mark in self._begun:
             attribute = models.TrialSystemAttributeModel
@@ -191,7 +190,7 @@ class SteadyStorage(RDBStorage):
         return super()._get_prepared_new_trial(study_id, template_trial, session)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As Optuna's, with a mark: whether this call changed the state.
+        """As in Optuna, with a mark that tells whether this call has changed the state already.
 
         Raises:
             UpdateFinishedTrialError: Another call has told the trial.
@@ -200,7 +199,7 @@ class SteadyStorage(RDBStorage):
         return retried(lambda: self._change_state(trial_id, state, values or (), mark))
 
     def _change_state(self, trial_id: int, state: TrialState, values: Sequence[float], mark: str) -> bool:
-        with _create_scoped_session(self.scoped_session) as session:
+        with transaction(self.scoped_session) as session:
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             left = models.TrialSystemAttributeModel.find_by_trial_and_key(trial, _MARK, session)
             if left is not None and json.loads(str(left.value_json)) == mark:
@@ -223,14 +222,14 @@ class SteadyStorage(RDBStorage):
         def ask() -> list[int]:
             with self.engine.connect() as connection:
                 up = connection.scalar(text("SELECT extract(epoch FROM now() - pg_postmaster_start_time())"))
-            # No heart could be heard while the server was away, and none is given up for that.
+            # Heartbeats could not be recorded while the server was away: no trial is failed for that.
             return super(SteadyStorage, self)._get_stale_trial_ids(study_id) if up > (self.grace_period or 0) else []
 
         return retried(ask)
 
 
-# Reading, and writing of the same under the same key: rows that are there are changed to what they hold, or the second
-# is refused by a unique key, which Optuna passes over.
+# Idempotent calls. A repeated write changes a row to the value that it holds, or a unique key refuses it, which Optuna
+# ignores.
 _REPEATABLE = (
     "get_study_id_from_name",
     "get_study_name_from_id",

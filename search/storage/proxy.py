@@ -1,7 +1,7 @@
-"""Optuna's gRPC proxy, with what that leaves out: hearts that beat, turns that hosts take, and a server that restarts.
+"""Optuna's gRPC proxy, with heartbeats, locks, and retries while the proxy restarts.
 
-One process holds the connections to the database and knows its trials; workers on any number of hosts ask it. Optuna's
-protocol (5.0) has neither heartbeats nor locks, so a service of our own stands beside it.
+One process holds the connections to the database and a cache of its trials, for workers on any number of hosts.
+Optuna's protocol (5.0) has neither heartbeats nor locks, so the server has a second service, our own.
 """
 
 import json
@@ -20,9 +20,9 @@ from uuid import uuid4
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.storage.private_apis import BaseHeartbeat, add_storage_service, id_in_storage
 from search.storage.retrying import retried, retry_methods
 from search.storage.server_lock import SharedLock
 from strategies import ConfigError
@@ -30,14 +30,14 @@ from strategies import ConfigError
 DEFAULT_PORT = 13000
 _SERVICE = "unfreeze.Store"
 _READY_SECONDS = 10.0
-# Those who wait for a turn hold a thread each, and the one whose turn it is needs one too. They are made when needed.
+# Each process that waits for a lock, or holds one, takes a thread of the server. Threads are made when needed.
 _MOST_THREADS = 1000
-# Both ends notice within a minute that the other is gone without a word.
+# Client and server notice within a minute that the other is gone silently.
 _KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000)]
 _UNLIMITED = [("grpc.max_receive_message_length", -1)]
 _OFTEN = [("grpc.http2.min_ping_interval_without_data_ms", 20_000), ("grpc.keepalive_permit_without_calls", 1)]
 
-#: System attribute of a trial: which call made it.
+#: System attribute of a trial: a mark of the call that made it.
 _MARK = "unfreeze:made_by"
 
 
@@ -61,15 +61,15 @@ def _open_channel(url: str) -> Any:
 
 
 class Proxy(GrpcStorageProxy, BaseHeartbeat):
-    """The storage behind a proxy, which goes on when the proxy was away.
+    """The storage behind a proxy, which retries while the proxy is away.
 
     Args:
-        url: Of the proxy.
+        url: URL of the proxy.
         interval: Seconds between heartbeats.
-        on_stale: Is called with each trial whose heart has stopped.
+        on_stale: Is called with each trial whose heartbeats have stopped.
 
     Raises:
-        ConnectionError: Nobody answers there.
+        ConnectionError: No proxy answers there.
     """
 
     def __init__(self, url: str, interval: int, on_stale: Callable[[Study, FrozenTrial], None] | None = None) -> None:
@@ -87,7 +87,7 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
         return json.loads(retried(lambda: call(json.dumps(argument).encode())))
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Say that a trial is alive."""
+        """Record that a trial is alive."""
         self._call("Beat", trial_id)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
@@ -98,11 +98,11 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
         return self._interval
 
     def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None] | None:
-        """What is called with each trial whose heart has stopped."""
+        """The function that is called with each trial whose heartbeats have stopped."""
         return self._on_stale
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Make a trial, once, also where the answer got lost; it is looked for before it is made again."""
+        """Make one trial, also where an answer got lost: a retry looks for the trial's mark before it makes another."""
         template = create_trial(state=TrialState.RUNNING) if template_trial is None else deepcopy(template_trial)
         mark, tries = uuid4().hex, 0
         template.system_attrs = template.system_attrs | {_MARK: mark}
@@ -114,15 +114,16 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
             if tries > 1:
                 for trial in self.get_all_trials(study_id, deepcopy=False):
                     if trial.system_attrs.get(_MARK) == mark:
-                        return trial._trial_id
+                        return id_in_storage(trial)
             return make(study_id, template)
 
         return retried(once)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As Optuna's; a trial that turns out to be told just so was told by this call, whose answer got lost.
+        """As in Optuna; a retry that finds the trial told with these values takes them for those of an earlier try.
 
-        A queued trial whose taking nobody heard of stays nameless, and is queued again as one of a dead process.
+        Where the answer is lost that a queued trial was claimed, the trial has no owner, and is queued again as a trial
+        of a dead process.
 
         Raises:
             UpdateFinishedTrialError: Another call has told the trial.
@@ -144,7 +145,7 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
         return retried(once)
 
 
-# As those of search.storage.postgres: as good twice as once.
+# Idempotent calls, as in search.storage.postgres.
 _REPEATABLE = (
     "get_study_id_from_name",
     "get_study_name_from_id",
@@ -168,11 +169,11 @@ retry_methods(Proxy, _REPEATABLE)
 
 
 class ProxyLock(SharedLock):
-    """A lock that a proxy keeps, for the processes of all hosts that ask it: a call that lasts as long as it is held.
+    """A lock of a proxy, for the processes of all hosts that use the proxy: a call that lasts as long as the lock.
 
     Args:
-        url: Of the proxy.
-        name: What is locked there.
+        url: URL of the proxy.
+        name: Name of the lock.
     """
 
     def __init__(self, url: str, name: str) -> None:
@@ -183,10 +184,10 @@ class ProxyLock(SharedLock):
         self._answers: Iterator[bytes] = iter(())
 
     def connect(self) -> None:
-        """See whether somebody answers.
+        """Wait until the proxy answers.
 
         Raises:
-            ConnectionError: Nobody does.
+            ConnectionError: No proxy answers.
         """
         host, port = _address(self._url)
         GrpcStorageProxy(host=host, port=port).wait_server_ready(_READY_SECONDS)
@@ -207,7 +208,7 @@ class ProxyLock(SharedLock):
 
     def _give_back(self) -> None:
         self._asked.put(None)
-        # Its end is that of the call; until then another call of this process could find the lock taken.
+        # The call has ended once its answers end; before, another call of this process could find the lock taken.
         if self._is_whole():
             self._answers = iter(())
 
@@ -225,7 +226,7 @@ class ProxyLock(SharedLock):
 
 
 class _Extras:
-    """The service that stands beside Optuna's."""
+    """Our own service, beside Optuna's."""
 
     def __init__(self, storage: BaseHeartbeat) -> None:
         self._storage = storage
@@ -246,7 +247,7 @@ class _Extras:
                 return
         try:
             yield b"yours"
-            # Each question, whether it still is, until they end, with the holder at the latest.
+            # Answers each question whether the lock is still held; they end with the holder at the latest.
             for _ in requests:
                 yield b"yours"
         finally:
@@ -257,30 +258,27 @@ def serve(storage: BaseStorage, host: str, port: int) -> tuple[Any, int]:
     """Start a proxy, and return its gRPC server and the port it listens at.
 
     Args:
-        storage: What it stands for; with Optuna's cache and heartbeats.
+        storage: The storage that it serves, with Optuna's cache and heartbeats.
         host: Address to listen at; there is neither encryption nor a password.
-        port: 0 for any that is free.
+        port: Port to listen at; 0 for any free one.
 
     Raises:
         ConfigError: gRPC is not installed, or the address is taken.
     """
     _address("")
     import grpc
-    from optuna.storages._grpc.auto_generated import api_pb2_grpc
-    from optuna.storages._grpc.servicer import OptunaStorageProxyService
 
-    assert isinstance(storage, BaseHeartbeat), "get_storage makes it so"
+    assert isinstance(storage, BaseHeartbeat), "get_storage gives such a storage"
     extras = _Extras(storage)
     handlers = {
         "Beat": grpc.unary_unary_rpc_method_handler(extras.beat),
         "Stale": grpc.unary_unary_rpc_method_handler(extras.stale),
         "Turn": grpc.stream_stream_rpc_method_handler(extras.turn),
     }
-    # Not shared: a second server at one port would otherwise get half of the calls.
+    # Otherwise a second server could take the same port, and half of the calls.
     options = [*_KEEPALIVE, *_OFTEN, ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(_MOST_THREADS), options=options)
-    service = OptunaStorageProxyService(storage)
-    api_pb2_grpc.add_StorageServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    add_storage_service(storage, server)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     try:
         port = server.add_insecure_port(f"{host}:{port}")

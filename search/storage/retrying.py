@@ -1,4 +1,4 @@
-"""Doing things with a store that may be away for a while."""
+"""Calls of a store, retried while the store is away."""
 
 import logging
 import time
@@ -18,11 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def retried(do: Callable[[], T]) -> T:
-    """Do something with a store, again and again while it is away, for some minutes.
+    """Call a store, and call it again while it is away, for at most ten minutes after the first failure.
 
     Args:
-        do: What is done; it must be safe to do again when it was done and the answer got lost.
+        do: The call. It must be safe to repeat where it was done and only its answer got lost.
+
+    Raises:
+        Exception: Whatever the last call raised.
     """
+    # By hand: the same with tenacity 9.2 takes two lines more, and 33 µs for a call that succeeds, not 0.2.
     until, failures = float("inf"), 0
     while True:
         try:
@@ -33,7 +37,7 @@ def retried(do: Callable[[], T]) -> T:
             failures += 1
             if failures == 1:
                 until = time.monotonic() + _RETRY_SECONDS
-            # A connection that had ended is replaced at once; only what lasts is worth a word.
+            # A connection that had ended is replaced at once; only an outage that lasts is reported.
             elif failures == 2:
                 logger.warning(
                     "the study's store does not answer; it is asked again for %d minutes", _RETRY_SECONDS / 60
@@ -46,17 +50,17 @@ def retried(do: Callable[[], T]) -> T:
 
 
 def retry_methods(kind: type[Any], names: Sequence[str]) -> None:
-    """Have methods that a class inherits, and that are as good twice as once, called retried.
+    """Replace inherited methods of a class by ones that are retried.
 
     Args:
         kind: The class.
-        names: Of the methods.
+        names: Methods that do the same twice as once.
     """
     for name in names:
-        setattr(kind, name, _patient(getattr(kind, name)))
+        setattr(kind, name, _retrying(getattr(kind, name)))
 
 
-def _patient(once: Callable[..., T]) -> Callable[..., T]:
+def _retrying(once: Callable[..., T]) -> Callable[..., T]:
     @wraps(once)
     def method(*arguments: Any, **named: Any) -> T:
         return retried(lambda: once(*arguments, **named))
@@ -65,7 +69,7 @@ def _patient(once: Callable[..., T]) -> Callable[..., T]:
 
 
 def _is_away(error: BaseException | None) -> bool:
-    """Whether what went wrong is that the connection ended, or could not be made, or the server had no room for it."""
+    """Whether the connection ended or could not be made, or the server had no room for it."""
     while error is not None:
         if isinstance(error, OperationalError | InterfaceError):
             return True
@@ -75,6 +79,6 @@ def _is_away(error: BaseException | None) -> bool:
         code = getattr(error, "code", None)
         if callable(code) and getattr(code(), "name", "") == "UNAVAILABLE":
             return True
-        # Optuna and sessions wrap the driver's word in several of their own.
+        # Optuna and SQLAlchemy's sessions wrap the driver's error in errors of their own.
         error = error.__cause__ or error.__context__
     return False

@@ -1,4 +1,4 @@
-"""Locks that a server keeps for processes of many hosts."""
+"""Locks that a server keeps for the processes of many hosts."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -7,10 +7,10 @@ from filelock import Timeout
 
 
 class SharedLock(ABC):
-    """A lock that a server keeps; its holder may take it again.
+    """A reentrant lock that a server keeps.
 
-    It belongs to a connection: the server releases it when that ends, with its process, its host or the server itself.
-    So it can be lost while it is held; :meth:`renew` tells.
+    The lock belongs to a connection: the server releases it when the connection ends, with the process, its host or the
+    server itself. So a lock can be lost while it is held; :meth:`renew` tells.
     """
 
     def __init__(self) -> None:
@@ -23,20 +23,20 @@ class SharedLock(ABC):
             timeout: Seconds; None to wait for ever.
 
         Raises:
-            Timeout: Somebody else holds it.
+            Timeout: Another process held the lock until then.
         """
         if self._depth == 0 and not self._take(timeout):
             raise Timeout(type(self).__name__)
         self._depth += 1
 
     def release(self) -> None:
-        """Let the next have it, once this was called as often as :meth:`acquire`."""
+        """Release the lock, once this was called as often as :meth:`acquire`."""
         self._depth -= 1
         if self._depth == 0:
             self._give_back()
 
     def renew(self) -> bool:
-        """Take a lock that is held again where it was lost; whether it was held all along."""
+        """Take a held lock again if it was lost; return whether it was held all along."""
         if self._is_held():
             return True
         self._take(None)
@@ -53,7 +53,7 @@ class SharedLock(ABC):
 
     @abstractmethod
     def connect(self) -> None:
-        """Open the connection; else that is done when it is first needed, and retried."""
+        """Open the connection; without this call it is opened when it is first needed, with retries."""
 
     @abstractmethod
     def close(self) -> None:
@@ -61,12 +61,12 @@ class SharedLock(ABC):
 
     @abstractmethod
     def _take(self, timeout: float | None) -> bool:
-        """Wait for the lock, and return whether it was to be had in time."""
+        """Wait for the lock, and return whether it was free in time."""
 
     @abstractmethod
     def _give_back(self) -> None:
-        """Release it, also where that has happened already."""
+        """Release the lock, also where the server has released it already."""
 
     @abstractmethod
     def _is_held(self) -> bool:
-        """Whether it was not lost since it was taken."""
+        """Whether the lock was never lost since it was taken."""

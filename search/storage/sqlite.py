@@ -9,10 +9,10 @@ import psutil
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, make_url
 
-# The write-ahead log is indexed in memory that processes share, which those of several hosts cannot.
+# The index of the write-ahead log is in memory that processes share, which processes of several hosts cannot.
 _SHARED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "beegfs")
 
-# Writers take turns; SQLAlchemy's five seconds are few where many processes write to a busy disk.
+# Writers take turns; SQLAlchemy's five seconds are too few where many processes write to a busy disk.
 _WAIT_MILLISECONDS = 60_000
 
 _paths: set[str] = set()
@@ -23,12 +23,12 @@ def write_ahead(url: str) -> None:
 
     A commit is then a write to the log (https://www.sqlite.org/wal.html, ``synchronous=NORMAL``): about 1 ms where a
     sync takes 3 to 20 ms. What was committed survives the end of the process, ``kill -9`` included. A power cut can
-    take back the last commits, never one without those after it, and leaves the database sound.
+    undo the last commits, never one without those after it, and leaves the database intact.
 
-    Nothing happens to other databases and to files on network file systems.
+    Other databases and files on network file systems stay as they are.
 
     Args:
-        url: SQLAlchemy URL; connections made after the call are concerned, whichever library makes them.
+        url: SQLAlchemy URL; the call concerns all later connections, whichever library makes them.
     """
     if not url.startswith("sqlite"):
         return
@@ -47,14 +47,14 @@ def _is_shared(path: Path) -> bool:
 
 @event.listens_for(Engine, "connect")
 def _set_up(connection: Any, record: Any) -> None:
-    """Is called for every database connection that SQLAlchemy makes, MLflow's and Optuna's among them."""
+    """Is called for each database connection that SQLAlchemy makes, MLflow's and Optuna's too."""
     if not _paths or not isinstance(connection, sqlite3.Connection):
         return
     (_, _, file), *_ = connection.execute("PRAGMA database_list").fetchall()
     if not file or str(Path(file).resolve()) not in _paths:
         return
     connection.execute(f"PRAGMA busy_timeout={_WAIT_MILLISECONDS}")
-    # A database that another process is writing to in the old way is left in it, until the next connection.
+    # While another process writes without a write-ahead log, the mode cannot change; the next connection tries again.
     with suppress(sqlite3.OperationalError):
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
         if mode == "wal":

@@ -1,4 +1,4 @@
-"""Studies that are there already, opened to be read: by the name of a study file, or by their own in the store."""
+"""Studies that have begun, opened for reading: by the name of a study file, or by their name in the store."""
 
 import tempfile
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class StoredStudy:
     """A study that has begun, and where its runs are.
 
     Args:
-        study: Optuna's side of it.
-        tracking_uri: The MLflow store of its runs.
+        study: The study in Optuna.
+        tracking_uri: URI of the MLflow store of its runs.
     """
 
     study: Study
@@ -40,12 +40,12 @@ class StoredStudy:
 
     @property
     def metric(self) -> str:
-        """What its trials are ranked by."""
+        """The metric by which the study's trials are ranked."""
         return str(self.study.user_attrs[IDENTITY]["metric"])
 
     @property
     def costs(self) -> list[str]:
-        """What is minimised beside the metric."""
+        """The costs that the study minimises beside the metric."""
         return list(self.study.user_attrs[IDENTITY].get("costs", ()))
 
     def reading_runs(self) -> AbstractContextManager[MlflowClient]:
@@ -61,7 +61,7 @@ def open_stored(words: Sequence[str]) -> list[StoredStudy]:
             Without a name, all studies of the store.
 
     Raises:
-        ConfigError: One of them is nowhere, or a store cannot be read.
+        ConfigError: A study is not there, or a store cannot be read.
     """
     names = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
@@ -74,28 +74,28 @@ def open_stored(words: Sequence[str]) -> list[StoredStudy]:
     return [open_one(url, uri, name) for url, uri, name in places]
 
 
-def config_of(known: StoredStudy, overrides: Sequence[str] = ()) -> StudyConfig:
-    """The configuration with which a study was last searched, with keys given anew.
+def config_of(stored: StoredStudy, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The configuration with which a study was last searched, with overrides.
 
     Raises:
-        ConfigError: MLflow does not have it.
+        ConfigError: MLflow does not have the configuration.
     """
-    parent = known.study.user_attrs.get(PARENT_RUN)
+    parent = stored.study.user_attrs.get(PARENT_RUN)
     if parent is None:
-        raise ConfigError(f"study {known.name!r} has no run in MLflow yet")
-    with known.reading_runs() as client, tempfile.TemporaryDirectory() as folder:
-        # Every configuration, written out, is a study file that composes to it.
+        raise ConfigError(f"study {stored.name!r} has no run in MLflow yet")
+    with stored.reading_runs() as client, tempfile.TemporaryDirectory() as folder:
+        # The JSON of a configuration is a study file that composes to the same configuration.
         file = Path(client.download_artifacts(parent, "study.json", folder)).rename(Path(folder) / "study.yaml")
-        return compose_study([f"study={file}", f"tracking.uri={known.tracking_uri}", *overrides])
+        return compose_study([f"study={file}", f"tracking.uri={stored.tracking_uri}", *overrides])
 
 
 def stores_of(words: Sequence[str]) -> tuple[str, str, list[str]]:
-    """Optuna's and MLflow's store of studies, named as for :func:`open_stored`, and the names that they have there.
+    """Optuna's and MLflow's store of studies, named as for :func:`open_stored`, and the studies' names there.
 
-    Without a study they are the stores by default.
+    Without a study the stores are those by default.
 
     Raises:
-        ConfigError: They are in several stores.
+        ConfigError: The studies are in several stores.
     """
     names = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
@@ -111,7 +111,7 @@ def _place_of(name: str, overrides: Sequence[str]) -> tuple[str, str, str]:
     try:
         find_study(name)
     except ConfigError:
-        # One whose file is elsewhere, or that was given another name.
+        # The study's file is elsewhere, or the study was given another name.
         return (*_stores_of(overrides), name)
     config: StudyConfig = compose_study([f"study={name}", *overrides])
     assert config.name is not None, "composition names every study"
@@ -119,10 +119,10 @@ def _place_of(name: str, overrides: Sequence[str]) -> tuple[str, str, str]:
 
 
 def _stores_of(overrides: Sequence[str]) -> tuple[str, str]:
-    """The stores that words name, or those that there are by default.
+    """The stores that overrides name, else those by default.
 
     Raises:
-        ConfigError: A word says something else.
+        ConfigError: An override has another key.
     """
     found = dict(word.split("=", 1) for word in overrides)
     unknown = sorted(found.keys() - set(STORE_KEYS))
@@ -139,17 +139,17 @@ def open_one(url: str, uri: str, name: str) -> StoredStudy:
     """Open a study that has begun.
 
     Args:
-        url: Optuna's store.
-        uri: MLflow's store.
-        name: The study's own name.
+        url: URL of Optuna's store.
+        uri: URI of MLflow's store.
+        name: Name of the study in the store.
 
     Raises:
-        ConfigError: It is not there, or the store cannot be read.
+        ConfigError: The study is not there, or the store cannot be read.
     """
     storage = _storage(url)
-    known = _names_in(storage)
-    if name not in known:
-        there = nearest(name, known) if known else "no study has begun there"
+    names = _names_in(storage)
+    if name not in names:
+        there = nearest(name, names) if names else "no study has begun there"
         raise ConfigError(f"study {name!r} is not in {without_password(url)}; {there}")
     study = optuna.load_study(study_name=name, storage=storage)
     if IDENTITY not in study.user_attrs:
@@ -158,10 +158,10 @@ def open_one(url: str, uri: str, name: str) -> StoredStudy:
 
 
 def _storage(url: str) -> BaseStorage:
-    """Optuna's storage at a URL, which is not made where it is not there.
+    """Optuna's storage at a URL; a missing SQLite file is not made.
 
     Raises:
-        ConfigError: It is not there, or cannot be read.
+        ConfigError: The storage is not there, or cannot be read.
     """
     file = url.removeprefix("sqlite:///")
     if file != url and not Path(file).is_file():

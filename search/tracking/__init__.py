@@ -1,6 +1,6 @@
-"""MLflow: what is logged of a study and its trials, in batches from a thread of its own; on disk while MLflow is away.
+"""MLflow runs of a study and its trials: written in batches by a background thread, on disk while MLflow is away.
 
-Optuna's store is :mod:`search.storage`'s; the logged model is :mod:`search.winner`'s.
+Optuna's store is in :mod:`search.storage`, the logged model in :mod:`search.winner`.
 """
 
 import lazy_loader

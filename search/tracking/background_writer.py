@@ -1,4 +1,4 @@
-"""Writes to a store that another thread does, one after another, while training goes on, whether it is there or not."""
+"""Writes to a store from a background thread, in order, while the training continues; on disk while it is away."""
 
 import atexit
 import threading
@@ -14,61 +14,61 @@ from search.tracking.spool import Spool
 from search.tracking.writes import Write
 from strategies import TrialError
 
-# How long a flush waits for a store that answers slowly before it is content with the disk.
+# How long a flush waits for a slow store before it spools the writes to disk instead.
 _RETRY_SECONDS = 10.0
-# Between two tries to reach a store that is away; each pause is twice as long as the one before.
+# Pauses between two tries to reach a store that is away; each is twice as long as the one before.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
-# The thread ends when it has had nothing to do for so long, and begins again when it has.
+# The thread ends after so long without a write; the next write starts another.
 _LINGER_SECONDS = 5.0
 
 
 class WriteError(TrialError):
-    """A store refused a write, or could not be reached where nothing goes on without it."""
+    """A store refused a write, or could not be reached by a caller that cannot continue without it."""
 
 
 class AwayError(WriteError):
-    """A store cannot be reached; what waits for it is on disk."""
+    """A store cannot be reached; the writes that wait for it are on disk."""
 
 
 class NoRoomError(WriteError):
-    """There is no room on the disk for what a trial has come to, or for writes that wait."""
+    """There is no room on the disk for a trial's checkpoint, or for the writes that wait."""
 
 
-class Deliver(Protocol):
-    """Does a write."""
+class WriteSink(Protocol):
+    """Carries out writes on a store."""
 
     def __call__(self, write: Write, folder: Path | None, again: bool) -> None:
-        """Do a write; ``folder`` is the spool's, ``again`` says that the write may have been done before."""
+        """Carry out a write; ``folder`` is the spool's, ``again`` says that the write may have been done before."""
 
 
 class BackgroundWriter:
-    """Does what it is given in the order in which it is given, in one thread.
+    """Hands writes to a sink in the order in which they are put, in one thread.
 
-    When the store cannot be reached, what was given and what follows goes to a spool on disk, and is delivered in order
-    once it can: that is tried again and again, and said when it begins and when it is over.
+    When the store cannot be reached, pending and later writes go to a spool on disk. The thread retries, and delivers
+    the writes in order once the store is back. A message says when an outage begins and when it is over.
 
-    After a write that the store has refused, those behind it are dropped until the failure was raised to the one who
-    writes, by :meth:`put` or :meth:`flush`: what follows may rest on what failed. One that is refused when it has
-    waited on disk is set aside there instead, since whoever gave it has gone on.
+    After the store has refused a write, those behind it are dropped until :meth:`put` or :meth:`flush` has raised the
+    failure to the caller, since later writes may depend on the refused one. A refused write that had waited on disk is
+    set aside there instead, since its caller has gone on.
 
     Args:
-        store: What is written to, for messages.
-        deliver: Does a write.
+        store: Name of the store, for messages.
+        sink: Carries out the writes.
         say: Gets a line.
     """
 
-    def __init__(self, store: str, deliver: Deliver, say: Callable[[str], None]) -> None:
-        self._store, self._deliver, self._say = store, deliver, say
-        #: Where writes wait; without one a store that cannot be reached is one that refuses.
+    def __init__(self, store: str, sink: WriteSink, say: Callable[[str], None]) -> None:
+        self._store, self._sink, self._say = store, sink, say
+        #: Where writes wait; without a spool an outage is treated as a refusal.
         self.spool: Spool | None = None
-        #: Whether the store could not be reached at some time.
+        #: Whether the store was ever away.
         self.was_away = False
         self._changed = threading.Condition()
         self._pending: deque[Write] = deque()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        # All that is pending is on disk too, and whatever is put.
+        # Whether all pending writes are on disk too, and each new one goes there.
         self._is_spooling = False
         self._is_away = False
         self._failures = self._delivered = 0
@@ -81,10 +81,10 @@ class BackgroundWriter:
         return self._is_spooling or not self._pending
 
     def put(self, write: Write) -> None:
-        """Have something written after all that was put before.
+        """Queue a write behind all earlier ones.
 
         Raises:
-            WriteError: An earlier write was refused, and this one is dropped, or it cannot even be kept on disk.
+            WriteError: An earlier write was refused and this one is dropped, or it cannot be spooled to disk.
         """
         with self._changed:
             self._raise()
@@ -92,17 +92,17 @@ class BackgroundWriter:
                 self._keep([write])
             self._pending.append(write)
             if self._thread is None:
-                # Python would wait at its end for a thread that is no daemon, and so for a store that is away.
+                # A daemon: at its end Python would wait for any other thread, and so for a store that is away.
                 self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, or on disk to be written later.
+        """Wait until everything is written, or spooled to disk.
 
         Raises:
-            WriteError: A write was refused, or cannot be kept on disk.
+            WriteError: A write was refused, or cannot be spooled to disk.
         """
         with self._changed:
             self._changed.wait_for(self._is_safe, _RETRY_SECONDS)
@@ -132,7 +132,7 @@ class BackgroundWriter:
                 raise self.away(self._failure)
 
     def away(self, error: BaseException, more: int = 0) -> AwayError:
-        """What is raised where nothing goes on without the store; ``more`` writes wait beside this process's."""
+        """The error for a caller that cannot continue without the store; ``more`` writes wait beside this process's."""
         self.was_away = True
         waiting = len(self._pending) + more
         where = f"; {waiting} writes wait in {self.spool.folder.parent}" if self.spool is not None and waiting else ""
@@ -142,7 +142,7 @@ class BackgroundWriter:
         )
 
     def close(self) -> int:
-        """Write what can be written, leave the rest on disk, and write no more.
+        """Write what can be written, leave the rest on disk, and end.
 
         Returns:
             How many writes are left on disk.
@@ -159,7 +159,7 @@ class BackgroundWriter:
             return len(self._pending)
 
     def _tell(self, text: str) -> None:
-        # Where nobody reads any more, the thread that trains finds that out, and this one goes on.
+        # Where the output is closed, the training thread will raise that; this thread goes on.
         with suppress(Exception):
             self._say(text)
 
@@ -174,18 +174,18 @@ class BackgroundWriter:
             raise WriteError(f"{self._store} cannot be written to: {reason_of(error)}") from error
 
     def _keep(self, writes: list[Write]) -> None:
-        """Have writes on disk."""
+        """Spool writes to disk."""
         assert self.spool is not None, "nothing is spooled without a spool"
         try:
             self.spool.add(writes)
         except (OSError, ValueError) as error:
-            # That is no fault of the trial's whose writes they are: it is not to be told as failed.
+            # A full disk is no fault of the trial, which must not be told as failed.
             kind = NoRoomError if isinstance(error, OSError) else WriteError
             place = self.spool.folder.parent
             raise kind(f"{self._store} is away, and its writes cannot wait in {place}: {error}") from error
 
     def _begin_spooling(self) -> None:
-        """Have all that is pending on disk."""
+        """Spool all pending writes to disk."""
         try:
             self._keep(list(self._pending))
         except WriteError as error:
@@ -199,7 +199,7 @@ class BackgroundWriter:
         while (head := self._next()) is not None:
             try:
                 folder = self.spool.folder if self.spool is not None else None
-                self._deliver(head, folder, again=head is tried)
+                self._sink(head, folder, again=head is tried)
             except Exception as error:
                 if self.spool is None or not is_outage(error):
                     self._refused(head, error)
@@ -212,7 +212,7 @@ class BackgroundWriter:
                 self._done(head)
 
     def _next(self) -> Write | None:
-        """What is to be done next; None where the thread ends."""
+        """The next write; None where the thread ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._is_closed, _LINGER_SECONDS)
             if self._pending and not self._is_closed:
@@ -239,11 +239,11 @@ class BackgroundWriter:
             self._tell(back)
 
     def _take(self, head: Write) -> bool:
-        """Count what was done, or set aside, as no longer pending, unless it was dropped or left to others."""
+        """Remove a write that was done or set aside from the pending ones; False if it was dropped or left on disk."""
         if self._is_closed or not self._pending or self._pending[0] is not head:
             return False
         if self._is_spooling and self.spool is not None:
-            # One that is not noted is delivered twice if this process is killed, which changes nothing.
+            # Without the note the write is repeated if this process is killed, which changes nothing.
             with suppress(OSError):
                 self.spool.delivered()
         self._pending.popleft()
@@ -262,7 +262,7 @@ class BackgroundWriter:
         self._done(head)
 
     def _failed(self, error: Exception, pause: float) -> None:
-        """Have everything on disk, say so once, and wait before the next try."""
+        """Spool everything to disk, say so once, and pause before the next try."""
         with self._changed:
             if self._is_closed:
                 return
@@ -281,5 +281,5 @@ class BackgroundWriter:
             )
         with self._changed:
             self._changed.wait_for(lambda: self._is_hurried or self._is_closed, pause)
-            # One try at once for each who is in a hurry.
+            # Each call of deliver() gets one try at once.
             self._is_hurried = False

@@ -1,28 +1,28 @@
-"""A view saved with a study, in which MLflow lists its trials the best first, with what was searched."""
+"""A view saved with a study: MLflow lists the trials best first, with the parameters that were searched."""
 
 import json
 import time
 
 from strategies import Fixed, Space
 
-# Names the view in the address of MLflow's page.
+# Name of the view in the address of MLflow's page.
 _VIEW = "best_first"
-#: MLflow's tag of an experiment that holds a view of its runs, of which its button "Views" shows all.
+#: MLflow's tag of an experiment for a view of its runs; MLflow's button "Views" lists them.
 VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
 # MLflow keeps 5,000 characters of a tag.
 _MOST_COLUMNS = 40
 
 
 def best_first(space: Space, chooses_model: bool, lower_is_better: bool) -> str:
-    """The value of ``VIEW_TAG``: score and seconds of each run, and its parameters that are searched.
+    """The value of ``VIEW_TAG``: columns for score, searched parameters and seconds of each run.
 
     Args:
-        space: The study's.
+        space: Space of the study.
         chooses_model: Whether the model is searched too.
-        lower_is_better: Of scores.
+        lower_is_better: Whether lower scores are better.
     """
     searched = [name for name, entry in space.items() if not isinstance(entry, Fixed)]
-    # Of depth, how many blocks that comes to says more than the share of all.
+    # A depth in blocks says more than a share of all blocks.
     params = (["model"] if chooses_model else []) + ["depth_blocks" if name == "depth" else name for name in searched]
     columns = [_column("metrics", "score"), *(_column("params", name) for name in params[:_MOST_COLUMNS])]
     state = {
@@ -35,7 +35,7 @@ def best_first(space: Space, chooses_model: bool, lower_is_better: bool) -> str:
 
 
 def page_of(experiment_id: str) -> str:
-    """Where MLflow shows the view, seen from any of its pages."""
+    """Address of the view, relative to any page of MLflow."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
 
 

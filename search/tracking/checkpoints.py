@@ -1,4 +1,4 @@
-"""Checkpoints of trials: stored with their MLflow runs, and removed when they are beaten."""
+"""Checkpoints of trials: stored with their MLflow runs, and removed once better trials take their places."""
 
 import shutil
 import uuid
@@ -17,26 +17,26 @@ from strategies import first_line
 
 
 class Checkpoints:
-    """Stores and removes checkpoints, in order with all else that is written.
+    """Stores and removes checkpoints, in order with all other writes.
 
     Args:
-        writer: Writes to MLflow.
-        batches: What still is to be written before.
+        writer: The background writer.
+        batches: Batches that are sent before each checkpoint.
     """
 
     def __init__(self, writer: BackgroundWriter, batches: Batches) -> None:
         self._writer, self._batches = writer, batches
-        #: Runs that this process has stored a checkpoint of.
+        #: Runs of which this process has stored a checkpoint.
         self.stored: set[str] = set()
 
     def save(self, run: str, state_dict: Mapping[str, torch.Tensor]) -> str:
         """Store a model's tensors as a safetensors artifact of a run, and return the artifact's path.
 
         Raises:
-            NoRoomError: There is no room for it.
+            NoRoomError: There is no room for the checkpoint.
         """
         spool = self._writer.spool
-        assert spool is not None, "a study has a run by then"
+        assert spool is not None, "the study's run has begun"
         self.stored.add(run)
         try:
             spool.open()
@@ -50,10 +50,10 @@ class Checkpoints:
         return CHECKPOINT_FILE
 
     def delete(self, run: str) -> None:
-        """Remove a run's checkpoint; one already gone is no error."""
+        """Remove a run's checkpoint; a missing checkpoint is no error."""
         self._batches.send()
         if self._writer.spool is not None:
-            # One that still waits needs no room.
+            # A checkpoint that still waits on disk is not needed there either.
             shutil.rmtree(self._writer.spool.checkpoints_of(run), ignore_errors=True)
         self._writer.put(Drop(run=run))
 

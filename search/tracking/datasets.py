@@ -6,9 +6,9 @@ from search.config import DataConfig
 from search.tracking.writes import Dataset
 from trainers import ImageData
 
-# What MLflow calls the use of a data set.
+# Names of the splits in MLflow's tag of a data set's use.
 _CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
-# Keys of the data section that say where images are, not how they are read.
+# Keys of the section ``data`` that say where images are, not how they are read.
 _PLACES = ("source", "root", "dataset", "manifest", "annotations", "shards", "masks")
 
 
@@ -16,9 +16,9 @@ def datasets_of(config: DataConfig, data: ImageData, splits: tuple[str, ...] = (
     """Describe splits of a data set; equal images have equal digests, wherever they lie.
 
     Args:
-        config: Where the images are.
+        config: The section ``data``.
         data: The images.
-        splits: Which splits.
+        splits: Names of the splits.
     """
     source = {key: value for key in _PLACES if (value := getattr(config, key)) is not None}
     found = []

@@ -1,4 +1,4 @@
-"""What happens to a trial, as records: each is told once, to MLflow, to the terminal and to the command's process."""
+"""Events of a trial, as records: each goes once to every listener (MLflow, the terminal, the command's process)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ class TrialAsked:
 
     Args:
         number: Its number in Optuna.
-        run: The key by which its MLflow run is known.
+        run: Key of its MLflow run.
     """
 
     number: int
@@ -29,20 +29,20 @@ class TrialStarted:
     """A trial's strategy was sampled, and its training begins.
 
     Args:
-        number: Of the trial.
+        number: Number of the trial.
         run: Key of its run.
-        strategy: As it was sampled.
+        strategy: The sampled strategy.
         label: The strategy in one short line.
         model: Name of the model.
         weights: Where the model's weights come from.
-        weights_digest: Of their content.
-        depth: Blocks that are trained.
-        seed: Of the training.
-        fingerprint: Of the strategy on this model.
-        attempt: How often the trial was tried before.
+        weights_digest: Digest of the weights.
+        depth: How many blocks are trained.
+        seed: Seed of the training.
+        fingerprint: Digest of the strategy on this model.
+        attempt: How many earlier attempts were killed.
         preset: The preset that the strategy is; empty for none.
         low_rung_images: Share of the images that epochs up to the first rung see; None for all.
-        worker: Place of the process that trains it.
+        worker: Number of the worker that trains the trial.
     """
 
     number: int
@@ -67,10 +67,10 @@ class TrialPlanned:
 
     Args:
         run: Key of the trial's run.
-        strategy: As the trainer trains it.
-        manifest: Per parameter and phase, what is trained and how.
-        reuse: In one line, what is shared with other trials.
-        parameters_trained: Numbers of the model that are trained in some epoch.
+        strategy: The strategy as the trainer trains it.
+        manifest: How each parameter is trained in each phase.
+        reuse: One line that says what is shared with other trials.
+        parameters_trained: How many numbers of the model are trained in any epoch.
     """
 
     run: str
@@ -85,14 +85,14 @@ class EpochEnded:
     """An epoch ended, or one of the parts into which epochs are divided.
 
     Args:
-        number: Of the trial.
+        number: Number of the trial.
         run: Key of its run.
-        result: What the epoch came to.
-        score: The study's metric.
-        seconds: Of all epochs so far.
-        compiled: What came of compiling the model; empty where that was not asked for.
-        micro_batches: Into how many parts batches were divided, for want of memory.
-        worker: Place of the process that trains it.
+        result: Result of the epoch.
+        score: Value of the study's metric.
+        seconds: Duration of all epochs so far.
+        compiled: How the model was compiled, or why not; empty where no compilation was asked for.
+        micro_batches: Parts into which batches were divided because memory ran out.
+        worker: Number of the worker that trains the trial.
     """
 
     number: int
@@ -111,11 +111,11 @@ class TrialTrained:
 
     Args:
         run: Key of its run.
-        outcome: How it ended.
-        reason: Why; empty where that needs no word.
-        score: Of the best epoch of a complete trial.
-        best_epoch: Which that was.
-        traceback: Of a failed trial's error.
+        outcome: How the training ended.
+        reason: Why; empty for a complete trial.
+        score: Score of the best epoch of a complete trial.
+        best_epoch: Number of that epoch.
+        traceback: Traceback of a failed trial's error.
     """
 
     run: str
@@ -131,19 +131,19 @@ class TrialEnded:
     """A trial was told: it counts, whatever happens to this process.
 
     Args:
-        number: Of the trial.
+        number: Number of the trial.
         run: Key of its run.
-        outcome: How it ended.
-        reason: Why; empty where that needs no word.
-        attempt: How often the trial was tried before.
-        will_retry: Whether it was queued again.
-        score: What it was told, or its last report; None where it has none.
-        seconds: From its begin to its end.
-        best: The study's best score; None where there is none.
+        outcome: How the trial ended.
+        reason: Why; empty for a complete trial.
+        attempt: How many earlier attempts were killed.
+        will_retry: Whether the trial was queued again.
+        score: Score that was told, or a pruned trial's last report; None where there is neither.
+        seconds: Duration of the trial.
+        best: Best score of the study; None where there is none.
         preset: The preset that its strategy is; empty for none.
-        continues: Number of the paused trial that it went on with.
-        is_retry: Whether it is a further attempt.
-        peak_bytes: What its process took of its device at most.
+        continues: Number of the paused trial that this trial resumed.
+        is_retry: Whether the trial is a further attempt.
+        peak_bytes: Peak of its process's memory on the device.
     """
 
     number: int
@@ -184,12 +184,12 @@ class TrialEnded:
 Event: TypeAlias = TrialAsked | TrialStarted | TrialPlanned | EpochEnded | TrialTrained | TrialEnded
 Listener: TypeAlias = Callable[[Event], None]
 
-#: Events that another process is told, by name.
+#: Events that are sent to another process, by name.
 _PASSED_ON = {kind.__name__: kind for kind in (TrialStarted, EpochEnded, TrialEnded)}
 
 
 def as_json(event: Event) -> dict[str, Any] | None:
-    """An event that another process is told, as JSON takes it; None for one that it is not told."""
+    """An event as a JSON object for another process; None for an event that is not sent."""
     name = type(event).__name__
     if name not in _PASSED_ON:
         return None
@@ -200,7 +200,7 @@ def as_json(event: Event) -> dict[str, Any] | None:
 
 
 def from_json(facts: Mapping[str, Any]) -> Event | None:
-    """The event that :func:`as_json` gave; None for a line that is no event."""
+    """The event of an object that :func:`as_json` gave; None for any other object."""
     values = dict(facts)
     kind = _PASSED_ON.get(values.pop("event"))
     if kind is None:

@@ -4,7 +4,7 @@ import subprocess
 
 
 def git_commit() -> str:
-    """The commit checked out in the working directory, with ``+`` when files differ; ``""`` outside of git."""
+    """The commit checked out in the working folder, with ``+`` where files differ; ``""`` outside of git."""
     try:
         commit = _git("rev-parse", "HEAD")
         return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

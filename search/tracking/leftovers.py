@@ -1,4 +1,4 @@
-"""Writes that ended processes have left on disk, for want of MLflow."""
+"""Writes that ended processes have left on disk because MLflow was away."""
 
 from search.storage import is_outage, reason_of
 from search.tracking.background_writer import BackgroundWriter
@@ -10,10 +10,10 @@ def deliver_all(spool: Spool, sink: Sink, writer: BackgroundWriter) -> int:
     """Do all writes of a spool that this process has taken, set aside those that MLflow refuses, and remove the spool.
 
     Returns:
-        How many there were.
+        How many writes there were.
 
     Raises:
-        AwayError: MLflow cannot be reached; what was not done stays in the spool.
+        AwayError: MLflow cannot be reached; the remaining writes stay in the spool.
     """
     writes = spool.read()
     for place, write in enumerate(writes):

@@ -1,4 +1,4 @@
-"""What MLflow has of a study, read when everything is written."""
+"""Reads a study's runs from MLflow, once all writes are done."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ from strategies import UnfreezeError, first_line
 
 
 class Reader:
-    """Reads what MLflow has of a study.
+    """Reads a study's runs from MLflow.
 
     Args:
-        client: Of the store.
-        sink: Knows the study's experiment and the ids of its runs.
-        writer: Writes to it.
-        batches: What still is to be written.
+        client: Client of the store.
+        sink: Has the study's experiment and the ids of its runs.
+        writer: The background writer, whose writes are waited for.
+        batches: Batches that are sent before each read.
     """
 
     def __init__(self, client: MlflowClient, sink: Sink, writer: BackgroundWriter, batches: Batches) -> None:
@@ -40,7 +40,7 @@ class Reader:
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Read something when everything is written."""
+        """A context for reads, once everything is written."""
         self._batches.send()
         self._writer.deliver()
         try:
@@ -52,10 +52,10 @@ class Reader:
 
     @contextmanager
     def needed(self) -> Iterator[None]:
-        """While the ``with`` block runs, ask MLflow again for some seconds where it does not answer.
+        """While the ``with`` block runs, let MLflow retry for some seconds.
 
         Raises:
-            AwayError: MLflow cannot be reached; raised by it, or by MLflow itself.
+            AwayError: MLflow cannot be reached.
         """
         try:
             with retrying_mlflow():
@@ -66,7 +66,7 @@ class Reader:
             raise
 
     def params(self, run: str) -> dict[str, str]:
-        """The parameters of a run, as texts."""
+        """The parameters of a run, as strings."""
         with self._reading(f"run {run}"):
             return dict(self._client.get_run(self._sink.id_of(run)).data.params)
 
@@ -89,7 +89,7 @@ class Reader:
 
         Raises:
             AwayError: MLflow cannot be reached.
-            UnfreezeError: It is not there.
+            UnfreezeError: The checkpoint is not there.
         """
         with self._reading(f"the checkpoint of run {run}"):
             return Path(self._client.download_artifacts(self._sink.id_of(run), CHECKPOINT_FILE, str(folder)))

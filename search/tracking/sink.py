@@ -1,4 +1,4 @@
-"""The writes of a study done on an MLflow store; each may be done twice, and is as if done once."""
+"""The sink of a study's writes: an MLflow store. Every write is idempotent."""
 
 import shutil
 import tempfile
@@ -22,29 +22,29 @@ from search.tracking.writes import Begin, Drop, End, Log, Upload, Write
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
-#: Tag of a run: the key by which it is known until MLflow has begun it, and found by whoever knows only that.
+#: Tag of a run: its key, which stands for the run until MLflow has begun it, and by which the run is found.
 KEY_TAG = "unfreeze.spool_key"
-# What no id of a run begins with.
+# No id of a run begins with it.
 _KEY_PREFIX = "key-"
 
-# MLflow 3.17 guesses between training and language models, and shows runs of the one among its pages for the other.
+# Without this tag MLflow 3.17 guesses, and may show the runs on its pages for language models.
 _OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 
 _ABSENT = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 
 
 def new_run_key() -> str:
-    """A key for a run that is still to be begun."""
+    """A key for a run that has not begun."""
     return _KEY_PREFIX + uuid.uuid4().hex
 
 
 def find_run(client: MlflowClient, run: str, experiments: Sequence[str] | None = None) -> str | None:
-    """The id of a run that may be known by its key alone; ``None`` where no run has that.
+    """The id of a run; ``None`` where no run has the key.
 
     Args:
-        client: Of the store.
-        run: An id, which is given back without asking, or a key.
-        experiments: Ids of those that may have it; ``None`` for all.
+        client: Client of the store.
+        run: A key, or an id, which is returned as it is.
+        experiments: Ids of the experiments to search; ``None`` for all.
 
     Raises:
         MlflowException: The store cannot be read.
@@ -58,18 +58,18 @@ def find_run(client: MlflowClient, run: str, experiments: Sequence[str] | None =
 
 
 def is_absent(error: MlflowException) -> bool:
-    """Whether what was asked for is not there."""
+    """Whether MLflow does not have the run or the model that it was asked for."""
     return bool(error.error_code == _ABSENT)
 
 
 class Sink:
-    """Does writes of one study.
+    """Carries out writes of one study.
 
     Args:
-        client: Of the store.
-        study: Name of the study and so of the experiment.
-        artifacts: URI of the folder for an experiment that is made; None where the server decides.
-        experiment_id: Of the study's experiment if that is known.
+        client: Client of the store.
+        study: Name of the study, which is the name of its experiment.
+        artifacts: URI of the folder for a new experiment; None where the server decides.
+        experiment_id: Id of the study's experiment; None to look it up or make the experiment.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Sink:
         self._client, self._study, self._artifacts = client, study, artifacts
         self._experiment_id = experiment_id
         self._ids: dict[str, str] = {}
-        # Why runs were not begun: what is logged of them is refused for the same reason.
+        # Errors of runs that MLflow refused to begin: later writes to these runs are refused with the same error.
         self._refused: dict[str, Exception] = {}
         self._artifact_uris: dict[str, str] = {}
 
     def __call__(self, write: Write, folder: Path | None, again: bool) -> None:
-        """Do a write.
+        """Carry out a write.
 
         Args:
-            write: What is written.
-            folder: Of the spool, where checkpoints lie.
-            again: It may have been done before.
+            write: The write.
+            folder: Folder of the spool, where checkpoints are.
+            again: Whether the write may have been done before.
 
         Raises:
             Exception: Whatever MLflow raises.
@@ -101,7 +101,7 @@ class Sink:
             case End():
                 self._client.set_terminated(self.id_of(write.run), write.status, end_time=write.time)
             case Upload():
-                assert folder is not None, "a checkpoint lies in a spool's folder"
+                assert folder is not None, "a checkpoint is in a spool's folder"
                 self._upload(write, folder)
             case Drop():
                 self._drop(write)
@@ -119,7 +119,7 @@ class Sink:
         return self._experiment_id
 
     def begin(self, write: Begin, again: bool) -> str:
-        """Begin a run, unless that was done before, and return its id."""
+        """Begin a run, unless it has begun, and return its id."""
         run_id = self._look_up(write.run) if again else None
         if run_id is None:
             tags = {KEY_TAG: write.run, **write.tags}
@@ -135,12 +135,12 @@ class Sink:
         self._ids[write.run] = run_id
         return run_id
 
-    def known_id(self, run: str) -> str:
-        """The id of a run that this process has begun, else what it is known by, without asking."""
+    def id_or_key(self, run: str) -> str:
+        """The id of a run that this process has begun, else the given key or id; MLflow is not asked."""
         return self._ids.get(run, run)
 
     def id_of(self, run: str) -> str:
-        """The id of a run that may be known by its key alone.
+        """The id of a run, given its id or its key.
 
         Raises:
             MlflowException: No run has the key.
@@ -152,13 +152,13 @@ class Sink:
             if found is None:
                 raise MlflowException(f"no run has the tag {KEY_TAG} {run}", RESOURCE_DOES_NOT_EXIST)
             self._ids[run] = found
-        return self.known_id(run)
+        return self.id_or_key(run)
 
     def _look_up(self, key: str) -> str | None:
         return find_run(self._client, key, [self.experiment_id])
 
     def artifacts_of(self, run: str) -> ArtifactRepository:
-        """Where the files of a run lie."""
+        """The repository of a run's files."""
         run_id = self.id_of(run)
         if run_id not in self._artifact_uris:
             self._artifact_uris[run_id] = str(self._client.get_run(run_id).info.artifact_uri)
@@ -174,7 +174,7 @@ class Sink:
             self._client.log_batch(run_id, metrics=metrics[:room], params=params[:most], tags=tags[:most])
             metrics, params, tags = metrics[room:], params[most:], tags[most:]
         if write.datasets:
-            # Data sets that are there already are left as they are.
+            # MLflow leaves data sets that the run has already as they are.
             self._client.log_inputs(run_id, [_input(one) for one in write.datasets])
         if write.files:
             with tempfile.TemporaryDirectory() as folder:
@@ -185,7 +185,7 @@ class Sink:
 
     def _upload(self, write: Upload, folder: Path) -> None:
         place = folder / write.run / write.place
-        # One that is not there was stored before, or beaten while it waited.
+        # A missing file was stored before, or was beaten by a better trial while it waited.
         if (place / CHECKPOINT_FILE).exists():
             repository = self.artifacts_of(write.run)
             try:
@@ -199,12 +199,12 @@ class Sink:
         try:
             repository = self.artifacts_of(write.run)
         except MlflowException as error:
-            # Someone deleted the whole run, or a power cut took it back.
+            # Someone deleted the run, or a power cut undid it.
             if not is_absent(error):
                 raise
             return
         if any(entry.path == CHECKPOINT_FILE for entry in repository.list_artifacts()):
-            # Another process may be faster.
+            # Another process may have deleted it meanwhile.
             with suppress(FileNotFoundError):
                 repository.delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
 

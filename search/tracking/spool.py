@@ -1,4 +1,4 @@
-"""Writes that wait on disk until MLflow is back: of this process, and of those that ended before it was."""
+"""Spools: writes of this process, and of processes that have ended, that wait on disk until MLflow is back."""
 
 import logging
 import os
@@ -20,44 +20,44 @@ logger = logging.getLogger(__name__)
 
 
 class Spool:
-    """One process's folder of writes that wait: a line each, in order, and the checkpoints among them as files.
+    """One process's folder of waiting writes: a line for each write, in order, and checkpoints as files.
 
-    It is made when it is first needed, and goes when nothing waits in it. Its process holds a lock beside it; that of
-    one that ended, by ``kill -9`` too, can be taken over. One that delivers it notes so after each write, so that the
-    last one at most is delivered twice.
+    The folder is made when it is first needed, and removed when nothing waits in it. Its process holds a lock beside
+    it; after the process has ended, by ``kill -9`` too, another can take the spool over. The process that delivers the
+    writes makes a note after each, so that at most the last write is delivered twice.
 
     Args:
-        folder: Where processes that work on one study have theirs.
-        name: Of the folder; none for a new one.
+        folder: Folder of the spools of all processes that work on one study.
+        name: Name of the spool's folder; empty for a new one.
     """
 
     def __init__(self, folder: Path, name: str = "") -> None:
-        # Names are in the order in which they were made.
+        # Sorted by name, spools are in the order in which they were made.
         self.folder = folder / (name or f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}")
-        # The threads that train and that write share it.
+        # The training thread and the background writer share the lock.
         self._lock = FileLock(f"{self.folder}.lock", thread_local=False)
 
     def open(self) -> None:
         """Make the folder.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: The folder cannot be made.
         """
         if not self._lock.is_locked:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            # Before the folder: who finds one without its lock held takes it for one that was left.
+            # Before the folder is made: a folder whose lock is free passes for one that an ended process has left.
             self._lock.acquire()
         self.folder.mkdir(exist_ok=True)
 
     def checkpoints_of(self, run: str) -> Path:
-        """Folder of a run's checkpoints that wait, each in one of its own."""
+        """Folder of a run's waiting checkpoints, each of which has a folder of its own in it."""
         return self.folder / run
 
     def add(self, writes: Sequence[Write]) -> None:
-        """Append writes, which then outlive this process; :meth:`sync` has them outlive the machine too.
+        """Append writes, which then survive this process; after :meth:`sync` they survive the machine too.
 
         Raises:
-            OSError: They cannot be written, such as on a full disk; none of them is there then.
+            OSError: They cannot be written, such as on a full disk; then none of them is appended.
         """
         self.open()
         path = self.folder / _WRITES
@@ -75,18 +75,18 @@ class Spool:
             raise
 
     def sync(self) -> None:
-        """Wait until what was added is on the disk itself."""
+        """Wait until the added writes are on the disk itself."""
         if (self.folder / _WRITES).exists():
             sync(self.folder / _WRITES)
             sync(self.folder)
 
     def read(self) -> list[Write]:
-        """What waits to be delivered; lines that no one wrote, as after a power cut, are set aside."""
+        """The writes that wait; broken lines, as after a power cut, are set aside."""
         found: list[Write] = []
         path = self.folder / _WRITES
         if not path.exists():
             return found
-        # What follows the last end of a line was never promised.
+        # A last line without its end was never completely written.
         *lines, _ = path.read_bytes().split(b"\n")
         for line in lines[self._count_delivered() :]:
             try:
@@ -100,12 +100,12 @@ class Spool:
         return path.stat().st_size if path.exists() else 0
 
     def delivered(self) -> None:
-        """Note that the first write that waits was delivered, or set aside."""
+        """Note that the first waiting write was delivered or set aside."""
         with (self.folder / _DELIVERED).open("ab") as file:
             file.write(b".")
 
     def set_aside(self, write: Write, reason: str) -> None:
-        """Keep what MLflow has refused in ``refused.jsonl`` beside the folder, so that the rest goes on."""
+        """Keep a write that MLflow has refused in ``refused.jsonl`` beside the folder, so that later writes go on."""
         if isinstance(write, Upload):
             place = self.checkpoints_of(write.run) / write.place
             if place.exists():
@@ -119,19 +119,19 @@ class Spool:
             file.write(f"{line}\n")
 
     def clear(self) -> None:
-        """Forget all writes, which were delivered."""
+        """Remove all writes after they were delivered."""
         for name in (_WRITES, _DELIVERED):
             (self.folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave the folder to others, and nothing where nothing waits."""
+        """Leave the folder to other processes, or remove it where nothing waits."""
         if self._lock.is_locked:
             if not (self.folder / _WRITES).exists():
                 self.remove()
             self.release()
 
     def take(self) -> bool:
-        """Hold what another process has left, until :meth:`release`; False where one holds it, or has delivered it."""
+        """Take over an ended process's spool, until :meth:`release`; False where another process has or removed it."""
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -142,8 +142,8 @@ class Spool:
         return True
 
     def release(self) -> None:
-        """Let others take it."""
-        # Both threads may have opened it.
+        """Let other processes take the spool over."""
+        # Both threads may have locked it.
         self._lock.release(force=True)
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""How busy the machine is while a trial trains, under the names by which MLflow shows system metrics."""
+"""MLflow's system metrics: how busy the machine is while a trial trains."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ _PREFIX = "system/"
 logger = logging.getLogger(__name__)
 
 
-class MachineLoad:
+class SystemMetrics:
     """Reads processors, memory and GPUs (with ``nvidia-ml-py``) at once and then every ten seconds at most."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class MachineLoad:
         self._last = -_SECONDS
 
     def metrics(self) -> dict[str, float]:
-        """What the machine does, as of now; nothing if it was read a moment ago."""
+        """The metrics as of now, by MLflow's names; empty within ten seconds after the last reading."""
         now = time.monotonic()
         if now - self._last < _SECONDS:
             return {}

@@ -1,4 +1,4 @@
-"""Writing a study to MLflow: a parent run, a child run a trial, in a few batched calls from another thread."""
+"""Writes a study to MLflow: a parent run and a child run for each trial, in batched calls from another thread."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ from search.tracking.spool import Spool, left_in
 from search.tracking.writes import Begin, Dataset, End
 from strategies import ConfigError, first_line
 
-# One bar a file, amid our own; MLflow reads the variable at each transfer.
+# MLflow's progress bars, one a file, would appear amid our own; MLflow reads the variable at each transfer.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # The terminal says at its end where to look.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -48,21 +48,20 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """The MLflow side of one study.
 
-    What is written goes through ``writer``, in order and off the calling thread; checkpoints go through
-    ``checkpoints``, and what MLflow has is read by ``reader``. After :meth:`flush` it is there for
-    sure, or waits on disk for MLflow to come back; what is read waits until it is there. Every method that writes
-    raises :class:`~search.tracking.background_writer.WriteError` when an earlier write was refused. One thread at a
-    time may call.
+    Writes go through ``writer``, in order and off the calling thread; checkpoints go through ``checkpoints``, and
+    ``reader`` reads from MLflow once all writes are done. After :meth:`flush` all writes are done, or wait on disk for
+    MLflow to come back. Every method that writes raises :class:`~search.tracking.background_writer.WriteError` when an
+    earlier write was refused. One thread at a time may call.
 
-    A run is known by its id, or by the key that :meth:`start_trial` gives; all methods take either.
+    All methods take a run's id, or the key that :meth:`start_trial` gives.
 
     Args:
-        uri: MLflow tracking URI; a ``sqlite:///`` path is made when it is not there.
+        uri: MLflow tracking URI; a missing ``sqlite:///`` file is made.
         artifacts: Folder of artifacts, used when the store is a local database; a server decides for itself.
-        study: Name of the study and so of the MLflow experiment.
-        spools: Folder of what waits while MLflow is away.
+        study: Name of the study, which is the name of its MLflow experiment.
+        spools: Folder of the spools, where writes wait while MLflow is away.
         say: Gets a line when MLflow is away, and when it is back.
-        is_checked: Whether MLflow has to be there.
+        is_checked: Whether an MLflow that does not answer is an error.
 
     Raises:
         ConfigError: The store cannot be opened, or the experiment was deleted there.
@@ -80,7 +79,7 @@ class Tracker:
         # The first write to a new database logs some fifty lines of migrations.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        # It says of each try what is said once.
+        # MLflow logs each failed try; our own message comes once.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self._study, self._spools, self._given_uri, self._say = study, spools, uri, say
         with self._usable():
@@ -99,8 +98,8 @@ class Tracker:
         mlflow.set_tracking_uri(self.uri)
         is_local = not self.uri.startswith(("http://", "https://", "databricks"))
         location = (Path(artifacts).absolute() / study).as_uri() if is_local else None
-        known = str(experiment.experiment_id) if experiment is not None else None
-        self._sink = Sink(self._client, study, location, known)
+        experiment_id = str(experiment.experiment_id) if experiment is not None else None
+        self._sink = Sink(self._client, study, location, experiment_id)
         self.writer = BackgroundWriter(f"MLflow at {without_password(self.uri)}", self._sink, say)
         self._batches = Batches(self.writer)
         self.checkpoints = Checkpoints(self.writer, self._batches)
@@ -120,9 +119,9 @@ class Tracker:
         return self._sink.experiment_id
 
     def open_parent(self, run_id: str | None, name: str, tags: Mapping[str, Any]) -> str:
-        """Take up the study's parent run, or begin one when ``run_id`` is not there (any more).
+        """Resume the study's parent run, or begin one where there is no run ``run_id`` (any more).
 
-        What ended processes could not write is written before.
+        Writes that ended processes have left are done before.
 
         Returns:
             The run's id.
@@ -150,7 +149,7 @@ class Tracker:
         return run_id
 
     def save_view(self, view: str) -> None:
-        """Save what :func:`search.tracking.best_first_view.best_first` gives with the study's experiment.
+        """Save a view, which :func:`search.tracking.best_first_view.best_first` gives, with the study's experiment.
 
         Raises:
             ConfigError: MLflow went away meanwhile.
@@ -159,29 +158,29 @@ class Tracker:
             self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, view)
 
     def join(self, parent: str) -> None:
-        """Name the study's run, by which it is known whose writes wait on disk."""
+        """Name the study's run, which the folder of its spools is named after."""
         if self.writer.spool is None:
             self.writer.spool = Spool(self._spools / f"{self._study}-{parent[:8]}")
 
     def start_trial(self, parent: str, name: str, tags: Mapping[str, Any], run: str | None = None) -> str:
-        """Begin a child run, known by the key ``run`` or by a new one, and return that key."""
+        """Begin a child run with the key ``run``, or with a new key, and return the key."""
         run = run or new_run_key()
         self.join(parent)
         self._batches.send()
-        # What is logged of a new run need not wait.
+        # The first values of a new run need not wait.
         self._batches.hurry()
         self.writer.put(Begin(run=run, name=name, tags=_texts({PARENT_TAG: parent, **tags}), time=_now()))
         return run
 
-    def known_id(self, run: str) -> str:
-        """A run's id if it was begun by now, else its key."""
-        return self._sink.known_id(run)
+    def id_or_key(self, run: str) -> str:
+        """A run's id if this process has begun the run by now, else its key."""
+        return self._sink.id_or_key(run)
 
     def deliver(self) -> bool:
-        """Wait until everything is written, what ended processes have left too.
+        """Wait until everything is written, with the writes that ended processes have left.
 
         Returns:
-            Whether MLflow was away for this or another process, so that more may have to be settled.
+            Whether MLflow was away for this or another process, so that runs may have to be reconciled.
 
         Raises:
             AwayError: MLflow cannot be reached.
@@ -191,16 +190,16 @@ class Tracker:
         return self.deliver_left() or self.writer.was_away
 
     def deliver_left(self) -> bool:
-        """Write what processes could not that have ended since.
+        """Do the writes that ended processes have left on disk.
 
         Returns:
-            Whether there was any.
+            Whether there were any.
 
         Raises:
             AwayError: MLflow cannot be reached.
         """
         found = 0
-        assert self.writer.spool is not None, "a study has a run by then"
+        assert self.writer.spool is not None, "the study's run has begun"
         for spool in left_in(self.writer.spool.folder.parent):
             if not spool.take():
                 continue
@@ -222,7 +221,7 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         datasets: Sequence[Dataset] = (),
     ) -> None:
-        """Write metrics, parameters, tags, and the data sets that a run uses."""
+        """Write metrics, parameters, tags and data sets of a run."""
         now = _now()
         log = self._batches.of(run)
         log.metrics += [(name, float(value), now, step) for name, value in (metrics or {}).items()]
@@ -245,12 +244,12 @@ class Tracker:
         self._batches.send_if_due()
 
     def finish(self, run: str, outcome: Outcome, reason: str = "") -> None:
-        """End a run with the status and tag of its outcome, and the reason if there is one."""
+        """End a run with the status and tag of its outcome, and with the reason if there is one."""
         self.log_outcome(run, outcome, reason)
         self.end(run, outcome)
 
     def log_outcome(self, run: str, outcome: Outcome, reason: str = "") -> None:
-        """Write what is known of a run's end before it ends: its outcome, and the reason if there is one."""
+        """Write the tags of a run's outcome, and of the reason if there is one, before the run ends."""
         self.log(run, tags={"unfreeze.outcome": outcome} | ({"unfreeze.reason": reason[:500]} if reason else {}))
 
     def end(self, run: str, outcome: Outcome) -> None:
@@ -260,9 +259,9 @@ class Tracker:
         self.writer.put(End(run=run, status=ENDINGS[outcome].status, time=now))
 
     def try_to_finish(self, run: str, outcome: Outcome) -> None:
-        """End a run and wait for it, on the way out of an error: a store that cannot be written to is only logged.
+        """End a run after an error, and wait for that; a further error of the store is only logged.
 
-        A checkpoint that was stored of it goes.
+        A stored checkpoint of the run is removed.
         """
         try:
             if run in self.checkpoints.stored:
@@ -273,16 +272,16 @@ class Tracker:
             logger.warning("%s", error)
 
     def flush(self) -> None:
-        """Wait until everything is written, or waits on disk for MLflow to come back.
+        """Wait until all writes are done, or wait on disk for MLflow to come back.
 
         Raises:
-            WriteError: Something could not be.
+            WriteError: A write was refused, or cannot be spooled to disk.
         """
         self._batches.send()
         self.writer.flush()
 
     def close(self) -> None:
-        """Write what can be written; what cannot is left on disk, for the next process to write."""
+        """Do the writes that can be done, and leave the others on disk for the next process."""
         with suppress(WriteError):
             self._batches.send()
         waiting = self.writer.close()

@@ -1,4 +1,4 @@
-"""What happens to trials, written to their MLflow runs."""
+"""The listener that writes a trial's events to its MLflow run."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from search.tracking.events import (
     TrialStarted,
     TrialTrained,
 )
-from search.tracking.system_metrics import MachineLoad
+from search.tracking.system_metrics import SystemMetrics
 from search.tracking.tracker import Tracker
 from search.tracking.writes import Dataset
 from strategies import Strategy
@@ -28,19 +28,23 @@ class TrialRuns:
     """A listener that writes each event to the MLflow run of its trial.
 
     Args:
-        tracker: The study's.
+        tracker: Tracker of the study.
         parent: Id of the study's run.
-        tags: Of every run.
-        datasets: That every trial uses.
+        tags: Tags of every run.
+        datasets: Data sets that every trial uses.
     """
 
     def __init__(self, tracker: Tracker, parent: str, tags: Mapping[str, Any], datasets: Sequence[Dataset]) -> None:
         self._tracker, self._parent, self._tags, self._datasets = tracker, parent, tags, datasets
-        # By run: linear probes are trained together.
-        self._loads: dict[str, MachineLoad] = {}
+        # By run, since linear probes are trained together.
+        self._loads: dict[str, SystemMetrics] = {}
 
     def __call__(self, event: Event) -> None:
-        """Write an event; raises ``WriteError`` where an earlier write was refused."""
+        """Write an event.
+
+        Raises:
+            WriteError: An earlier write was refused.
+        """
         match event:
             case TrialAsked():
                 tags = {"unfreeze.trial": event.number, **self._tags}
@@ -48,7 +52,7 @@ class TrialRuns:
             case TrialStarted():
                 self._started(event)
             case TrialPlanned():
-                self._loads[event.run] = MachineLoad()
+                self._loads[event.run] = SystemMetrics()
                 log_plan(self._tracker, event.run, event.strategy, event.manifest, event.reuse)
                 self._tracker.log(event.run, metrics={"parameters_trained": event.parameters_trained})
             case EpochEnded():
@@ -80,7 +84,7 @@ class TrialRuns:
 
     def _epoch_ended(self, event: EpochEnded) -> None:
         result = event.result
-        # The seconds so far in each epoch, so that a trial that is stopped has them too.
+        # Logged in each epoch, so that a stopped trial has its seconds too.
         metrics = {**result.metrics, "epoch_seconds": result.seconds, "seconds": event.seconds}
         if result.parts > 1:
             metrics["epoch"] = result.epoch
@@ -101,14 +105,14 @@ class TrialRuns:
 
 
 def log_plan(tracker: Tracker, run: str, strategy: Strategy, manifest: Sequence[Mapping[str, Any]], reuse: str) -> None:
-    """Write what a strategy makes of the model, and in one line what is shared with other trials."""
+    """Write a strategy, how it trains each parameter, and in one line what is shared with other trials."""
     tracker.log(run, tags={"unfreeze.reuse": reuse})
     tracker.log_json(run, "manifest.json", manifest)
     tracker.log_text(run, "strategy.yaml", strategy.to_yaml())
 
 
 def log_pictures(tracker: Tracker, run: str, pictures: Sequence[NDArray[np.uint8]]) -> None:
-    """Write pictures (H, W, 3) as PNG artifacts of a run, over those that were there before."""
+    """Write pictures, each (H, W, 3) uint8, as PNG artifacts of a run, in place of earlier ones."""
     for number, picture in enumerate(pictures):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="PNG")

@@ -1,4 +1,4 @@
-"""What is written to MLflow, as data: it can wait in memory or on disk until MLflow takes it."""
+"""Writes to MLflow, as data that can wait in memory or on disk."""
 
 from typing import Annotated, Literal
 
@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class _Write(BaseModel):
-    """One write; ``run`` is a run's id, or the key by which a run is known until MLflow has begun it."""
+    """One write; ``run`` is a run's id, or the key that stands for the run until MLflow has begun it."""
 
-    # A loss that is not a number is logged as such.
+    # A loss that is NaN or infinite is logged as such.
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
 
     run: str
@@ -53,7 +53,7 @@ class End(_Write):
 
 
 class Upload(_Write):
-    """Store a run's checkpoint, which lies below the spool's folder, in ``place`` of the folder of the run's name."""
+    """Store a run's checkpoint, which is in the spool's folder at ``run/place``."""
 
     kind: Literal["upload"] = "upload"
     place: str
@@ -76,9 +76,9 @@ def as_line(write: Write) -> str:
 
 
 def from_line(line: str | bytes) -> Write:
-    """What :func:`as_line` wrote.
+    """The write of a line that :func:`as_line` gave.
 
     Raises:
-        ValueError: It did not write this.
+        ValueError: The line holds no write.
     """
     return _READER.validate_json(line)

@@ -54,7 +54,7 @@ def commit(
 def _tell(open_study: OpenStudy, asked: Asked, ended: Ended) -> FrozenTrial:
     """Write the attributes that are left, and tell: from then on the trial counts, whatever happens to this process."""
     trial = asked.trial
-    attributes = {RUN_ID: open_study.tracker.known_id(asked.run)}
+    attributes = {RUN_ID: open_study.tracker.id_or_key(asked.run)}
     if ended.reason:
         attributes |= {OUTCOME: ended.outcome, REASON: ended.reason}
     open_study.attributes.put(trial, attributes)

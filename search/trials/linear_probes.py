@@ -11,7 +11,7 @@ from itertools import takewhile
 from optuna.trial import FrozenTrial, TrialState
 
 from search.scheduling import CONTINUE, RUNGS, Heartbeat, Ledger
-from search.storage import MODEL
+from search.storage import MODEL, queued_params
 from search.trials.commit import commit, kill_asked
 from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Sampled, Trained
@@ -43,7 +43,7 @@ def probes_waiting(open_study: OpenStudy, room: int | None) -> int:
 
 
 def _is_probe(open_study: OpenStudy, trial: FrozenTrial) -> bool:
-    params = trial.system_attrs.get("fixed_params", {})
+    params = queued_params(trial)
     name = params.get(MODEL, open_study.first_source.name)
     if name not in open_study.materials.sources:
         return False

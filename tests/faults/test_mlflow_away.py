@@ -258,7 +258,7 @@ def test_a_server_that_takes_requests_and_answers_none_holds_nothing_up(tmp_path
         run = tracker.start_trial(PARENT, "t", {})
         tracker.log(run, metrics={"m": 1})
         tracker.flush()
-        assert tracker.known_id(run) == run
+        assert tracker.id_or_key(run) == run
         tracker.close()
     (waiting,) = (tmp_path / "spool").glob("*/*/writes.jsonl")
     assert [from_line(line).kind for line in waiting.read_text().splitlines()] == ["begin", "log"]

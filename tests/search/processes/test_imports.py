@@ -5,7 +5,7 @@ import sys
 
 CODE = """
 import gc
-from search.imports import importing
+from search.processes.imports import importing
 
 passes = []
 gc.callbacks.append(lambda phase, info: passes.append(phase))
