@@ -85,7 +85,7 @@ print(json.dumps([before]))"""
     assert printed(tmp_path, code)[0] == [True]
 
 
-def test_once_the_nursery_was_killed_its_copies_are_ended_and_others_are_started_as_usual(tmp_path):
+def test_once_the_forkserver_was_killed_its_copies_are_ended_and_others_are_started_as_usual(tmp_path):
     code = """from search.processes.forkserver import _open
 first = start_process("asked", {"NEW": "new"})
 os.kill(_open[0].pid, signal.SIGKILL)
