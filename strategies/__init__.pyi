@@ -14,6 +14,7 @@ from .errors import UnfreezeError as UnfreezeError
 from .errors import WeightsError as WeightsError
 from .errors import first_line as first_line
 from .errors import nearest as nearest
+from .extras import check_installed as check_installed
 from .losses import LOSSES as LOSSES
 from .losses import PIXEL_LOSSES as PIXEL_LOSSES
 from .losses import class_weights as class_weights
