@@ -286,7 +286,7 @@ def measured(
         try:
             epochs[name] = make(setting)
         except ModuleNotFoundError as error:
-            left_out[name] = f"{error.name} is not installed; pip install -e '.[open_study]'"
+            left_out[name] = f"{error.name} is not installed; pip install -e '.[bench]'"
     seconds: dict[str, list[float]] = {name: [] for name in epochs}
     for repeat in range(repeats + 1):
         for name, epoch in epochs.items():

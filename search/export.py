@@ -1,7 +1,6 @@
 """A logged model for other programs: ``python -m search.export MODEL --out model.onnx``."""
 
 import argparse
-import importlib.util
 import json
 import logging
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from search.command_line import exit_code
 from search.winner import load
-from strategies import ConfigError, TrialError, first_line
+from strategies import ConfigError, TrialError, check_installed, first_line
 
 _USAGE = """\
 MODEL is what a search prints (models:/m-...), a champion (models:/NAME@champion) or another version (models:/NAME/3).
@@ -269,9 +268,8 @@ def _check(out: Path, repository: str | None) -> None:
             raise ConfigError(f"--out: {out} cannot be written: there is no folder {out.parent}")
     elif out.suffix:
         raise ConfigError(f"--out: {out} ends in none of {', '.join(_WRITERS)}, and a folder's name has no dot")
-    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None] if out.suffix == ".onnx" else []
-    if missing:
-        raise ConfigError(f"--out: .onnx takes {', '.join(missing)}; pip install 'unfreeze[onnx]'")
+    if out.suffix == ".onnx":
+        check_installed("--out: .onnx", "onnx", *_ONNX)
 
 
 def export(model: str, out: Path, tracking_uri: str, repository: str | None) -> int:

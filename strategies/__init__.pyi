@@ -14,6 +14,7 @@ from .errors import UnfreezeError as UnfreezeError
 from .errors import WeightsError as WeightsError
 from .errors import first_line as first_line
 from .errors import nearest as nearest
+from .extras import check_installed as check_installed
 from .loss_facts import IGNORED as IGNORED
 from .loss_facts import LOSS_FIELDS as LOSS_FIELDS
 from .loss_facts import TASK_LOSSES as TASK_LOSSES

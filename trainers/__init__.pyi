@@ -7,6 +7,7 @@ from .data import Split as Split
 from .data import decode as decode
 from .data import open_data as open_data
 from .data import placed as placed
+from .decoders import SMP_SEGMENTERS as SMP_SEGMENTERS
 from .device import Device as Device
 from .device import choose_device as choose_device
 from .forward import Compiler as Compiler

@@ -5,6 +5,7 @@ from .data import DataConfig as DataConfig
 from .executor import MOST_RAY_WORKERS as MOST_RAY_WORKERS
 from .executor import MOST_WORKERS as MOST_WORKERS
 from .executor import ExecutorConfig as ExecutorConfig
+from .extras import check_extras as check_extras
 from .places import ChampionConfig as ChampionConfig
 from .places import HousekeepingConfig as HousekeepingConfig
 from .places import StoreConfig as StoreConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import torch
 
-from search.config import StudyConfig
+from search.config import StudyConfig, check_extras
 from search.storage import fetch_uri
 from search.study.teacher import load_teacher
 from search.trials import Materials, Watcher
@@ -36,6 +36,7 @@ def gather(config: StudyConfig, terminal: Watcher) -> Materials:
     Raises:
         UnfreezeError: Something of it cannot be used.
     """
+    check_extras(config)
     _hush_libraries()
     space = config.space()
     for name in config.model.names:

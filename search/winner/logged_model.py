@@ -25,9 +25,9 @@ import trainers
 from search.tracking import save_weights
 from search.trials import OpenStudy
 from strategies import Strategy, shown_size
-from trainers import TASKS, ModelSource, State, Task
+from trainers import SMP_SEGMENTERS, TASKS, ModelSource, State, Task
 
-# Packages that the logged model imports, by way of trainers and strategies too.
+# Packages that every logged model imports, by way of trainers and strategies too.
 _NEEDED = (
     "lazy_loader",
     "mlflow",
@@ -38,7 +38,6 @@ _NEEDED = (
     "safetensors",
     "scikit-learn",
     "scipy",
-    "segmentation_models_pytorch",
     "tifffile",
     "timm",
     "torch",
@@ -102,7 +101,7 @@ def log_model(
             artifacts={"weights": str(weights_file), "card": str(card_file), "seen": str(seen_file)},
             code_paths=[_copied(package, folder) for package in (strategies, trainers)],
             input_example=[_example_image(open_study)],
-            pip_requirements=_requirements(),
+            pip_requirements=_requirements(open_study.config.model.decoder),
         )
     for warning in caught:
         logger.info("%s", warning.message)
@@ -145,7 +144,8 @@ def _example_image(open_study: OpenStudy) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _requirements() -> list[str]:
+def _requirements(decoder: str | None) -> list[str]:
     """What the logged model needs, at the versions it was made with."""
+    needed = (*_NEEDED, "segmentation_models_pytorch") if decoder in SMP_SEGMENTERS else _NEEDED
     # A local part, such as +cu132, is not known to package indexes.
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _NEEDED]
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in needed]

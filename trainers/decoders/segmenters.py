@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from strategies import check_installed
+
 # Strides of a plain vision transformer's pyramid.
 _PLAIN_STRIDES = (4, 8, 16, 32)
 # Maps that FPN and DeepLab need, each of half the resolution of the one before.
@@ -26,12 +28,17 @@ class Segmenter(nn.Module):
         strides: Pixels of the image a pixel of each map, as it is from side to side.
         num_classes: Channels of the logits.
         image_size: Height and width of the images in pixels.
+
+    Raises:
+        ConfigError: The decoder is made of parts of segmentation_models_pytorch, which is not installed.
     """
 
     def __init__(
         self, kind: str, channels: Sequence[int], strides: Sequence[int], num_classes: int, image_size: int
     ) -> None:
         super().__init__()
+        if kind in SMP_SEGMENTERS:
+            check_installed(f"model.decoder: {kind}", "dense", "segmentation_models_pytorch")
         self._image_size = image_size
         self._levels = _pyramid(strides)
         self.decoder, self.head = _KINDS[kind](
@@ -208,3 +215,6 @@ _KINDS: dict[str, Callable[[list[int], list[int], int], tuple[nn.Module, nn.Modu
 
 #: The kinds of decoder that there are.
 SEGMENTERS: tuple[str, ...] = tuple(_KINDS)
+
+#: Those that are made of parts of segmentation_models_pytorch.
+SMP_SEGMENTERS = ("unet", "fpn", "deeplabv3plus")
