@@ -101,7 +101,7 @@ def test_list_shows_each_study_with_its_first_comment(capsys, tmp_path, monkeypa
     rows = dict((line.strip() + "  ").split("  ", 1) for line in lines)
     rows = {name.strip(): text.strip() for name, text in rows.items()}
     assert lines.index("Studies (study=NAME)") < lines.index("Spaces (strategy=NAME)")
-    assert rows["small"].startswith("Six choices")
+    assert rows["small"].startswith("The six c")
     assert rows["mine"] == "For my own images"
     assert rows["said"] == "said by its key"
     assert rows["silent"] == ""
