@@ -83,6 +83,8 @@ def _keep(open_study: OpenStudy, ledger: Ledger, asked: Asked, trained: Trained)
     if ledger.would_be_kept(record.values, open_study.config.checkpoints.keep):
         asked.trial.set_user_attr(CHECKPOINT, open_study.tracker.checkpoints.save(asked.run, best.state))
     open_study.announce(TrialTrained(asked.run, "complete", score=best.score, best_epoch=best.epoch))
+    # Here, so that what a store refuses is this trial's failure.
+    open_study.attributes.flush(asked.trial)
     open_study.tracker.flush()
     return Ended("complete", record.values)
 
