@@ -4,9 +4,9 @@ Importing torch, timm and MLflow takes some ten seconds, which each worker would
 the command from before it has computed anything, and forks itself at each request. Without a forkserver (not on Linux,
 or where the command has threads, which a fork would lack) processes are started as usual and import for themselves.
 
-The standard library's forkserver took 3 times as long from the request to the first line (10 pairs, both machine cores
-busy), after it had imported everything anew. It leaves session, variables and standard streams to the child. When it is
-killed, its children live on and their exit codes are lost.
+The standard library's forkserver is no faster from a request to the first line (median 1.0 to 3 times as long, 80 pairs
+on a busy machine), and imports everything anew before its first process. It leaves session, variables and standard
+streams to the child. When it is killed, its children live on and their exit codes are lost.
 """
 
 import array
