@@ -11,15 +11,15 @@ log = logging.getLogger(__name__)
 #: The system's numbers for "no room": disk full, over quota, file too large.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
-#: The ending of the name of what is not whole yet.
+#: The suffix of files and folders that are not whole yet.
 PART = ".part"
 
 
 def reserve(file: int, size: int) -> None:
-    """Give an open file all the space that it will ever need.
+    """Reserve all the space that an open file will ever need.
 
     Raises:
-        OSError: There is not so much; on file systems that cannot reserve, this shows when it is written to.
+        OSError: There is not enough space; on file systems that cannot reserve, the error comes from writing.
     """
     if hasattr(os, "posix_fallocate"):
         try:
@@ -35,7 +35,7 @@ def write_at(file: int, content: memoryview, offset: int) -> None:
     """Write all of ``content``, bytes, at a place in an open file.
 
     Raises:
-        OSError: Such as of a full disk, where a store to mapped memory would end the process.
+        OSError: For example the disk is full; writing to mapped memory would then end the process.
     """
     while content:
         written = os.pwrite(file, content, offset)
@@ -43,7 +43,7 @@ def write_at(file: int, content: memoryview, offset: int) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk."""
+    """Sync a file, or a folder's list of names, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -52,23 +52,23 @@ def sync(path: Path) -> None:
 
 
 def make_room(sizes: Mapping[Path, int], need: int, max_bytes: int, removed: Callable[[Path], bool]) -> bool:
-    """Remove left-over parts and then entries, those not used for longest first, until there is room.
+    """Remove left-over parts and then entries, from the one not used for longest on, until there is room.
 
     Args:
         sizes: Bytes of every entry and part.
-        need: Bytes that are to come.
-        max_bytes: Bound of all together.
-        removed: Removes an entry, or a part unless a process is building it, and says whether it did.
+        need: Bytes of the new entry.
+        max_bytes: Bound of all entries together.
+        removed: Removes an entry, or a part unless a process is building it, and returns whether it was removed.
 
     Returns:
-        Whether ``need`` bytes more are within the bound. Nothing is removed where that would not help.
+        Whether ``need`` bytes more are within the bound. No entry is removed if that would not help.
     """
     left = dict(sizes)
     for path in sorted(left, key=lambda path: (path.suffix != PART, _used(path), path.name)):
         building = sum(size for other, size in left.items() if other.suffix == PART)
         if sum(left.values()) + need <= max_bytes:
             return True
-        # What others are building stays: where that is too much, removing entries would not help.
+        # Entries under construction stay: if they take too much, removing others does not help.
         if path.suffix != PART and building + need > max_bytes:
             return False
         if removed(path):

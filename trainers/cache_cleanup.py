@@ -1,4 +1,4 @@
-"""What nobody has used for long, removed from the caches below one folder."""
+"""Removing entries that were not used for long from the caches below one folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,15 +8,15 @@ from trainers.reuse import ActivationStore
 
 
 def drop_unused(cache: Path, before: float, only_finds: bool = False) -> Iterator[tuple[Path, int]]:
-    """Remove entries of the caches of images and activations, but those that a process is building.
+    """Remove old entries of the caches of images and activations, but no entry that a process is building.
 
     Args:
         cache: ``data.cache``.
-        before: Seconds since 1970; what was used last before goes.
-        only_finds: Nothing is removed.
+        before: Seconds since 1970; entries last used before that time are removed.
+        only_finds: Only find the entries, and remove none.
 
     Yields:
-        Each entry that was removed, or would be, with its bytes.
+        Each entry that was removed, or would be removed, with its bytes.
     """
     for store in (PixelCache(cache, 0), ActivationStore(cache, 0)):
         for path, size in store.sizes().items():

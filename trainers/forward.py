@@ -1,7 +1,7 @@
-"""Forward passes compiled by torch.compile, whose code the trials of a process share, and later ones find on disk.
+"""Forward passes compiled by torch.compile; trials of a process share the code, and later processes find it on disk.
 
 A compiled function takes the model as an argument, so that its tensors are inputs of the code and not part of it: the
-next trial that freezes the same, on batches of the same size, runs on code that is there.
+next trial that freezes the same blocks, on batches of the same size, uses existing code.
 """
 
 import logging
@@ -23,7 +23,7 @@ from trainers.reuse import Cut, Rows
 
 logger = logging.getLogger(__name__)
 
-# Functions whose code is kept; a space with a continuous rate of dropout has new ones in every trial.
+# Functions whose code is kept; with a continuous dropout rate in the space, every trial has new functions.
 _MAX_FUNCTIONS = 64
 # Kinds of code that one function may have: by size of batches and images, by what is frozen, by BatchNorm's modes.
 # torch's own 8 are fewer than the steps in which a model can be unfrozen.
@@ -31,15 +31,15 @@ _MAX_VARIANTS = 64
 
 
 class Compiler:
-    """Compiles functions, each once, and remembers which cannot be compiled.
+    """Compiles each function once, and remembers which functions cannot be compiled.
 
-    Where the frozen part of a model is not run at all (:mod:`trainers.reuse`), what is compiled is the rest. Dropout
-    draws the numbers that it draws without compiling, so that scores agree to rounding.
+    If the frozen part of a model is not run at all (:mod:`trainers.reuse`), only the rest is compiled. Dropout draws
+    the same numbers as without compiling, so that scores agree up to rounding.
 
     Args:
         mode: ``default``, or ``reduce-overhead``: as CUDA graphs.
         device: Where the functions run.
-        folder: Where code is kept for other processes, unless ``TORCHINDUCTOR_CACHE_DIR`` names another.
+        folder: The folder of the code for other processes, unless ``TORCHINDUCTOR_CACHE_DIR`` names another.
 
     Raises:
         ConfigError: The device has no CUDA graphs, and the mode needs them.
@@ -47,7 +47,7 @@ class Compiler:
 
     def __init__(self, mode: str, device: Device, folder: Path) -> None:
         self.mode = mode
-        #: Whether an output is overwritten by the next one.
+        #: Whether the next pass overwrites an output.
         self.overwrites = mode == "reduce-overhead"
         if self.overwrites and device.torch.type != "cuda":
             raise ConfigError(
@@ -67,56 +67,56 @@ class Compiler:
 
     def _whole(self, kind: Hashable) -> Callable[[nn.Module, Tensor], Any]:
         """A function that calls a model on images, the same for each kind of model: kinds share no code."""
-        # torch keeps code, and which sizes have changed, by a function's code object and its name.
+        # torch keeps code, and the record of changing sizes, by a function's code object and its name.
         code = _call.__code__.replace(co_name=f"{_call.__name__}_{next(self._numbers)}")
         return FunctionType(code, _call.__globals__, code.co_name)
 
 
 class Compiled:
-    """A compiled function, or as it was where it cannot be compiled.
+    """A compiled function, or the original function if it cannot be compiled.
 
     Args:
-        compiled: What torch.compile gave.
-        function: What it was given.
+        compiled: The result of torch.compile.
+        function: The original function.
     """
 
     def __init__(self, compiled: Callable[..., Any], function: Callable[..., Any]) -> None:
         self._compiled = compiled
         self._function = function
-        #: Why it runs as it was; None while it is compiled.
+        #: Why the original function runs; None while the compiled function runs.
         self.failure: str | None = None
 
     def __call__(self, model: nn.Module, *values: Any) -> Any:
-        """What the function gives for a model and values."""
+        """The function's result for a model and values."""
         if self.failure is None:
             try:
                 return self._compiled(model, *values)
             except compile_errors() as error:
-                # Nothing has been computed by then: it fails before its first call, or before a new kind of call.
+                # Nothing has been computed yet: compiling fails before the first call, or before a new kind of call.
                 self.failure = _reason(error)
                 logger.warning("compile: %s runs without: %s", type(model).__name__, self.failure)
         return self._function(model, *values)
 
 
 class Forward:
-    """The forward passes of one trial, compiled as far as asked and possible.
+    """The forward passes of one trial, compiled if asked for and possible.
 
     Args:
-        compiler: What the process's trials share; None compiles nothing.
-        name: The model's.
+        compiler: The compiler that the process's trials share; None compiles nothing.
+        name: The model's name.
         strategy: In canonical form.
     """
 
     def __init__(self, compiler: Compiler | None, name: str, strategy: Strategy) -> None:
         self._compiler = compiler
-        # Rates are part of the code.
+        # The compiled code includes these rates.
         self._kind = name, strategy.dropout, strategy.drop_path
         self._refusal = _refusal(strategy)
         self._used: dict[str, Compiled] = {}
 
     @property
     def reason(self) -> str:
-        """What is compiled, or why not, in one line."""
+        """What is compiled, or the reason why nothing is, in one line."""
         if self._compiler is None:
             return "no compile: off"
         if self._refusal is not None:
@@ -127,15 +127,15 @@ class Forward:
         return "; ".join(f"no compile in {part}: {failure}" for part, failure in failures.items())
 
     def __call__(self, model: nn.Module, inputs: Tensor | Rows, cut: Cut | None = None) -> Any:
-        """What the model gives, in the modes that its modules are in.
+        """The model's outputs, with its modules in their present modes.
 
         Args:
             model: The classifier.
-            inputs: Images (B, C, H, W) as the model takes them, or what its frozen part gives for them.
-            cut: Where that part ends; needed for the latter.
+            inputs: Images (B, C, H, W) as the model takes them, or the outputs of its frozen part for them.
+            cut: Where the frozen part ends; needed for its outputs.
 
         Returns:
-            Logits (B, num_classes) of a classifier.
+            Logits (B, num_classes) for a classifier.
         """
         if isinstance(inputs, Tensor):
             whole = _call if self._compiler is None else self._compiler.whole((*self._kind, model.training))
@@ -152,7 +152,7 @@ class Forward:
             return compiled(model, *values)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         outputs = compiled(model, *values)
-        # A gradient is taken before the next pass, but validation collects its outputs.
+        # In training the gradient is computed before the next pass, but validation collects outputs of several passes.
         return outputs if model.training else fx.node.map_aggregate(outputs, _cloned)
 
 
@@ -165,22 +165,22 @@ def _call(model: nn.Module, images: Tensor) -> Any:
 
 
 def _refusal(strategy: Strategy) -> str | None:
-    """Why a strategy's forward passes are not to be compiled; None if they may be."""
+    """The reason why a strategy's forward passes must not be compiled; None if they may be."""
     if any((strategy.delta, strategy.bss, strategy.co_tuning)):
         return "delta, bss and co_tuning listen to what the model computes within"
     if strategy.stochastic_norm > 0:
-        # torch 2.14 takes the moving statistics anew in the backward pass, when they have been updated: gradients were
-        # 10% off and more.
+        # In the backward pass torch 2.14 reads the moving statistics again, which have been updated by then: gradients
+        # were 10% off and more.
         return "the gradients of stochastic_norm would be wrong"
     return None
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line: a compiler's own, and not what torch says around it."""
+    """An error in one line: the compiler's own error, without the text that torch puts around it."""
     inner = getattr(error, "inner_exception", None) or error
     first = next((line.strip() for line in str(inner).splitlines() if line.strip()), "")
     return first if is_dynamo_error(inner) and first else f"{type(inner).__name__}: {first}"
 
 
-#: Computes as the model does.
+#: Calls models without compiling.
 EAGER = Forward(None, "", Strategy())

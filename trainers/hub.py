@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub: from the library's cache, or downloaded into it, or the reason why not."""
+"""Files of the Hugging Face hub: from the library's cache, or downloaded into it, or the reason for a failure."""
 
 import logging
 import shutil
@@ -28,25 +28,25 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 class HubError(Exception):
-    """The hub did not give what was asked for; the message is the bare reason."""
+    """The hub did not give the requested file; the message is the bare reason."""
 
 
 def model_file(model_name: str, progress: Progress | None = None) -> tuple[str, Path]:
     """The file of pretrained weights that timm names for a model.
 
-    It is looked for in the library's cache first, which needs no network. HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
-    HF_ENDPOINT and HF_TOKEN are honoured. What an interrupted download left is not used: the next one starts anew.
+    The library's cache is searched first, which needs no network. HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    HF_ENDPOINT and HF_TOKEN are honoured. A partial file of an interrupted download is not used.
 
     Args:
         model_name: A timm model, with or without a pretrained tag.
-        progress: Told what is downloaded, and how many of how many bytes are there. Without it the library shows
-            a bar on a terminal and nothing elsewhere.
+        progress: Called with the name of the download, the bytes received and the bytes in all. Without it the library
+            shows a bar on a terminal and nothing elsewhere.
 
     Returns:
         The repository and the local file.
 
     Raises:
-        HubError: There is no such file, it may not be read, it cannot be downloaded or written.
+        HubError: There is no such file, or it may not be read, or it cannot be downloaded or written.
     """
     pretrained_cfg = timm.get_pretrained_cfg(model_name)
     if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
@@ -58,7 +58,7 @@ def model_file(model_name: str, progress: Progress | None = None) -> tuple[str, 
 
 
 def hub_obstacle() -> str | None:
-    """Why the hub cannot be reached, in at most about three seconds; None when it answers."""
+    """The reason why the hub cannot be reached, in at most about three seconds; None if it answers."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     endpoint = constants.ENDPOINT
@@ -71,7 +71,7 @@ def hub_obstacle() -> str | None:
         except Exception as error:
             outcome[0] = f"{endpoint}: {_first_line(error)}"
 
-    # In a thread: looking up a name is outside any HTTP library's time-out and can take half a minute.
+    # In a thread: no HTTP library's time-out covers the look-up of a host name, which can take half a minute.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS)
@@ -79,7 +79,7 @@ def hub_obstacle() -> str | None:
 
 
 def _file_names(named: str | None) -> list[str]:
-    """File names to look for, safetensors first; ``named`` is what timm's configuration names."""
+    """File names to look for, safetensors first; ``named`` is the name in timm's configuration."""
     if named is None:
         return ["model.safetensors", "pytorch_model.bin"]
     return [named.removesuffix(".bin") + ".safetensors", named] if named.endswith(".bin") else [named]
@@ -95,7 +95,7 @@ def _cached(repo: str, names: Sequence[str], revision: str | None) -> Path | Non
 
 def _download(repo: str, names: Sequence[str], revision: str | None, progress: Progress | None) -> Path:
     elsewhere = f"download {names[0]} of {repo} on a machine with access and pass model.weights=/path/to/{names[0]}"
-    # huggingface_hub retries for about 50 s before it gives up on a host that does not answer: ask before.
+    # huggingface_hub retries for about 50 s before it gives up on a host that does not answer, so this asks first.
     if obstacle := hub_obstacle():
         raise HubError(f"could not reach the hub ({obstacle}); {elsewhere}")
     try:
@@ -107,12 +107,12 @@ def _download(repo: str, names: Sequence[str], revision: str | None, progress: P
         return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision, tqdm_class=bar))
     except HubError:
         raise
-    except Exception as error:  # of many kinds, by huggingface_hub's version and its HTTP library
+    except Exception as error:  # the kinds depend on huggingface_hub's version and its HTTP library
         raise HubError(_explain(error, repo, revision, elsewhere)) from error
 
 
 def _look_up(repo: str, names: Sequence[str], revision: str | None) -> tuple[str, int | None]:
-    """The first of the names that the repository has, and its bytes where the hub tells them."""
+    """The first of the names that the repository has, and its size in bytes if the hub tells it."""
     for name in names:
         url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
         try:
@@ -126,7 +126,7 @@ def _look_up(repo: str, names: Sequence[str], revision: str | None) -> tuple[str
 
 
 def _check_space(size: int, cache: Path) -> None:
-    """The library only warns, and then fills the disk."""
+    """Refuse a file that does not fit on the disk; the library only warns, and then fills the disk."""
     folder = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
     free = shutil.disk_usage(folder).free
     if free < size:
@@ -137,7 +137,7 @@ def _check_space(size: int, cache: Path) -> None:
 
 
 def _bar_class(what: str, progress: Progress | None) -> type[tqdm]:
-    """What the library shows progress with: its own bar, or a hidden one that tells ``progress``."""
+    """The class of the library's progress bar: its own, or a hidden bar that calls ``progress``."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **how: Any) -> None:
@@ -149,7 +149,7 @@ def _bar_class(what: str, progress: Progress | None) -> type[tqdm]:
         def update(self, n: int = 1) -> bool | None:
             self.done += n
             self.received += max(n, 0)
-            # Against a server that breaks off and cannot resume, the library starts anew without end (2.4.0).
+            # If a server breaks off and cannot resume, the library (2.4.0) starts anew without end.
             if self.total and self.received > 3 * self.total:
                 raise ConnectionError("the connection broke off again and again")
             if progress is not None:
@@ -157,7 +157,7 @@ def _bar_class(what: str, progress: Progress | None) -> type[tqdm]:
             shown: bool | None = super().update(n)
             return shown
 
-        # With these two the library feeds one bar where it would open a second for the bytes on the wire (Xet).
+        # With these two methods the library feeds one bar, and does not open a second for the bytes on the wire (Xet).
         def update_transfer(self, n: int) -> None:
             pass
 
@@ -168,7 +168,7 @@ def _bar_class(what: str, progress: Progress | None) -> type[tqdm]:
 
 
 def _explain(error: Exception, repo: str, revision: str | None, elsewhere: str) -> str:
-    """What happened and what the user can do about it."""
+    """The reason of an error, and what the user can do about it."""
     match error:
         case GatedRepoError():
             reason = f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo}, then {_LOG_IN}"

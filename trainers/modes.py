@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Leave every module in the mode, train or eval, that it is in now."""
+    """A context after which every module has its present mode, train or eval, again."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

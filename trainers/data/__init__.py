@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# Lazy, so that whoever needs only `decode` does not wait for torch.
+# Lazy, so that a caller that needs only `decode` does not wait for torch.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

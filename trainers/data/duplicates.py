@@ -22,7 +22,7 @@ class Duplicates:
     Args:
         contents: How many contents are in more than one split.
         images: How many images have one of these contents.
-        lines: One a content, such as ``a.png (train) = b.png (test)``; of each split its first image.
+        lines: One line a content, such as ``a.png (train) = b.png (test)``, with the first image of each split.
         pairs: How many contents two splits have in common, such as ``{("train", "test"): 3}``; pairs with none are
             left out.
         contradictions: One line a content that has different labels, in whichever splits, such as
@@ -39,13 +39,13 @@ class Duplicates:
 def find_duplicates(
     parts: Mapping[str, NDArray[np.int64]], digests: Sequence[bytes], names: Sequence[str], labels: Sequence[Any]
 ) -> Duplicates:
-    """What equal contents there are among the images of all splits.
+    """Find equal contents among the images of all splits.
 
     Copies within one split that have the same label do no harm and are not reported.
 
     Args:
         parts: The members of each split.
-        digests: (N,) hash of each image's content; ``b""`` for one that could not be read, which equals no other.
+        digests: (N,) hash of each image's content; ``b""`` for an unreadable image, which equals no other.
         names: (N,) what a report calls each image.
         labels: (N,) label of each image; names of classes are compared without regard to their order.
     """
@@ -73,15 +73,15 @@ def find_duplicates(
 
 
 def move_duplicates(parts: Mapping[str, NDArray[np.int64]], digests: Sequence[bytes]) -> dict[str, NDArray[np.int64]]:
-    """The splits once val and test hold only images that no split before them has.
+    """Move images between splits, until val and test hold only images that no split before them has.
 
-    Images of val or test whose content is also in train go to train, those of test whose content is also in val go
-    to val; nothing is left out, and each split stays sorted. An image moves without the rest of its group, which may
-    afterwards be in two splits; but what is moved there is what the other split had already seen.
+    Images of val or test whose content is also in train go to train. Images of test whose content is also in val go to
+    val. No image is left out, and each split stays sorted. An image moves without the rest of its group, so a group may
+    afterwards be in two splits; but the other split already had the content of the image that moved there.
 
     Args:
         parts: The members of train, val and test.
-        digests: (N,) hash of each image's content; ``b""`` for one that could not be read, which stays where it is.
+        digests: (N,) hash of each image's content; ``b""`` for an unreadable image, which stays where it is.
 
     Raises:
         DataError: Nothing would be left in val or test.

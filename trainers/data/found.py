@@ -1,4 +1,4 @@
-"""What every source hands on: images not yet decoded, with their labels, names and splits."""
+"""The result of every source: images that are not decoded yet, with their labels, names and splits."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +19,11 @@ SHOWN = 10
 
 #: An object's left, top, right and bottom in pixels of the upright image, and the index of its class.
 Box: TypeAlias = tuple[float, float, float, float, int]
-#: What an image's mask is decoded from: a file, regions in COCO's format, or an array (H, W).
+#: The encoded mask of an image: a file, regions in COCO's format, or an array (H, W).
 MaskRef: TypeAlias = Path | bytes | NDArray[np.uint8]
-#: A class name, the names of all classes that an image shows (maybe none), or one number a regression target.
+#: A class name, the names of all classes in an image (maybe none), or one number a regression target.
 WholeLabel: TypeAlias = str | tuple[str, ...] | tuple[float, ...]
-#: What is said of an image as a whole; or the boxes in it in sorted order (maybe none), or its mask.
+#: The label of a whole image; or its boxes in sorted order (maybe none), or its mask.
 Label: TypeAlias = WholeLabel | tuple[Box, ...] | MaskRef
 
 
@@ -54,33 +54,33 @@ class TableItem:
 
 
 ImageRef: TypeAlias = Path | Part | bytes | NDArray[np.uint8] | DatasetItem | TableItem
-#: What an image is decoded from: a file's bytes, an array (H, W) or (H, W, C), or a picture already opened.
+#: An encoded image: a file's bytes, an array (H, W) or (H, W, C), or a picture that is already opened.
 Content: TypeAlias = bytes | NDArray[np.uint8] | Image.Image
 
 
 class MaskCodes(Protocol):
-    """How a source's masks say which pixel is of which class."""
+    """How the masks of a source encode the class of each pixel."""
 
     def key(self) -> str:
-        """Names all that the classes depend on besides the mask."""
+        """A key for all that the classes depend on besides the mask."""
         ...
 
     def size(self, content: Content) -> tuple[int, int]:
-        """Width and height of a mask in pixels; a DataError with the bare reason if it is none."""
+        """Width and height of a mask in pixels; a DataError with the bare reason if the content is no mask."""
         ...
 
     def read(self, content: Content) -> NDArray[np.uint8]:
-        """Class indices (H, W), ``IGNORED`` where none is; a DataError with the bare reason if it cannot be read."""
+        """Class indices (H, W), ``IGNORED`` for pixels without a class; a DataError with the reason if unreadable."""
         ...
 
     def names(self, largest: int) -> tuple[str, ...]:
-        """Names of the classes, where ``largest`` is the largest index of one in all masks."""
+        """Names of the classes; ``largest`` is the largest class index in all masks."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column or field holds what; None stands for the source's usual name.
+    """The names of columns or fields; None stands for the source's usual name.
 
     Args:
         image: Path or encoded image.
@@ -98,18 +98,18 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the user says the images are, and what is to be learnt from them; a source reads what it needs of it.
+    """Where the images are, and what is to be learnt from them, as the user says; a source reads the fields it needs.
 
     Args:
-        task: ``classification``, ``multilabel``, ``regression``, ``segmentation`` or ``detection``; decides what a
-            label is.
+        task: ``classification``, ``multilabel``, ``regression``, ``segmentation`` or ``detection``; decides the kind of
+            labels.
         root: Folder of the images.
         masks: Folder of the masks.
         palette: CSV file of the masks' classes.
-        ignore_index: What masks hold where a pixel does not count; None if every pixel does.
+        ignore_index: The value of pixels in masks that do not count; None if every pixel counts.
         dataset: Name of a data set.
-        files: What ``data.manifest``, ``data.annotations`` or ``data.shards`` says, by split; under ``""`` one that
-            is not of a split.
+        files: The value of ``data.manifest``, ``data.annotations`` or ``data.shards``, by split; under ``""`` a file of
+            no split.
         columns: Names of columns.
     """
 
@@ -131,13 +131,13 @@ class Found:
         images: (N,) in an order that does not depend on the machine.
         labels: (N,) of one kind, that of the task.
         names: (N,) what a report calls each image.
-        splits: (N,) one of :data:`SPLITS`; a split that nobody is in is cut from train.
+        splits: (N,) one of :data:`SPLITS`; a split without images is cut from train.
         classes: Class names in the order of their indices, or names of the regression targets, where the source
-            knows them; empty where they follow from the labels.
-        groups: (N,) group of each image; None where there are none.
+            knows them; empty if they follow from the labels.
+        groups: (N,) group of each image; None without groups.
         codes: How masks are read; None unless labels are masks.
-        sizes: (N,) width and height that the source says each image has; None where it does not say.
-        faults: Why labels of an image cannot be used, by its position.
+        sizes: (N,) width and height of each image according to the source; None if the source does not say.
+        faults: The reason why the labels of an image cannot be used, by the image's position.
     """
 
     images: Sequence[ImageRef]
@@ -152,7 +152,7 @@ class Found:
 
 
 def fetch(image: ImageRef) -> Content:
-    """What the image is decoded from.
+    """The encoded content of an image.
 
     Raises:
         DataError: It cannot be read; the message is the bare reason.
@@ -188,7 +188,7 @@ def _opened_by_dataset(item: DatasetItem) -> Image.Image:
     try:
         picture = item.dataset[item.index][0]
     except Exception as error:
-        # The data set opens the file itself, with whatever Pillow raises on a bad one.
+        # The data set opens the file itself, and Pillow raises errors of any kind on a bad file.
         raise DataError(f"{type(error).__name__}: {error}") from error
     assert isinstance(picture, Image.Image)
     return picture

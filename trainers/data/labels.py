@@ -1,4 +1,4 @@
-"""Labels as they were found, made into targets that a model can learn."""
+"""From labels, as a source found them, to targets that a model can learn."""
 
 import logging
 from collections import Counter
@@ -17,20 +17,20 @@ log = logging.getLogger(__name__)
 
 _BINS = 10
 _SMALLEST_STRATUM = 10
-# Of a byte's values one stands for pixels that do not count.
+# One of a byte's values stands for pixels that do not count.
 _MOST_MASK_CLASSES = 255
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a model learns of each image.
+    """The target of each image.
 
     Args:
         task: ``classification``, ``multilabel``, ``regression``, ``segmentation`` or ``detection``.
-        classes: Class names in the order of their indices; for regression the names of the targets; empty where
-            they are known only once masks are read.
+        classes: Class names in the order of their indices; for regression the names of the targets; empty if they are
+            known only after masks are read.
         values: (N,) int64 class indices; or (N, C) float32, 1 where the image shows the class; or (N, K) float32;
-            (N, 0) for segmentation and detection, where :mod:`trainers.data.learnt` makes them of what is read.
+            (N, 0) for segmentation and detection, for which :mod:`trainers.data.learnt` makes them after reading.
         strata: (N,) names of groups of like images, which a stratified split keeps in proportion: the class; the
             rarest class that an image shows; a tenth of the images by the first regression target; all images for
             segmentation and detection.
@@ -42,7 +42,7 @@ class Targets:
     strata: NDArray[np.str_]
 
     def present(self, members: NDArray[np.int64]) -> set[str]:
-        """Names of the classes that some of the images at ``members`` show; none for what no split must have."""
+        """Names of the classes in the images at ``members``; empty for tasks whose splits need not have every class."""
         if self.task not in {"classification", "multilabel"}:
             return set()
         chosen = self.values[torch.from_numpy(members)]
@@ -51,7 +51,7 @@ class Targets:
 
 
 def make_targets(found: Found, task: str) -> Targets:
-    """The targets of everything that was found.
+    """Make the targets of all images that were found.
 
     Raises:
         DataError: There are no images, none in train, one class only, a class without train images, a label that no
@@ -67,7 +67,7 @@ def make_targets(found: Found, task: str) -> Targets:
 
 
 def check_parts(targets: Targets, parts: Mapping[str, NDArray[np.int64]]) -> None:
-    """Refuse splits in which train lacks a class; warn of one that val or test lacks.
+    """Refuse splits in which train lacks a class; warn of a class that val or test lacks.
 
     Args:
         targets: Of all images.
@@ -108,7 +108,7 @@ def _multiple(found: Found) -> Targets:
 
 
 def _numbers(found: Found) -> Targets:
-    # What is infinite or constant in the precision that a model learns in is so for us.
+    # Checked in the precision of training, in which more values are infinite or constant.
     with np.errstate(over="ignore"):
         values = np.asarray(found.labels, dtype=np.float64).astype(np.float32)
     bad = [
@@ -121,7 +121,7 @@ def _numbers(found: Found) -> Targets:
     constant = [found.classes[k] for k in np.flatnonzero(np.ptp(train, axis=0) == 0)]
     if constant:
         raise DataError(f"nothing to learn: all train images have the same value of {quoted(constant)}")
-    # Each bin is closed above, so that a value that many images have is a stratum of its own.
+    # Each bin includes its upper edge, so that a value that many images have is a stratum of its own.
     edges = np.unique(np.quantile(values[:, 0], np.linspace(0, 1, _BINS + 1)[1:], method="lower"))
     # All digits: years in seconds, for one, differ only after the sixth.
     named = [f"up to {edges[0]}", *(f"above {low}, up to {high}" for low, high in pairwise(edges))]
@@ -159,7 +159,7 @@ _MAKERS: Mapping[str, Callable[[Found], Targets]] = {
 
 
 def _classes(found: Found, labels: Sequence[set[str] | frozenset[str]]) -> tuple[str, ...]:
-    """The source's classes, or those that train has in natural order, once every one can be learnt."""
+    """The source's classes, or else those of train in natural order, after a check that each class can be learnt."""
     seen = {split: set[str]() for split in SPLITS}
     for split, shown in zip(found.splits, labels, strict=True):
         seen[split] |= shown
@@ -179,7 +179,7 @@ def _classes(found: Found, labels: Sequence[set[str] | frozenset[str]]) -> tuple
 
 
 def _merged(strata: Sequence[str]) -> NDArray[np.str_]:
-    """Strata too small to be divided put together, and with the next smallest where that is not enough."""
+    """Merge strata that are too small to be divided, and add the next smallest stratum if that is not enough."""
     counts = Counter(strata)
     small: set[str] = set()
     for name, count in sorted(counts.items(), key=lambda item: (item[1], item[0])):

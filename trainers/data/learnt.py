@@ -1,4 +1,4 @@
-"""Targets that depend on more than labels: on masks, which are decoded, and on where a picture lies on its square."""
+"""Targets that depend on more than labels: on decoded masks, or on the place of a picture on its square."""
 
 import hashlib
 import logging
@@ -23,22 +23,22 @@ from trainers.data.splitting import Indices
 
 log = logging.getLogger(__name__)
 
-# Masks are stored whatever the bound of the decoded images: they are small, and targets lie in memory anyway.
+# Masks are stored without regard to the bound of the decoded images: they are small, and targets are in memory anyway.
 _NO_BOUND = 2.0**62
-# What a box may reach beyond its image, as tools round and count pixels from 0 or from 1.
+# Pixels that a box may reach beyond its image, because tools round, and count pixels from 0 or from 1.
 _TOLERANCE = 1.0
 _BOX_FIELDS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """What a model is to learn of the images that were read.
+    """The targets of the images that were read.
 
     Args:
         classes: Class names in the order of their indices.
-        labels: (N,) such that equal ones stand for equal targets.
-        reasons: Why the labels of an image cannot be used, by its index.
-        values: The targets of the images at some indices, none of which is bad.
+        labels: (N,); equal labels stand for equal targets.
+        reasons: The reason why the labels of an image cannot be used, by the image's index.
+        values: Gives the targets of the images at some indices, none of which is bad.
     """
 
     classes: tuple[str, ...]
@@ -49,7 +49,7 @@ class Learnt:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known of the images once they are read: ``members`` are the good ones, ``sizes`` theirs by index."""
+    """Facts of the images after reading: ``members`` are the good images, ``sizes`` are their sizes by index."""
 
     found: Found
     targets: Targets
@@ -63,16 +63,16 @@ class _Known:
 def learn(
     found: Found, targets: Targets, members: Indices, read: Read, how: Preprocessing, *, cache: Path, progress: Progress
 ) -> Learnt:
-    """What a model is to learn of ``members``, for which masks are read and boxes laid on the square.
+    """Make the targets of ``members``: read their masks, or place their boxes on the square.
 
     Args:
         found: All images.
         targets: Of all images.
-        members: Those that were read.
-        read: What was read of the images, by index.
+        members: The images that were read.
+        read: The results of reading, by index of the image.
         how: How images are decoded.
         cache: Folder of the file index and the decoded masks.
-        progress: Called with what is done, how many masks are finished and how many there are.
+        progress: Called with the name of the work, the number of finished masks and the number of all masks.
 
     Raises:
         DataError: The masks cannot be stored, hold one class only, or are all bad.
@@ -99,7 +99,7 @@ def learn(
 
 
 def _comparable(found: Found, task: str) -> Sequence[Label]:
-    """Labels such that equal ones are written alike."""
+    """Labels in a form in which equal labels are equal values."""
     if task != "multilabel":
         return found.labels
     return [tuple(sorted(map(str, label))) for label in found.labels if isinstance(label, tuple)]
@@ -152,7 +152,7 @@ def _name(mask: ImageRef) -> str:
 
 
 def _of_other_size(known: _Known, masks: Sequence[ImageRef], read: Read) -> dict[int, str]:
-    """Why masks do not belong to their images, by index of the image."""
+    """The reason why a mask does not belong to its image, by index of the image."""
     codes = known.found.codes
     assert codes is not None, "who finds masks says how they are read"
     good = [i for i in range(len(masks)) if i not in read.reasons]
@@ -200,7 +200,7 @@ def placed_boxes(boxes: Sequence[Box], size: Size, side: int) -> NDArray[np.floa
         side: Of the square.
 
     Raises:
-        DataError: One has no area, or reaches outside the picture by more than a pixel.
+        DataError: A box has no area, or reaches outside the picture by more than a pixel.
     """
     width, height = size
     for left, top, right, bottom, _ in boxes:

@@ -1,4 +1,4 @@
-"""Opening a data set: found, split, read, checked, fingerprinted."""
+"""Opening a data set: find, split, read, check and fingerprint its images."""
 
 import hashlib
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 ON_BAD_IMAGE = ("refuse", "skip")
 ON_DUPLICATES = ("report", "move")
 _NOUNS = {"regression": "targets", "segmentation": "classes of pixels", "detection": "classes of boxes"}
-# Tasks that need all of an image: what is cut off cannot be outlined.
+# Tasks that need the whole image: an object that is cut off cannot be outlined.
 _WHOLE_IMAGE_TASKS = ("segmentation", "detection")
 
 
@@ -41,19 +41,19 @@ class ImageData:
 
     Args:
         task: ``classification``, ``multilabel``, ``regression``, ``segmentation`` or ``detection``.
-        classes: Class names, or names of the regression targets; a target is an index into them or a column a name. Of
-            segmentation and detection some may not occur.
-        train: What models are fitted to.
-        val: What the search compares strategies on.
-        test: What the winner is scored on, once.
-        fingerprint: 16 hexadecimal digits that stand for the images of every split and their labels or masks, whatever
-            the files are called, wherever they lie, in whichever order they were found and whatever size they are
-            decoded to. Of a file of more than 64 KiB its length and first, middle and last 4 KiB count.
+        classes: Class names, or names of the regression targets; a target is an index into them or a column a name. In
+            segmentation and detection some classes may not occur.
+        train: The images that models are fitted to.
+        val: The images that the search compares strategies on.
+        test: The images that the winner is scored on, once.
+        fingerprint: 16 hexadecimal digits that stand for the images of every split and their labels or masks. It does
+            not depend on names, folders and order of files, nor on the decoded size. Of a file above 64 KiB only its
+            length and its first, middle and last 4 KiB count.
         skipped: Bad images that were left out, each as "path: reason".
         duplicates: Images that were found in more than one split, each as "a.png (train) = b.png (test)".
         source: Where the images come from, in words.
         preprocessing: How the images are decoded.
-        digests: By split, (N,) a number for the content of each image, whatever it is called and wherever it lies.
+        digests: By split, (N,) a number for the content of each image, independent of its name and folder.
     """
 
     task: str
@@ -120,8 +120,8 @@ def open_data(
     not opened again, and images that were decoded before are not decoded again.
 
     Args:
-        task: What is learnt: classification, multilabel, regression, segmentation or detection. For the last two
-            images are not cropped but shown whole on a black square.
+        task: classification, multilabel, regression, segmentation or detection. For the last two, images are not
+            cropped but shown whole on a black square.
         source: Where the images come from: coco, digits, folder, huggingface, manifest, masks, scenes, torchvision,
             voc or webdataset.
         root: Folder of the images, or base of relative paths.
@@ -132,24 +132,24 @@ def open_data(
         columns: Names of the columns ``image``, ``label`` (or a list), ``split`` and ``group``.
         image_size: Side of the decoded images in pixels.
         in_chans: Channels of the decoded images.
-        max_value: What is white in images of more than 8 bits; None for their type's range.
-        val_fraction: Fraction of train to cut for val, where the source has none.
-        test_fraction: Fraction of train to cut for test, where the source has none.
+        max_value: The value of white in images of more than 8 bits; None for the range of their type.
+        val_fraction: Fraction of train to cut for val, if the source has no val.
+        test_fraction: Fraction of train to cut for test, if the source has no test.
         split_seed: Seed of the splits and of the limits' subsets.
         folds: Divide train into so many parts, one of which is val; None for a single val split.
         fold: Which of the folds is val, from 0.
         limit_train: At most so many train images, every class in proportion; None for all.
         limit_val: The same for val.
         limit_test: The same for test.
-        on_bad_image: "refuse" to go on, or "skip" and name what is left out.
+        on_bad_image: "refuse" the data set, or "skip" bad images and name them.
         on_duplicates: "report" images that are in more than one split, or "move" them to train.
-        cache: Folder of the decoded images and of what is known of files.
+        cache: Folder of the decoded images and of the index of files.
         cache_gib: Bound of all decoded images in that folder; a larger set is decoded in every pass.
         workers: Worker processes that decode images that are not in the cache.
         masks: Folder of the masks, for source masks.
         palette: CSV file that names the masks' classes by index or colour; None for one class an index.
-        ignore_index: What masks hold where a pixel does not count; None if every pixel does.
-        progress: Called with what is done, how many images are finished and how many there are.
+        ignore_index: The value of pixels in masks that do not count; None if every pixel counts.
+        progress: Called with the name of the work, the number of finished images and the number of all images.
 
     Raises:
         DataError: An argument is out of range, the images, labels or splits cannot be used, or the cache has no room.
@@ -260,7 +260,7 @@ def _read(
     max_bytes: float,
     progress: Progress,
 ) -> Read:
-    """What was read of the members of all splits, by index into ``found``; nothing of other images."""
+    """Read the members of all splits, and no other images; the results are by index into ``found``."""
     members = _members(parts)
     images = [found.images[k] for k in members.tolist()]
     read = read_images(images, how, cache=cache, max_bytes=max_bytes, progress=progress)
@@ -283,7 +283,7 @@ def _members(parts: Mapping[str, Indices]) -> Indices:
 def _skipped(
     found: Found, targets: Targets, parts: Mapping[str, Indices], read: Read, on_bad_image: str
 ) -> tuple[str, ...]:
-    """The bad images by name and reason, once it is sure that the rest can do without them."""
+    """The bad images by name and reason, after a check that they may be left out."""
     if not read.reasons:
         return ()
     bad = [k for split in SPLITS for k in parts[split].tolist() if k in read.reasons]
@@ -312,7 +312,7 @@ def _without_leaks(
     read: Read,
     on_duplicates: str,
 ) -> tuple[dict[str, Indices], tuple[str, ...]]:
-    """The splits, rid of images that they share if that is wanted, and which images these are."""
+    """The splits, rid of images that they share if ``on_duplicates`` says so, and a line for each such image."""
     copies = find_duplicates(parts, read.contents, found.names, labels)
     if copies.contradictions:
         log.warning(
@@ -339,7 +339,7 @@ def _without_leaks(
 
 
 def _ordered(found: Found, labels: Sequence[Label], part: Indices, read: Read) -> Indices:
-    """Members by content, so that sets of one fingerprint agree on the order as well."""
+    """Sort members by content, so that sets with the same fingerprint have the same order."""
     members = sorted(part.tolist(), key=lambda k: (read.samples[k], labels[k], found.names[k]))
     return np.asarray(members, dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""Every image of a set read: from the cache where it is stored, otherwise verified once and then left where it is."""
+"""Reading the images of a set: from the cache if they are stored there, else verified once and left in their files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +32,7 @@ from trainers.data.pixels import Pixels
 READING = "reading files"
 
 _CHUNK = 64
-# Saved every so many images, so that a kill costs no more than these.
+# Results are saved after this many images, so that a kill loses no more than these.
 _SAVED = 4096
 
 _CHANGED = "the file is changing while it is being read"
@@ -42,14 +42,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The images of a set, read.
+    """The images of a set after reading.
 
     Args:
-        samples: (N,) sample digests, see :mod:`trainers.data.cache.file_index`; empty for an image that cannot be read.
-        contents: (N,) content digests, by which equal images are equal without doubt; the samples where not every
-            content was read.
-        reasons: Why an image is bad, by its position.
-        array: The decoded images; None where they are not stored.
+        samples: (N,) sample digests (:mod:`trainers.data.cache.file_index`); empty for an image that cannot be read.
+        contents: (N,) content digests, which are equal only for equal images; the sample digests if not all contents
+            were read.
+        reasons: The reason why an image is bad, by the image's position.
+        array: The decoded images; None if they are not stored.
     """
 
     samples: Sequence[bytes]
@@ -59,14 +59,14 @@ class Read:
 
 
 def read_images(images: Sequence[ImageRef], how: Squares, *, cache: Path, max_bytes: float, progress: Progress) -> Read:
-    """Read and check ``images``, opening no file that is known and has not changed.
+    """Read and check ``images``; a known file that has not changed is not opened.
 
     Args:
-        images: (N,) what to read.
+        images: (N,) the images to read.
         how: The preprocessing, of images or of masks.
         cache: Folder of the file index and the decoded images.
         max_bytes: Bound of all decoded images that are stored; a larger set is not stored.
-        progress: Called with what is done, how many images are finished and how many there are.
+        progress: Called with the name of the work, the number of finished images and the number of all images.
 
     Raises:
         DataError: The decoded images cannot be stored in ``cache``.
@@ -84,7 +84,7 @@ def read_images(images: Sequence[ImageRef], how: Squares, *, cache: Path, max_by
 
 
 class _Reading:
-    """What is known so far of the images that are being read."""
+    """The state of reading: digests, and reasons why images are bad."""
 
     def __init__(self, images: Sequence[ImageRef], how: Squares, index: FileIndex, progress: Progress) -> None:
         self._images = images
@@ -97,7 +97,7 @@ class _Reading:
         self._changed: set[int] = set()
 
     def result(self, array: PixelArray | None) -> Read:
-        """All that was learnt."""
+        """The images after reading."""
         known = [None if k in self._reasons else digests for k, digests in enumerate(self._digests)]
         samples = [b"" if digests is None else digests.sample for digests in known]
         contents = [b"" if digests is None else digests.content for digests in known]
@@ -105,7 +105,7 @@ class _Reading:
         return Read(samples, exact if len(exact) == len(contents) else samples, self._reasons, array)
 
     def identify(self, *, whole: bool) -> None:
-        """Learn the digests that are missing, those of contents only if ``whole``."""
+        """Compute the missing digests; digests of contents only if ``whole``."""
 
         def work(k: int) -> Digests | str:
             try:
@@ -123,7 +123,7 @@ class _Reading:
             self._learn({k: found for k, found in part if isinstance(found, Digests)})
 
     def stored(self, cache: PixelCache) -> PixelArray | None:
-        """The decoded images of a set that was identified wholly; None where there is no room for them."""
+        """The decoded images of a set whose content digests are all known; None without room for them."""
         while good := self._good():
             contents = [self._content(k) for k in good]
             array = cache.open(contents, self._how, self._decoding(good), self._progress)
@@ -138,7 +138,7 @@ class _Reading:
         return None
 
     def verify(self) -> None:
-        """Decode each image that never was decoded, to see whether it can be."""
+        """Decode each image that was never decoded, to find the bad images."""
         # Whether an image is bad does not depend on the size that it is resized to.
         scope = replace(self._how, image_size=1).key()
         unverified = self._unverified(scope)
@@ -146,8 +146,8 @@ class _Reading:
             self._reasons |= {k: reason for k, (_, reason) in part if reason}
             fresh = {k: (digests, reason) for k, (digests, reason) in part if digests is not None}
             self._learn({k: digests for k, (digests, _) in fresh.items()})
-            # The good are known by their sample, so that a copy need not be decoded again. Not so the bad: a file
-            # that was repaired may have the sample that it had before.
+            # Good images are remembered by their sample, so that a copy is not decoded again. Bad ones are not: a file
+            # that was repaired may have the same sample as before.
             self._index.save_verdicts(
                 scope,
                 {(digests.content or b"") if reason else digests.sample: reason for digests, reason in fresh.values()},
@@ -169,7 +169,7 @@ class _Reading:
         return unverified
 
     def _verified(self, k: int) -> tuple[Digests | None, str]:
-        """The digests as far as the image could be read, and why it is bad."""
+        """The digests, if the image could be read, and the reason why the image is bad."""
         try:
             content = fetch(self._images[k])
             digests = content_digests(content)
@@ -187,7 +187,7 @@ class _Reading:
     def _decoded(self, k: int) -> Pixels:
         try:
             content = fetch(self._images[k])
-            # Pixels are kept under the content that they were decoded from, whatever the index says.
+            # Pixels are stored under the content that they were decoded from, even if the index says otherwise.
             changed = content_digests(content).content != self._content(k)
         except DataError as error:
             raise AccessError(str(error)) from error
@@ -196,7 +196,7 @@ class _Reading:
         return squared(content, self._how)
 
     def _drop(self, unread: dict[int, str]) -> None:
-        """Leave out what cannot be read; identify anew, once, what has another content than was known."""
+        """Leave out images that cannot be read; compute digests again, once, of images whose content has changed."""
         changed = {k for k, reason in unread.items() if reason == _CHANGED} - self._changed
         self._changed |= changed
         self._reasons |= {k: reason for k, reason in unread.items() if k not in changed}
@@ -222,7 +222,7 @@ class _Reading:
 def _batches(
     images: Sequence[int], work: Callable[[int], T], progress: Progress, what: str
 ) -> Iterator[list[tuple[int, T]]]:
-    """What ``work`` returns for each image, from a pool of threads, in lists long enough to be saved at once."""
+    """The results of ``work`` for each image, from a pool of threads, in lists to be saved one at a time."""
     tasks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     batch: list[tuple[int, T]] = []
     done = 0

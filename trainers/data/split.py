@@ -1,4 +1,4 @@
-"""One split of the data, handed out in batches: from the cache, or decoded again as it goes."""
+"""One split of the data in batches: from the cache, or decoded anew in each pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from strategies import DataError
 from trainers.data.found import ImageRef, fetch
 from trainers.data.pixels import Preprocessing, to_square
 
-# A split is kept on a GPU if it takes at most this share of what is free there: activations need the rest.
+# A split is kept on a GPU if it takes at most this share of the free memory there: activations need the rest.
 _DEVICE_SHARE = 1 / 3
 _UPLOAD_BYTES = 64 * 2**20
 
@@ -23,7 +23,7 @@ class Split(ABC):
 
     Args:
         targets: (N,) int64 class indices; or (N, C) or (N, K) float32; of segmentation (N, S, S) uint8 class indices,
-            ``IGNORED`` where nothing is to be learnt; of detection (N, M, 5) float32, for each box left, top, right,
+            ``IGNORED`` for pixels without a class; of detection (N, M, 5) float32, for each box left, top, right,
             bottom in pixels of the square and its class index, and (0, 0, 0, 0, -1) in rows that are not used.
         names: (N,) a path or an index for each image, for reports.
     """
@@ -52,7 +52,7 @@ class Split(ABC):
             images: (B, C, S, S) uint8 and targets: (B, ...) of the split's type, both on ``device``.
 
         Raises:
-            DataError: A file that was readable at opening is not any more.
+            DataError: A file that was readable at opening is no longer readable.
         """
         places = order.to(dtype=torch.int64, device="cpu")
         targets = chunks(self.targets[places].to(device), batch_size)
@@ -66,14 +66,14 @@ class Split(ABC):
 class ResidentSplit(Split):
     """A split whose images are decoded: rows of an array, which is usually a file mapped to memory.
 
-    On a CUDA device the split's rows are kept if they take a small part of what is free there; otherwise each batch is
+    On a CUDA device the split's rows are kept if they take a small part of the free memory; otherwise each batch is
     gathered on the host.
 
     Args:
         targets: As of :class:`Split`.
         names: (N,) names.
-        pixels: (R, C, S, S) uint8, only read.
-        rows: (N,) int64, the row of ``pixels`` that each image is.
+        pixels: (R, C, S, S) uint8, never written to.
+        rows: (N,) int64, the row of each image in ``pixels``.
     """
 
     resident = True
@@ -95,11 +95,11 @@ class ResidentSplit(Split):
         return (kept.index_select(0, part) for part in chunks(places.to(device), batch_size))
 
     def _gather(self, places: torch.Tensor, device: torch.device) -> torch.Tensor:
-        # Pinned memory is handed out anew for each batch: torch reuses it only once its copy to the GPU has ended.
+        # Each batch gets new pinned memory: torch reuses it only after its copy to the GPU has ended.
         pinned = device.type == "cuda"
         images = torch.empty((len(places), *self._pixels.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
-        # Gathered by NumPy: torch warns of arrays that it must not write to. Any mode but "raise" writes straight to
-        # ``out``; indexing the rows before has refused what is out of range.
+        # Gathered by NumPy: torch warns of read-only arrays. Any mode but "raise" writes directly to ``out``; the rows
+        # were indexed before, which has refused positions that are out of range.
         np.take(self._pixels, self._rows[places.numpy()], axis=0, out=images.numpy(), mode="clip")
         return images.to(device, non_blocking=True)
 
@@ -126,7 +126,7 @@ class StreamedSplit(Split):
     Args:
         targets: As of :class:`Split`.
         names: (N,) names.
-        images: (N,) what to decode.
+        images: (N,) the images to decode.
         how: The preprocessing.
         workers: Worker processes; 0 decodes in this one.
     """
@@ -153,7 +153,7 @@ class StreamedSplit(Split):
             self._loader = self._new_loader(pin_memory=device.type == "cuda")
         self._pass += 1
         current = self._pass
-        # The loader keeps this very list as its batch sampler, and its workers from pass to pass.
+        # The loader keeps this list object as its batch sampler, and its workers from pass to pass.
         self._plan[:] = [part.tolist() for part in chunks(places, batch_size)]
         for batch in self._loader:
             if isinstance(batch, str):
@@ -182,7 +182,7 @@ def chunks(tensor: torch.Tensor, size: int) -> list[torch.Tensor]:
 
 
 class _Decoding(Dataset[torch.Tensor | str]):
-    """Decoded images, or why one is bad: raised in a worker, the reason would reach people with a traceback."""
+    """Decoded images, or the reason why an image is bad: an error raised in a worker would come with a traceback."""
 
     def __init__(self, images: Sequence[ImageRef], names: Sequence[str], how: Preprocessing) -> None:
         self._images = images

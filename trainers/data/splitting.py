@@ -1,4 +1,4 @@
-"""Seeded splits, folds and subsets: stratified, and cut of whole groups where there are groups."""
+"""Seeded splits, folds and subsets: stratified, and of whole groups if there are groups."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
     """Refuse fractions that leave a split empty.
 
     Raises:
-        DataError: One is not between 0 and 1, or nothing is left for train.
+        DataError: A fraction is not between 0 and 1, or nothing is left for train.
     """
     for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < fraction < 1:
@@ -44,9 +44,10 @@ def split_indices(
 ) -> dict[str, Indices]:
     """The indices of the images in train, val and test, each sorted.
 
-    Splits that the source gives are kept; a missing one is cut from train, stratified and seeded, as a fraction of
-    what train had. With ``groups`` whole groups are cut, so that no group is in two splits; fraction and strata are
-    then met as nearly as groups allow (of 1 / fraction parts of about equal size one is cut: 0.4 may give a half).
+    Splits that the source gives are kept. A missing split is cut from train, stratified and seeded, as a fraction of
+    the original train. With ``groups`` whole groups are cut, so that no group is in two splits; fraction and strata are
+    then met as nearly as groups allow (train is divided into 1 / fraction parts of about equal size, and one part is
+    cut: 0.4 may give a half).
 
     With ``folds``, val is instead one of so many equal parts of train, stratified and grouped likewise. Over all
     values of ``fold`` every image of train is in val once, and test stays the same.
@@ -55,11 +56,11 @@ def split_indices(
         splits: (N,) split of each image as the source gives it.
         strata: (N,) names of groups of like images, to be kept in proportion.
         groups: (N,) group of each image, or None.
-        val_fraction: Fraction of train to cut for val, where the source has none; unused with ``folds``.
-        test_fraction: Fraction of train to cut for test, where the source has none.
+        val_fraction: Fraction of train to cut for val, if the source has no val; unused with ``folds``.
+        test_fraction: Fraction of train to cut for test, if the source has no test.
         folds: In how many parts train is divided, 2 or more; None for a single val split.
         fold: Which of the parts is val, from 0.
-        seed: Seed of whatever is cut.
+        seed: Seed of the cuts.
 
     Raises:
         DataError: A stratum has too few images to be divided; a fraction is too small to hold every stratum; a group
@@ -123,7 +124,7 @@ def subset(indices: Indices, strata: NDArray[np.str_], limit: int | None, seed: 
     wanted = counts * (limit / len(indices))
     kept = np.maximum(1, np.floor(wanted).astype(np.int64))
     while kept.sum() != limit:
-        # Give to the stratum furthest below its share, or take from the one furthest above that keeps an image.
+        # Add to the stratum furthest below its share, or take from the stratum furthest above that keeps an image.
         if kept.sum() < limit:
             kept[np.argmax(np.where(kept < counts, wanted - kept, -np.inf))] += 1
         else:
@@ -205,7 +206,7 @@ def _cut_groups(
 
 
 def _folds(strata: NDArray[np.str_], groups: NDArray[np.str_] | None, folds: int, seed: int) -> Indices:
-    """The number of the fold that each image is in."""
+    """The fold number of each image."""
     _check_strata(strata, f"divide train into data.folds={folds}")
     unit, count = ("images", len(strata)) if groups is None else ("groups (data.columns.group)", len(np.unique(groups)))
     if count < folds:
@@ -221,15 +222,15 @@ def _folds(strata: NDArray[np.str_], groups: NDArray[np.str_] | None, folds: int
 
 
 def _group_folds(strata: NDArray[np.str_], groups: NDArray[np.str_], folds: int, seed: int) -> Indices:
-    """The number of the fold that each image is in, the same for all images of a group; no fold is empty.
+    """The fold number of each image, the same for all images of a group; no fold is empty.
 
-    The largest group first, each goes to the fold that has least of the strata it brings. scikit-learn's
-    StratifiedGroupKFold works alike, but takes a minute for 20,000 groups, 100 strata and 50 folds, where this takes a
-    second, and now and then leaves a fold empty (1.9).
+    From the largest group to the smallest, each goes to the fold that has least of the strata of the group.
+    scikit-learn's StratifiedGroupKFold (1.9) works alike, but takes a minute for 20,000 groups, 100 strata and 50
+    folds, for which this function takes a second, and it sometimes leaves a fold empty.
     """
     _, kinds, totals = np.unique(strata, return_inverse=True, return_counts=True)
     _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    # Sparse: of many strata a group has few.
+    # Sparse, because a group has few of many strata.
     pairs, counts = np.unique(members * len(totals) + kinds, return_counts=True)
     owners, kind = np.divmod(pairs, len(totals))
     share = counts / totals[kind]
@@ -240,7 +241,7 @@ def _group_folds(strata: NDArray[np.str_], groups: NDArray[np.str_], folds: int,
     order = np.random.default_rng(seed).permutation(len(sizes))
     for group in order[np.argsort(-sizes[order], kind="stable")]:
         own = slice(starts[group], starts[group + 1])
-        # By this the sum of squares of all folds' shares grows; an empty fold costs nothing.
+        # The growth of the sum of squares of all folds' shares; an empty fold costs nothing.
         cost = held[:, kind[own]] @ share[own]
         chosen = np.lexsort((filled, cost))[0]
         held[chosen, kind[own]] += share[own]

@@ -1,6 +1,7 @@
 """Detectors: torchvision's heads on a feature pyramid over the maps of any encoder.
 
-Torchvision's models are built without backbone and their own resizing: images come square, normalised and of one size.
+Torchvision's models are built without backbone and without their own resizing: images come square, normalised and of
+one size.
 """
 
 import math
@@ -23,7 +24,7 @@ from trainers.modes import modes_kept
 
 MAX_DETECTIONS = 100
 
-# Half and a quarter of what the papers use for the 118,000 images of COCO; a multiple of GroupNorm's 32 in FCOS.
+# Half, or a quarter, of the papers' channels for the 118,000 images of COCO; a multiple of GroupNorm's 32 in FCOS.
 _WIDTH = 128
 _REPRESENTATION = 256
 
@@ -35,20 +36,20 @@ _LOWEST_SCORE = 0.01
 _PROPOSALS = (100, 300)
 _SAMPLED_PROPOSALS = (32, 64)
 _ROI_SIDE = 7
-# The side of an object that the FPN paper pools from the map of stride 16: that of ImageNet's pictures.
+# The side of an object that the FPN paper pools from the map of stride 16, which is the side of ImageNet's pictures.
 _CANONICAL_SIDE = 224
 
 _ASPECTS = (0.5, 1.0, 2.0)
 _SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 
-# Of one image: boxes (M, 4) float32, labels (M,) int64 from 0, and scores (M,) where they are found ones.
+# Objects of one image: boxes (M, 4) float32, labels (M,) int64 from 0, and for found objects scores (M,).
 _Objects = dict[str, Tensor]
 
 
 class _Anchors(AnchorGenerator):  # type: ignore[misc]
-    """Anchors around the middle of a map's places, in float32 whatever the maps are in.
+    """Anchors around the middle of a map's places, in float32 for maps of any type.
 
-    Torchvision's lie around the upper left corners, which on a map of one place is the image's.
+    Torchvision's anchors lie around the upper left corners of places; on a map of one place that is the image's corner.
     """
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -63,18 +64,18 @@ class _Anchors(AnchorGenerator):  # type: ignore[misc]
 
 
 class _NoBackbone(nn.Module):
-    """All that torchvision's models ask of a backbone when they are built."""
+    """The parts of a backbone that torchvision's models read when they are built."""
 
     out_channels = _WIDTH
 
 
 class _TwoStage(nn.Module):
-    """Regions first, then the class and the box of each.
+    """A two-stage detector: regions first, then the class and the box of each region.
 
     All in float32: torchvision keeps regions in the number format of the maps, in which bfloat16 rounds 257 to 256.
 
     Args:
-        model: Whose heads these are.
+        model: The model whose heads are used.
         image_size: Pixels of a side.
     """
 
@@ -96,11 +97,11 @@ class _TwoStage(nn.Module):
     def _run(
         self, levels: Sequence[Tensor], objects: list[_Objects] | None
     ) -> tuple[list[_Objects], dict[str, Tensor]]:
-        """What is found and no losses, or with the objects to learn the losses and nothing found."""
+        """Found objects without losses; or, if objects to learn are given, the losses without found objects."""
         images = _images(levels, self.image_size)
         features = {str(k): level.float() for k, level in enumerate(levels)}
         with modes_kept(self), torch.autocast(levels[0].device.type, enabled=False):
-            # Torchvision takes the mode for what is asked; nothing in these heads acts by it otherwise.
+            # Torchvision decides by the mode what is computed; nothing else in these heads depends on the mode.
             self.train(objects is not None)
             proposals, of_regions = self.rpn(images, features, objects)
             found, of_boxes = self.roi_heads(features, proposals, images.image_sizes, objects)
@@ -108,10 +109,10 @@ class _TwoStage(nn.Module):
 
 
 class _OneStage(nn.Module):
-    """Class and box of every place of the pyramid at once.
+    """A one-stage detector: class and box of every place of the pyramid at once.
 
     Args:
-        model: Whose head, matching and decoding these are.
+        model: The model whose head, matching and decoding are used.
         image_size: Pixels of a side.
     """
 
@@ -146,7 +147,7 @@ class _OneStage(nn.Module):
 
 
 def _images(levels: Sequence[Tensor], image_size: int) -> ImageList:
-    """What torchvision asks of the images, which is their size and number."""
+    """The images as torchvision's heads need them: only their size and number."""
     sizes = [(image_size, image_size)] * len(levels[0])
     return ImageList(levels[0].new_empty(0, 3, image_size, image_size), sizes)
 
@@ -171,7 +172,7 @@ def _faster_rcnn(strides: Sequence[int], num_classes: int, image_size: int) -> _
         box_score_thresh=_LOWEST_SCORE,
         box_detections_per_img=MAX_DETECTIONS,
     )
-    # Torchvision refuses any but its own.
+    # Torchvision refuses any pool but its own, so that this one is set afterwards.
     model.roi_heads.box_roi_pool = RegionPool(model.roi_heads.box_roi_pool)
     return _TwoStage(model, image_size)
 
@@ -179,7 +180,7 @@ def _faster_rcnn(strides: Sequence[int], num_classes: int, image_size: int) -> _
 def _roi_pool(strides: Sequence[int], image_size: int) -> MultiScaleRoIAlign:
     # One sample a cell: nearly as good as four by Mask R-CNN, whose gradients take half of all time on a CPU.
     pool = MultiScaleRoIAlign([str(k) for k in range(len(strides))], _ROI_SIDE, sampling_ratio=1)
-    # Torchvision would guess powers of two from its first batch, which a transformer's patches of 14 pixels are not.
+    # Torchvision would guess powers of two from its first batch, but a transformer's patches may have 14 pixels.
     pool.scales = [1 / stride for stride in strides]
     finest = round(math.log2(strides[0]))
     pool.map_levels = LevelMapper(
@@ -202,19 +203,19 @@ def _retinanet(strides: Sequence[int], num_classes: int, image_size: int) -> _On
 
 
 def _fcos(strides: Sequence[int], num_classes: int, image_size: int) -> _OneStage:
-    # A place measures in its stride and takes objects of 4 to 8 of these: by more than twice, some had no level.
+    # A place takes objects of 4 to 8 times its stride: with strides more than twice apart some objects had no level.
     units = accumulate([*strides, 2 * strides[-1], 4 * strides[-1]], lambda unit, stride: min(2 * unit, stride))
     sizes = tuple((unit,) for unit in units)
     model = FCOS(
         _NoBackbone(),
         num_classes,
         anchor_generator=_Anchors(sizes, ((1.0,),) * len(sizes)),
-        # Torchvision's score is the root of a product: class and centredness.
+        # Torchvision's score is the root of the product of class score and centredness.
         score_thresh=_LOWEST_SCORE**0.5,
         detections_per_img=MAX_DETECTIONS,
     )
-    # A side's distance comes from a ReLU that torchvision starts around 0, where half of them are dead: an object of a
-    # single place would not learn these sides. From 1 all boxes begin two strides wide.
+    # The distance of a side comes from a ReLU that torchvision starts around 0, where half of the ReLUs are dead: an
+    # object of a single place would not learn these sides. Started at 1, all boxes begin two strides wide.
     nn.init.ones_(model.head.regression_head.bbox_reg.bias)
     return _OneStage(model, image_size)
 
@@ -223,8 +224,8 @@ def _anchor_sizes(levels: int, finest: int, image_size: int, top_scale: float) -
     """A base size for each level, from an eighth of the side to all of it, by equal factors.
 
     The papers' sizes, four times a level's stride, are for images of 800 pixels: at 64 pixels and strides from 8 to 32
-    they are 32 to 128. They are kept as the least size where they are below the eighth, which is where maps are large
-    enough for objects still smaller.
+    they are 32 to 128. They are kept as the least size if they are below the eighth, which is the case where maps are
+    large enough for still smaller objects.
     """
     least, most = min(4 * finest, image_size / 8), image_size / top_scale
     return [least * (most / least) ** (k / (levels - 1)) for k in range(levels)]
@@ -239,7 +240,7 @@ class _Kind:
 
 
 def _p6_p7() -> nn.Module:
-    # From the pyramid's last level as in FCOS: RetinaNet takes the encoder's, whose channels may be thousands.
+    # From the pyramid's last level as in FCOS: RetinaNet takes the encoder's last map, whose channels may be thousands.
     top: nn.Module = LastLevelP6P7(_WIDTH, _WIDTH)
     return top
 
@@ -252,17 +253,17 @@ DETECTORS = {
 
 
 class Detector(nn.Module):
-    """What a detector has above its encoder: a feature pyramid and heads.
+    """The part of a detector above its encoder: a feature pyramid and heads.
 
     Faster R-CNN: https://arxiv.org/abs/1506.01497, on a pyramid: https://arxiv.org/abs/1612.03144. RetinaNet:
-    https://arxiv.org/abs/1708.02002. FCOS: https://arxiv.org/abs/1904.01355. There is no BatchNorm in them, so small
-    batches do no harm.
+    https://arxiv.org/abs/1708.02002. FCOS: https://arxiv.org/abs/1904.01355. None of them has BatchNorm, so
+    small batches do no harm.
 
     Args:
         kind: A key of ``DETECTORS``.
-        channels: Of the encoder's maps, highest resolution first.
+        channels: Channels of the encoder's maps, highest resolution first.
         strides: Pixels of the image from place to place of those maps.
-        num_classes: Without a background.
+        num_classes: Number of classes, without a background.
         image_size: Pixels of a side of the images, which are square.
     """
 
@@ -285,23 +286,23 @@ class Detector(nn.Module):
         return tuple(self.decoder({str(k): feature for k, feature in enumerate(features)}).values())
 
     def losses(self, pyramid: Sequence[Tensor], targets: Tensor) -> Tensor:
-        """The training loss, a scalar; what Faster R-CNN samples is drawn from torch's global generator.
+        """The training loss, a scalar; Faster R-CNN draws its samples from torch's global generator.
 
         Args:
-            pyramid: Of ``forward``.
-            targets: (B, M, 5) float32, rows (left, top, right, bottom, class index) in pixels, unused ones of class -1.
+            pyramid: From ``forward``.
+            targets: (B, M, 5) float32, rows (left, top, right, bottom, class index) in pixels; -1 in unused ones.
         """
         objects = [_objects(of_image) for of_image in targets]
         return torch.stack(list(self.heads.losses(pyramid, objects).values())).sum()
 
     def detections(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """What is found, best first; to be called without gradients, in whatever mode.
+        """Found boxes, best first; to be called without gradients, in either mode.
 
         Args:
-            pyramid: Of ``forward``.
+            pyramid: From ``forward``.
 
         Returns:
-            (B, 100, 6) float32, rows (left, top, right, bottom, class index, score) in pixels; unused ones are
+            (B, 100, 6) float32, rows (left, top, right, bottom, class index, score) in pixels; unused rows are
             (0, 0, 0, 0, -1, 0).
         """
         found = self.heads.detections(pyramid)
@@ -309,7 +310,7 @@ class Detector(nn.Module):
         rows[..., 4] = -1
         for row, of_image in zip(rows, found, strict=True):
             boxes, labels, scores = (of_image[name] for name in ("boxes", "labels", "scores"))
-            # Of boxes beyond the image's border the clipping leaves lines.
+            # Clipping turns boxes beyond the image's border into lines.
             has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
             packed = torch.cat([boxes, labels[:, None], scores[:, None]], 1)[has_area]
             row[: len(packed)] = packed

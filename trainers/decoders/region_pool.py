@@ -1,4 +1,4 @@
-"""Regions of small maps, pooled by matrix products: as torchvision's RoI align does, in less time on a CPU."""
+"""RoI align on small maps by matrix products: the results of torchvision's, in less time on a CPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,18 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Products grow with the map where torchvision's time does not: from a side of about 64 on they would be the slower way.
+# Products take longer on larger maps, torchvision does not: from a side of about 64 on, products are slower.
 _SMALL = 32
 
 
 class RegionPool(nn.Module):
     """RoI align (https://arxiv.org/abs/1703.06870) over the levels of a pyramid, with one sample a cell.
 
-    A sample between four places is what hat functions weigh, in rows and in columns apart. So a region is rows times
-    map times columns, and the maps of all levels, one above another, need one product for all regions of an image.
+    A sample is a mean of four places, weighted by hat functions in rows and columns. So a region is a matrix for rows
+    times the map times a matrix for columns, and the stacked maps of all levels need one product for all regions of
+    an image.
 
     Args:
-        pool: Torchvision's, with scales, which says what is pooled from which level; it pools itself where maps are
+        pool: Torchvision's pool, with scales, which assigns boxes to levels; it does the pooling itself if maps are
             large or not on a CPU.
     """
 
@@ -31,9 +32,9 @@ class RegionPool(nn.Module):
         """Regions of all images, one image after another.
 
         Args:
-            features: (B, C, h, w) float32 of each level, highest resolution first; others than the pool's are ignored.
+            features: (B, C, h, w) float32 of each level, highest resolution first; levels without use are ignored.
             boxes: (R, 4) of each image: left, top, right, bottom in pixels, within the image.
-            image_sizes: Of each image, height and width.
+            image_sizes: Height and width of each image.
 
         Returns:
             (sum of R, C, side, side).
@@ -56,7 +57,7 @@ class RegionPool(nn.Module):
         return torch.cat(regions).permute(0, 3, 1, 2)
 
     def _weights(self, boxes: Tensor, levels: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What a cell takes of each row of the stacked maps (R, side, rows), and of each column (R, side, columns)."""
+        """Weights of the stacked maps' rows in each cell (R, side, rows), and of columns (R, side, columns)."""
         heights = boxes.new_tensor([one.shape[-2] for one in maps])
         widths = boxes.new_tensor([one.shape[-1] for one in maps])
         above = heights.cumsum(0) - heights
@@ -73,7 +74,7 @@ class RegionPool(nn.Module):
 def _hats(positions: Tensor, sizes: Tensor, offsets: Tensor, count: int) -> Tensor:
     """Weights (..., count) of the two places around each position, on maps of those sizes that begin at the offsets.
 
-    Up to one place beyond a map it is the map's last place that counts, further out nothing does.
+    A position up to one place beyond a map has the map's last place; a position further out has no weight.
     """
     placed = torch.minimum(positions.clamp(min=0), sizes - 1) + offsets
     weights = (1 - (placed[..., None] - torch.arange(count, device=positions.device)).abs()).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Tops of segmentation models: what makes logits of pixels from an encoder's feature maps."""
+"""Decoders and heads of segmentation models: from an encoder's feature maps to logits of pixels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,22 +10,22 @@ from strategies import check_installed
 
 # Strides of a plain vision transformer's pyramid.
 _PLAIN_STRIDES = (4, 8, 16, 32)
-# Maps that FPN and DeepLab need, each of half the resolution of the one before.
+# Number of maps that FPN and DeepLab need, each of half the resolution of the map before.
 _LEAST_LEVELS = 4
 
 
 class Segmenter(nn.Module):
     """A decoder of feature maps and its head, whose logits have the size of the images.
 
-    Decoders get a pyramid in which the resolution halves from level to level. Maps that are not such, or not of
-    the sizes of an image whose sides are multiples of the coarsest stride, are resampled to it; maps that all have one
-    stride, as a plain vision transformer gives them, to strides 4, 8, 16 and 32, the earliest to the finest, after
-    Li et al., Exploring Plain Vision Transformer Backbones for Object Detection, ECCV 2022.
+    Decoders get a pyramid in which the resolution halves from level to level, for an image whose sides are multiples of
+    the coarsest stride. Other maps are resampled to it. Maps of a single stride, as in a plain vision transformer, are
+    resampled to strides 4, 8, 16 and 32, the earliest map to the finest, after Li et al., Exploring Plain Vision
+    Transformer Backbones for Object Detection, ECCV 2022.
 
     Args:
         kind: One of :data:`SEGMENTERS`.
-        channels: Of each feature map, highest resolution first.
-        strides: Pixels of the image a pixel of each map, as it is from side to side.
+        channels: Channels of each feature map, highest resolution first.
+        strides: Pixels of the image for each pixel of a map, by map, along a side.
         num_classes: Channels of the logits.
         image_size: Height and width of the images in pixels.
 
@@ -49,7 +49,7 @@ class Segmenter(nn.Module):
         """Logits (B, num_classes, S, S) of the pixels.
 
         Args:
-            features: (B, C, h, w) float each, highest resolution first; they are left as they are.
+            features: (B, C, h, w) float each, highest resolution first; they are not written to.
         """
         coarsest = self._levels[-1][0]
         cells = math.ceil(self._image_size / coarsest)
@@ -62,8 +62,8 @@ class _Unet(nn.Module):
     """Ronneberger, Fischer, Brox: U-Net, MICCAI 2015, up to full resolution, with half the channels at each level.
 
     Args:
-        channels: Of the pyramid's maps.
-        strides: Of the pyramid's maps.
+        channels: Channels of the pyramid's maps.
+        strides: Strides of the pyramid's maps.
     """
 
     def __init__(self, channels: list[int], strides: list[int]) -> None:
@@ -78,7 +78,7 @@ class _Unet(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         batch, _, rows, columns = maps[0].shape
-        # Where the encoder has nothing to skip over, levels are maps without a channel.
+        # Levels without a map of the encoder to skip from are maps without a channel.
         blanks = [maps[0].new_empty(batch, 0, rows << k, columns << k) for k in range(self._blanks, 0, -1)]
         found: Tensor = self.decoder(blanks + maps)
         return found
@@ -87,8 +87,8 @@ class _Unet(nn.Module):
 class _DeepLab(nn.Module):
     """Chen et al.: Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation, ECCV 2018.
 
-    Its encoders are dilated, to end at stride 16. Here the coarsest map is brought to twice its resolution instead, so
-    that the weights of the encoder stay what they were trained for; the finer map has eight times the coarsest one's.
+    The paper's encoders are dilated, to end at stride 16. Here the coarsest map is resampled to twice its resolution
+    instead, because pretrained weights fit an encoder without dilation; the finer map has eight times its resolution.
 
     Args:
         channels: Of the pyramid's maps.
@@ -104,21 +104,21 @@ class _DeepLab(nn.Module):
             [0, 0, channels[-_LEAST_LEVELS], 0, 0, channels[-1]],
             encoder_depth=5,
             out_channels=self.width,
-            # The paper's for stride 16; segmentation_models_pytorch's own are for 8.
+            # The paper's rates for stride 16; segmentation_models_pytorch's defaults are for stride 8.
             atrous_rates=(6, 12, 18),
             output_stride=16,
             aspp_separable=True,
             aspp_dropout=0.5,
         )
-        # A batch of one has one pixel to normalise a channel of the pooled map by, and BatchNorm refuses it; one of a
-        # few images gives statistics of as few pixels.
+        # In a batch of one image the pooled map has one pixel a channel, which BatchNorm refuses; in a batch of a few
+        # images the statistics are of as few pixels.
         pooling = self.decoder.aspp[0].convs[-1]
         pooling[2] = nn.GroupNorm(32, self.width)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         fine, coarse = maps[-_LEAST_LEVELS], maps[-1]
         rows, columns = coarse.shape[2:]
-        # The decoder takes the third and the last of what an encoder gives.
+        # The decoder reads the third and the last of an encoder's maps.
         given = [fine, fine, fine, _resized(coarse, 2 * rows, 2 * columns)]
         found: Tensor = self.decoder(given)
         return found
@@ -127,7 +127,7 @@ class _DeepLab(nn.Module):
 class _Fcn(nn.Module):
     """Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015, the FCN-8s.
 
-    The scores of the three coarsest maps are added up, from the coarsest on, each by a head of torchvision's.
+    The scores of the three coarsest maps, each from a torchvision head, are added up, beginning with the coarsest.
 
     Args:
         channels: Of the pyramid's maps.
@@ -172,7 +172,7 @@ def _fcn(channels: list[int], strides: list[int], num_classes: int) -> tuple[nn.
 
 
 def _head(decoder: nn.Module, width: int, num_classes: int, kernel_size: int) -> nn.Module:
-    """The last convolution; it and the decoder begin as segmentation_models_pytorch has them."""
+    """The last convolution; head and decoder are initialised as in segmentation_models_pytorch."""
     from segmentation_models_pytorch.base import SegmentationHead
     from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 
@@ -183,9 +183,9 @@ def _head(decoder: nn.Module, width: int, num_classes: int, kernel_size: int) ->
 
 
 def _pyramid(strides: Sequence[int]) -> list[tuple[int, int]]:
-    """The decoder's levels, highest resolution first: the stride of each, a power of two, and the map it is made from.
+    """The decoder's levels, highest resolution first: the stride of each, a power of two, and the index of its map.
 
-    Two maps of a stride, such as a dilated encoder has, are told apart by their depth: the later is taken.
+    If two maps have the same stride, as in a dilated encoder, the deeper map is taken.
     """
     exponents = [round(math.log2(stride)) for stride in strides]
     last = len(strides) - 1
@@ -213,7 +213,7 @@ _KINDS: dict[str, Callable[[list[int], list[int], int], tuple[nn.Module, nn.Modu
     "fcn": _fcn,
 }
 
-#: The kinds of decoder that there are.
+#: The names of the decoders.
 SEGMENTERS: tuple[str, ...] = tuple(_KINDS)
 
 #: Those that are made of parts of segmentation_models_pytorch.

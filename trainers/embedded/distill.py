@@ -1,6 +1,6 @@
 """Makes the embedded ResNet-18: taught by the packaged EfficientNet-Lite0 on free pictures that Debian ships.
 
-``python -m trainers.embedded.distill --help`` tells how; ``trainers/embedded/resnet18.md`` says what came out.
+``python -m trainers.embedded.distill --help`` tells how; ``trainers/embedded/resnet18.md`` describes the result.
 The student learns, on strongly augmented views, to give the teacher's pooled features and class probabilities for the
 same pixels (Hinton et al. 2015; Beyer et al. 2022 on consistent views; Asano and Saeed 2021 on how few pictures do).
 """
@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from trainers.models import find_weights
 
-# Debian packages (main, so all under free licences); what is public domain or under GPL, CC-BY, CC-BY-SA is in each
-# package's own /usr/share/doc/<package>/copyright.
+# Debian packages (from main, so all under free licences). Which pictures are public domain or under GPL, CC-BY or
+# CC-BY-SA is in each package's own /usr/share/doc/<package>/copyright.
 PHOTOGRAPHS = (
     "gnome-backgrounds",
     "lomiri-wallpapers-16.04",
@@ -46,7 +46,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """What views are cut from.
+    """The pictures that views are cut from.
 
     Args:
         scenes: RGB photographs, at most 768 px a side.
@@ -58,7 +58,7 @@ class Pictures:
 
 
 def fetch(folder: Path) -> None:
-    """Download the Debian packages that are not in ``folder`` yet and unpack each there; nothing is installed."""
+    """Download the Debian packages that are not in ``folder`` yet and unpack them there; nothing is installed."""
     for package in (*PHOTOGRAPHS, *OBJECTS):
         target = folder / package
         if target.exists():
@@ -82,7 +82,7 @@ def load_pictures(folder: Path) -> Pictures:
 def _read(folder: Path, packages: tuple[str, ...], longest: int) -> Iterator[Image.Image]:
     for package in packages:
         for path in sorted((folder / package).rglob("*")):
-            # Screenshots are small copies of a wallpaper that is there as well.
+            # Screenshots are small copies of a wallpaper that is also in the package.
             if path.suffix.lower() not in _SUFFIXES or path.is_symlink() or "screenshot" in path.name:
                 continue
             try:
@@ -101,9 +101,9 @@ class Views(IterableDataset[Tensor]):
     """Endless batches of augmented views.
 
     Args:
-        pictures: What they are cut from.
+        pictures: The pictures that views are cut from.
         batch_size: Views a batch, B.
-        seed: Draws them.
+        seed: Draws the views.
 
     Yields:
         (B, 3, 96, 96) uint8.
@@ -224,7 +224,7 @@ class Pupil(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """What it takes the teacher's answers to be, for (N, 3, H, W) in [0, 1]."""
+        """Its estimates of the teacher's answers, for (N, 3, H, W) in [0, 1]."""
         normalised = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             features = self.student(normalised)

@@ -10,13 +10,13 @@ def unusable_fields(space: Space, source: ModelSource, task: str, has_teacher: b
     """Fields that are to be left out of a space, and why.
 
     Args:
-        space: What would be searched.
+        space: The space that would be searched.
         source: The model and its weights.
         task: Such as ``classification``.
         has_teacher: Whether the study has a teacher.
 
     Returns:
-        Field name to the reason in a few words; only fields that the space sets to anything but their default.
+        Field names and reasons in a few words, only for fields that the space does not leave at their default.
     """
     reasons: dict[str, str] = {}
     if not has_teacher:

@@ -1,4 +1,4 @@
-"""A timm encoder under a decoder: what segments and detects, with as much of a timm classifier's ways as it takes."""
+"""Models that segment and detect: a timm encoder under a decoder, with the interface of a timm classifier."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,33 +14,33 @@ from trainers.tasks import TASKS
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """What is to stand on an encoder.
+    """The layers that are to stand on an encoder.
 
     Args:
-        make: Makes it, of the channels and strides of the encoder's maps, the highest resolution first; it draws from
-            torch's global generator.
-        finest_stride: Pixels of the image a pixel of the finest map that it takes.
+        make: Makes the layers from the channels and strides of the encoder's maps, the highest resolution first; draws
+            from torch's global generator.
+        finest_stride: Pixels of the image for each pixel of the finest map that is used.
     """
 
     make: Callable[[Sequence[int], Sequence[int]], nn.Module]
     finest_stride: int = 1
 
 
-# Maps that are taken of an encoder whose maps all have one size, such as a plain ViT, evenly over its layers.
+# Number of maps, evenly over the layers, from an encoder whose maps all have one size, such as a plain ViT.
 _EQUAL_MAPS = 4
 
 
 class DenseModel(nn.Module):
-    """An encoder and what makes masks or boxes of its feature maps.
+    """An encoder, and layers that make masks or boxes of its feature maps.
 
-    To whatever divides, freezes, cuts or plans a timm classifier it is one: the encoder's blocks are its blocks, and
-    ``top`` is its classifier.
+    Code that divides, freezes, cuts or plans a timm classifier can use it as such: the encoder's blocks are its blocks,
+    and ``top`` is its classifier.
 
     Args:
-        encoder: A timm model that has lost what lies behind its last map.
-        indices: Which of its intermediate maps are taken.
+        encoder: A timm model without the layers behind its last map.
+        indices: The intermediate maps that are used.
         top: Takes the list of maps, (B, C, H, W) each, the highest resolution first. Its module ``decoder`` makes one
-            map or several of them, all else answers.
+            map or several from them, its other modules predict.
     """
 
     def __init__(self, encoder: Any, indices: Sequence[int], top: nn.Module) -> None:
@@ -51,22 +51,22 @@ class DenseModel(nn.Module):
         self._indices = list(indices)
 
     def forward(self, images: Tensor) -> Any:
-        """What ``top`` makes of images (B, C, S, S)."""
+        """The outputs of ``top`` for images (B, C, S, S)."""
         maps = self.encoder.forward_intermediates(
             images, indices=self._indices, intermediates_only=True, output_fmt="NCHW"
         )
         return self.top(maps)
 
     def get_classifier(self) -> nn.Module:
-        """What is always trained."""
+        """The part that is always trained."""
         return self.top
 
     def decoder_params(self) -> list[str]:
-        """Names of the parameters between the encoder and what answers."""
+        """Names of the parameters between the encoder and the predicting layers."""
         return [f"top.decoder.{name}" for name, _ in self.top.get_submodule("decoder").named_parameters()]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The encoder's own, of names that begin with ``encoder.``."""
+        """The encoder's patterns, for names that begin with ``encoder.``."""
         return {name: _prefixed(pattern) for name, pattern in self.encoder.group_matcher(coarse=coarse).items()}
 
     def no_weight_decay(self) -> set[str]:
@@ -77,12 +77,12 @@ class DenseModel(nn.Module):
 
 
 def top_of(task: str, decoder: str | None, num_classes: int, image_size: int) -> Top | None:
-    """The top that a task wants.
+    """The top for a task.
 
     Args:
         task: A key of :data:`trainers.tasks.TASKS`.
-        decoder: One of the task's; None for a task that has none.
-        num_classes: Of the data.
+        decoder: One of the task's decoders; None for a task without decoders.
+        num_classes: Classes of the data.
         image_size: Height and width of the images in pixels.
 
     Returns:
@@ -99,13 +99,13 @@ def top_of(task: str, decoder: str | None, num_classes: int, image_size: int) ->
 
 
 def dress(classifier: Any, image_size: int, in_chans: int, top: Top) -> DenseModel:
-    """Make a dense model of a timm classifier, whose own head and last layers go.
+    """Make a dense model of a timm classifier, whose own head and last layers are removed.
 
     Args:
-        classifier: Is changed.
+        classifier: The model; it is changed in place.
         image_size: Height and width of the images in pixels.
         in_chans: Channels of the images.
-        top: What is to stand on it.
+        top: The layers that are to stand on it.
 
     Raises:
         ConfigError: The architecture does not give its intermediate maps.
@@ -115,9 +115,9 @@ def dress(classifier: Any, image_size: int, in_chans: int, top: Top) -> DenseMod
         shapes = _map_shapes(classifier, image_size, in_chans)
         indices = _chosen(shapes, image_size // top.finest_stride)
         classifier.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
-        # Pruned it may count its maps anew.
+        # After pruning the model may number its maps anew.
         shapes = [shapes[index] for index in indices]
-    except Exception as error:  # timm's architectures lack the methods, or refuse in whatever way
+    except Exception as error:  # timm's architectures lack the methods, or raise errors of any kind
         raise ConfigError(
             f"model.name: {name} does not give the feature maps that masks and boxes need: {first_line(error)}"
         ) from error
@@ -138,7 +138,7 @@ def _map_shapes(classifier: Any, image_size: int, in_chans: int) -> list[tuple[i
 
 
 def _chosen(shapes: Sequence[tuple[int, ...]], largest: int) -> list[int]:
-    """The last map of each size up to the largest that is wanted; of maps that all have one size a few."""
+    """The last map of each size up to the size ``largest``; a few maps if all maps have one size."""
     last = {shape[1:]: index for index, shape in enumerate(shapes) if shape[1] <= largest}
     if len(last) > 1:
         return sorted(last.values())
@@ -150,6 +150,6 @@ def _prefixed(pattern: Any) -> Any:
     if pattern is None:
         return None
     if isinstance(pattern, str):
-        # timm matches from the beginning anyway, so that the anchors of alternatives may go.
+        # timm matches from the beginning anyway, so that the anchors of alternatives can be removed.
         return r"^encoder\.(?:" + re.sub(r"(?<!\[)\^", "", pattern) + ")"
     return [(_prefixed(one), ordinal) for one, ordinal in pattern]

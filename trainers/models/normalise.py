@@ -1,4 +1,4 @@
-"""Images as a model wants them: numbers of mean 0 and deviation 1."""
+"""Images as a model takes them: numbers of mean 0 and deviation 1."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,8 +14,8 @@ def normaliser(mean: Sequence[float], std: Sequence[float], device: Device) -> N
     """A function that makes a model's input of images (N, C, H, W) float in [0, 1] on the device.
 
     Args:
-        mean: (C,) per channel.
-        std: (C,) per channel.
+        mean: (C,) a mean for each channel.
+        std: (C,) a standard deviation for each channel.
         device: Where the images are.
     """
     centre, spread = (torch.tensor(values, device=device.torch).view(1, -1, 1, 1) for values in (mean, std))

@@ -1,10 +1,10 @@
 """Gradients of convolutions on feature maps of a few pixels, for CPUs.
 
-oneDNN, which torch calls there, computes them several times slower than the same arithmetic written as products and
-sums of whole tensors: small images are nothing but such maps in their last blocks, which is where fine-tuning trains.
-Forward passes stay torch's own. Measured on 2 cores (AMD EPYC with AVX-512, torch 2.14), batch 64, milliseconds before
-and after: depthwise 5x5 of 1,152 channels on 2x2 pixels 2.9 and 0.3, depthwise 7x7 of 768 on 4x4 19 and 2.4, 1x1 from
-192 to 1,152 channels on 2x2 2.1 and 1.2; from 1x1 on 4x4 and 3x3 on 3x3 pixels upward oneDNN is the faster.
+On CPUs torch calls oneDNN, which takes several times longer than the same arithmetic written as products and sums of
+whole tensors. In the last blocks, which fine-tuning trains, all maps of small images are that small. Forward passes
+stay torch's own. Measured on 2 cores (AMD EPYC with AVX-512, torch 2.14), batch 64, milliseconds before and after:
+depthwise 5x5 of 1,152 channels on 2x2 pixels 2.9 and 0.3, depthwise 7x7 of 768 on 4x4 19 and 2.4, 1x1 from 192 to
+1,152 channels on 2x2 2.1 and 1.2; from 1x1 kernels on 4x4 pixels and 3x3 kernels on 3x3 pixels upward oneDNN is faster.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_input
 
 from trainers.private_apis import conv_forward, set_conv_forward
 
-# Pixels of the output up to which whole-tensor arithmetic is the faster; for large depthwise kernels another.
+# Pixels of the output up to which whole-tensor arithmetic is faster; the limit for large depthwise kernels differs.
 _FEW_PIXELS = 4
 _FEW_PIXELS_LARGE_KERNEL = 16
 _LARGE_KERNEL = 5
@@ -30,7 +30,7 @@ def speed_up_small_maps(model: nn.Module) -> None:
         model: Changed in place, on a CPU; its outputs stay the same bit for bit, its gradients to rounding.
     """
     for module in model.modules():
-        # Not of subclasses, which may do more than convolve.
+        # Not subclasses, which may do more than convolve.
         if type(module) is nn.Conv2d and (_is_pointwise(module) or _is_depthwise(module)):
             set_conv_forward(module, _convolve)
 
@@ -110,7 +110,7 @@ def _input_gradient(
 ) -> Tensor:
     if groups == 1:
         return (grads.permute(0, 2, 3, 1) @ weight.flatten(1)).permute(0, 3, 1, 2)
-    # Of a depthwise one oneDNN is fast enough.
+    # For a depthwise convolution oneDNN is fast enough.
     found: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
         inputs.shape, weight, grads, stride, padding, 1, groups
     )
@@ -140,7 +140,7 @@ def _depthwise_weight_gradient(
 
 
 def _met(place: int, size_in: int, size_out: int, stride: int, padding: int) -> tuple[slice, slice]:
-    """The inputs that a place of the kernel meets along one side, and the outputs for which it does."""
+    """The inputs that a place of the kernel is multiplied with along one side, and the outputs of these products."""
     first = max(0, -((place - padding) // stride))
     last = min(size_out - 1, (size_in - 1 - place + padding) // stride)
     if last < first:

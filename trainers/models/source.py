@@ -1,4 +1,4 @@
-"""Fresh models for trials: one pretrained body read once, a new classifier each time."""
+"""Fresh models for trials: the pretrained body is read once, the classifier is new each time."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,19 +30,19 @@ class ModelSource:
 
     The weights are fitted to the architecture once, here, by timm's own loading: its checkpoint filters, its
     resizing of position embeddings to ``image_size`` and its adaption of the first convolution to ``in_chans``. A
-    file that was saved from a model with as many channels is taken as it is.
+    file that was saved from a model with ``in_chans`` channels is not adapted.
 
-    ``mean`` and ``std`` are what images with pixels in 0 ... 1 are normalised with, a number a channel: the model's
-    own for red, green and blue; their average for one channel; red, green, blue, red, ... in turn for any other number.
-    ``num_blocks`` is how many blocks can be unfrozen.
+    ``mean`` and ``std`` normalise images with pixels in 0 ... 1, a number a channel: the model's own for red, green and
+    blue; their average for one channel; red, green, blue, red, ... in turn for any other number. ``num_blocks`` is the
+    number of blocks that can be unfrozen.
 
     Args:
         name: A timm model, with or without a pretrained tag.
-        weights: What :func:`trainers.models.weights.find_weights` found.
+        weights: From :func:`trainers.models.weights.find_weights`.
         num_classes: Outputs of the classifier.
         image_size: Height and width of the images in pixels.
         in_chans: Channels of the images.
-        top: What stands on the model's feature maps, where that is no classifier (:mod:`trainers.models.dense`).
+        top: The layers on the model's feature maps; None for a classifier (:mod:`trainers.models.dense`).
 
     Raises:
         ConfigError: timm knows no such model, the model cannot take images of this size and so many channels, gives no
@@ -72,20 +72,20 @@ class ModelSource:
         self._template = None if weights.state_dict is None else self._fit(weights.state_dict, twin)
         self.num_blocks = len(split_blocks(self._dressed(twin, _TWIN_SEED)))
 
-        #: Heads that were fitted before a fine-tuning, by all that they depend on; shared by trials.
+        #: Heads that were fitted before a fine-tuning, by all that they depend on; trials share them.
         self.probes: dict[tuple[Any, ...], dict[str, Tensor]] = {}
-        #: For Co-Tuning, how the weights' classes go with those of a data set.
+        #: For Co-Tuning, the relationship between the weights' classes and a data set's.
         self.relationships: dict[tuple[Any, ...], Tensor] = {}
 
     def build(self, seed: int, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh model on the CPU, in float32 and training mode; the global random state stays as it was.
 
-        The pretrained part is equal in every build. The classifier is always drawn from ``seed``, also where
-        the weights bring one for as many classes: a trial starts from the body and its head is always new, so
-        that trials stay comparable whatever the weights. Without weights all is drawn from ``seed``.
+        The pretrained part is equal in every build. The classifier is always drawn from ``seed``, even if the weights
+        bring one for as many classes, so that trials stay comparable for all weights. Without weights the whole model
+        is drawn from ``seed``.
 
         Args:
-            seed: Draws what is not pretrained.
+            seed: Draws the parts that are not pretrained.
             dropout: Share of features that the head does not see in training.
             drop_path: Largest share of images for which a residual branch is left out in training.
 
@@ -106,7 +106,7 @@ class ModelSource:
         return self._dressed(model, seed)
 
     def _dressed(self, model: Any, seed: int) -> nn.Module:
-        """The classifier, or what the task makes of it, of which it draws the new parts from ``seed``."""
+        """The classifier, or the dense model made of it, whose new parts are drawn from ``seed``."""
         if self._top is not None:
             with _seeded(seed):
                 model = dress(model, self.image_size, self.in_chans, self._top)
@@ -129,7 +129,7 @@ class ModelSource:
         return True
 
     def takes(self, size: int) -> bool:
-        """Whether the model can be shown images of ``size`` x ``size`` pixels, and all up to its own size."""
+        """Whether the model takes images of ``size`` x ``size`` pixels, besides its own size."""
         if size == self.image_size:
             return True
         if self._top is not None:
@@ -145,7 +145,7 @@ class ModelSource:
         return True
 
     def pretrained_classifier(self) -> tuple[Tensor, Tensor] | None:
-        """Weight (S, D) and bias (S,) of the classifier that the weights bring; None if they bring none."""
+        """Weight (S, D) and bias (S,) of the classifier in the pretrained weights; None if they have no classifier."""
         if self._top is not None:
             return None
         names = [f"{name}.weight" for name in _classifier_names(self._create_twin())]
@@ -158,7 +158,7 @@ class ModelSource:
         return weight, torch.zeros(len(weight)) if bias is None else bias
 
     def draw_anew(self, model: nn.Module, names: Collection[str], seed: int) -> None:
-        """Give the parameters and buffers of these names what a model without weights has, drawn from ``seed``."""
+        """Draw the parameters and buffers of these names from ``seed``, as in a model without weights."""
         drawn = self._dressed(self._create(seed), seed).state_dict()
         model.load_state_dict({name: tensor for name, tensor in drawn.items() if name in names}, strict=False)
 
@@ -167,7 +167,7 @@ class ModelSource:
             return create_classifier(self.name, self.num_classes, self.image_size, self.in_chans, **how)
 
     def _create_twin(self) -> Any:
-        """The model without weights, after a look at whether it can classify an image of this size."""
+        """The model without weights, after a check that it can classify an image of this size."""
         try:
             twin = self._create(_TWIN_SEED)
             with torch.inference_mode():
@@ -181,14 +181,14 @@ class ModelSource:
         return twin.train()
 
     def _fit(self, state_dict: Mapping[str, Tensor], twin: Any) -> Any:
-        # A number of classes no model has makes timm leave the file's classifier out, whatever its size.
+        # With a number of classes that no model has, timm always leaves the file's classifier out.
         overlay: dict[str, Any] = {"state_dict": dict(state_dict), "num_classes": -1}
         if self._has_channels(state_dict, twin):
-            # Told of a first convolution, timm 1.0.22 drops one that is not of 3 channels, and 1.0.31 warns of it.
+            # With a first convolution named, timm 1.0.22 drops it unless it has 3 channels, and 1.0.31 warns of it.
             overlay["first_conv"] = None
         try:
             model = self._create(_TWIN_SEED, pretrained=True, pretrained_cfg_overlay=overlay)
-        except Exception as error:  # a checkpoint filter may stumble over a foreign file in any way
+        except Exception as error:  # a checkpoint filter may raise any error on a foreign file
             raise self._unfit(_head(error)) from error
         # timm keeps the overlay, tensors included, in the model's configuration.
         model.pretrained_cfg = model.default_cfg = twin.pretrained_cfg
@@ -196,13 +196,13 @@ class ModelSource:
         return model
 
     def _has_channels(self, state_dict: Mapping[str, Tensor], twin: Any) -> bool:
-        """Whether the file's first layers take ``in_chans`` channels already; else they take red, green and blue."""
+        """Whether the file's first layers already take ``in_chans`` channels, and not red, green and blue."""
         own = twin.state_dict()
         for name in _first_weights(twin):
             if name not in state_dict or not state_dict[name].ndim == own[name].ndim == 4:
                 return False  # timm's filter may rename and reshape the file's tensors first
             channels, wanted = state_dict[name].shape[1], own[name].shape[1]
-            # Some stems fold pixels into channels, so that there are a multiple of both.
+            # Some stems fold pixels into channels, so that both numbers are multiplied.
             if channels == wanted * _RGB / self.in_chans:
                 return False
             if channels != wanted:
@@ -210,10 +210,10 @@ class ModelSource:
         return True
 
     def _check_loaded(self, model: Any, twin: Any, state_dict: Mapping[str, Tensor]) -> None:
-        """Prove that the file filled the model; timm does not ask once the numbers of classes differ."""
+        """Check that the file filled the model; timm does not check if the numbers of classes differ."""
         loaded, random = model.state_dict(), twin.state_dict()
         wanted = _weight_names(model)
-        # The file clears a tensor that starts as a constant and is that same constant in the file.
+        # A tensor that is the same constant in a random model and in the file is not missing.
         missing = [
             name
             for name in wanted
@@ -240,7 +240,7 @@ class ModelSource:
 
 
 def create_classifier(name: str, num_classes: int, image_size: int, in_chans: int = 3, **how: Any) -> nn.Module:
-    """Timm's model of that name, for images of ``image_size`` pixels where its architecture depends on that.
+    """Timm's model of that name, made for images of ``image_size`` pixels if its architecture depends on the size.
 
     Args:
         name: A timm model.
@@ -263,13 +263,13 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def _classifier_names(model: Any) -> tuple[str, ...]:
-    """Names of the module or modules that a timm model classifies with, as its configuration has them."""
+    """Names of the classifier's module or modules, from a timm model's configuration."""
     names = model.pretrained_cfg.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _weight_names(model: Any) -> list[str]:
-    """What a file must bring: weights of two and more axes outside the classifier, running statistics."""
+    """Names of the tensors that a file must have: weights of two and more axes outside the classifier, statistics."""
     found = model.get_classifier()
     heads = found if isinstance(found, tuple | list) else (found,)
     classifier = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
@@ -282,15 +282,15 @@ def _weight_names(model: Any) -> list[str]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from ``seed`` on the CPU and leave every generator as it was."""
+    """A context that draws from ``seed`` on the CPU, and leaves every generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it would seed the accelerators too, whose state is not forked here.
+        # Not torch.manual_seed: it would also seed the accelerators, whose state is not forked here.
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def _first_weights(model: Any) -> list[str]:
-    """Names of the weights that meet the image's channels."""
+    """Names of the weights of the first layers, whose inputs are the image's channels."""
     layers = model.pretrained_cfg.get("first_conv") or ()
     return [f"{layer}.weight" for layer in ((layers,) if isinstance(layers, str) else layers)]
 

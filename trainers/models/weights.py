@@ -27,21 +27,20 @@ StateDict = dict[str, Tensor]
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
-# In the order of preference: averaged weights before raw ones, as timm does.
+# In the order of preference: averaged weights before raw weights, as in timm.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Pretrained weights as they were read, not yet fitted to a model.
+    """Pretrained weights after reading, not yet fitted to a model.
 
     Args:
-        source: What was used: ``hub:timm/resnet18.a1_in1k``, ``embedded:resnet18``,
+        source: The place of the weights: ``hub:timm/resnet18.a1_in1k``, ``embedded:resnet18``,
             ``package:efficientnet-lite0``, ``file:/x/y.pth``, ``models:/name@alias``, ``runs:/id/path`` or ``none``.
-        digest: What :func:`digest` says of the tensors; ``random`` where there are none.
-        state_dict: Names and tensors on the CPU, in float32 whatever precision they were stored in; None for
-            random initialisation.
-        refused: Why earlier preferences were not taken, one line each.
+        digest: :func:`digest` of the tensors; ``random`` without tensors.
+        state_dict: Names and tensors on the CPU, converted to float32; None for random initialisation.
+        refused: The reasons why earlier preferences were not taken, one line each.
     """
 
     source: str
@@ -51,7 +50,7 @@ class Weights:
 
 
 class _UnavailableError(Exception):
-    """A preference that is not there; the next one in the list may be."""
+    """A preference is not available; the next in the list may be."""
 
 
 class _Package(NamedTuple):
@@ -86,16 +85,15 @@ def find_weights(
         preferences: Each ``hub``, ``embedded``, a path to a file, ``package:<name>``, ``models:/...``,
             ``runs:/...`` or ``none``.
         resolve_uri: Downloads a ``models:/`` or ``runs:/`` URI and returns a local file, or a folder holding
-            exactly one ``.safetensors``; raises WeightsError or OSError where there is nothing to download.
+            exactly one ``.safetensors``; raises WeightsError or OSError if there is nothing to download.
         progress: Told of a download from the hub: what, bytes done, bytes in all. Without it the hub's library
             shows a bar of its own on a terminal.
-        beside: Models that the same preferences are meant for; a package of theirs is passed over, where a package of
-            any other model is an error.
+        beside: Models that the same preferences are meant for. A package for one of them is skipped; a package for any
+            other model is an error.
 
     Raises:
         ConfigError: timm knows no such model.
-        WeightsError: No preference is available, one is of no known kind, or one is there but malformed or
-            unsafe.
+        WeightsError: No preference is available, a preference is of no known kind, or its file is malformed or unsafe.
     """
     check_model_name(model_name)
     if not preferences:
@@ -120,7 +118,7 @@ def find_weights(
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that timm cannot build, with the nearest one that it can.
+    """Refuse a name that timm cannot build, and suggest the nearest name that it can.
 
     Raises:
         ConfigError: The architecture or its pretrained tag is unknown.
@@ -137,7 +135,7 @@ def check_model_name(name: str) -> None:
 
 
 def digest(state_dict: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits over names, dtypes, shapes and bytes of the tensors, whatever their order."""
+    """16 hexadecimal digits over names, dtypes, shapes and bytes of the tensors, in any order."""
     content = hashlib.sha256()
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()
@@ -147,10 +145,10 @@ def digest(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Read a file of tensors, without running code that it may hold.
+    """Read a file of tensors, without running any code in it.
 
-    Wrappers of training checkpoints (``state_dict``, ``model``, ``model_ema``, ``state_dict_ema``) are opened
-    and the prefixes of DataParallel and torch.compile are taken off the names.
+    Wrappers of training checkpoints (``state_dict``, ``model``, ``model_ema``, ``state_dict_ema``) are opened,
+    and the prefixes of DataParallel and torch.compile are removed from the names.
 
     Raises:
         WeightsError: The file is truncated or corrupt, holds code, or holds anything but named tensors.
@@ -179,7 +177,9 @@ def _read_pickle(path: Path) -> Any:
             f"model.weights: {path}: refused, it is a pickle that holds code or objects other than tensors "
             f"({names}); save the model's state_dict() as .safetensors and pass that"
         ) from error
-    except Exception as error:  # torch raises anything from KeyError to RuntimeError on bytes that are no checkpoint
+    except (
+        Exception
+    ) as error:  # torch raises errors of many kinds, from KeyError to RuntimeError, on bytes that are no checkpoint
         raise _unreadable(path, error) from error
 
 
@@ -218,7 +218,7 @@ Found = tuple[str, StateDict | None]
 
 
 class _Helpers(NamedTuple):
-    """What the caller lends to those who look for weights."""
+    """The caller's arguments for the functions that look for weights."""
 
     resolve_uri: ResolveUri | None
     progress: Progress | None
@@ -229,7 +229,7 @@ Finder = Callable[[str, str, _Helpers], Found]
 
 
 def _finder(preference: str) -> Finder:
-    """The function that looks for a preference; a misspelt one is refused before anything is tried."""
+    """The function that looks for a preference; a misspelt preference is refused before any is tried."""
     if preference in _EXACT:
         return _EXACT[preference]
     kind, separator, rest = preference.partition(":")
@@ -294,7 +294,7 @@ def _from_package(model_name: str, preference: str, helpers: _Helpers) -> Found:
 
 
 def _rename_by_order(state_dict: StateDict, model_name: str, source: str) -> StateDict:
-    """Give entries that stand in timm's order, under other names, timm's names."""
+    """Rename entries that are in timm's order, but under other names, to timm's names."""
     with torch.device("meta"):
         wanted = timm.create_model(model_name, num_classes=1000).state_dict()
     counter = "num_batches_tracked"

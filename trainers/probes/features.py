@@ -22,7 +22,7 @@ Features = Callable[[Split, int, str], Tensor]
 def has_linear_head(source: ModelSource) -> bool:
     """Whether the model ends in one linear layer, whose inputs are the same in training as in eval mode.
 
-    Tried out on two images of noise. Only such a model's probes can be trained by :class:`Probes`.
+    This is tried on two images of noise. :class:`Probes` can train probes of such models only.
     """
     model = source.build(0)
     try:
@@ -49,11 +49,11 @@ def has_linear_head(source: ModelSource) -> bool:
 
 
 def stored_features(source: ModelSource, seed: int, device: Device) -> Features:
-    """Features that are computed at the first call for a split, a size and a kind of views, and kept on the device.
+    """Features that are computed at the first call for a split, size and kind of views, and then kept on the device.
 
     Args:
         source: Builds the model.
-        seed: Draws the body, where there are no weights.
+        seed: Draws the body, if there are no weights.
         device: Where to compute.
     """
     model = source.build(seed).to(device.torch)

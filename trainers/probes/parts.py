@@ -1,4 +1,4 @@
-"""Many linear probes before a search's first trial: what the head alone wants, in the time of one trial."""
+"""Many linear probes before a search's first trial, in the time of one trial, to find good settings of the head."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from trainers.probes.stacked import Probes
 from trainers.reuse import FrozenOutputs, Reuse, Setting
 from trainers.training import EpochResult, classifier_of, collect_features
 
-# Stacked heads with their gradients, moments and averages take about so many numbers of four bytes a weight.
+# Stacked heads with gradients, moments and averages take about this many numbers of four bytes for each weight.
 _COPIES = 8
 _MAX_BYTES = 512 * 2**20
-# Rows that the classifier is shown at once.
+# Rows in a batch of the classifier.
 _ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one probe of a sweep came to.
+    """The result of one probe of a sweep.
 
     Args:
         strategy: A linear probe.
-        epochs: Its results, epoch by epoch; as far as it came.
+        epochs: Its results, epoch by epoch, until the probe ended.
     """
 
     strategy: Strategy
@@ -44,10 +44,10 @@ def sweep(
     Args:
         parts: From :func:`probe_parts`.
         total: Probes in all of them.
-        progress: Told how many probes are done.
+        progress: Called with the number of probes that are done.
 
     Returns:
-        One result a probe that finished at least an epoch.
+        A result for each probe that finished at least one epoch.
     """
     results: list[ProbeResult] = []
     done = 0
@@ -76,13 +76,13 @@ def probe_parts(
     Args:
         source: Builds the model, which must have a linear head.
         data: Gives training and validation images.
-        strategies: Of depth 0; those that cannot be trained together with others are in no group.
+        strategies: Strategies of depth 0; those that :class:`Probes` cannot train are in no group.
         seed: Draws heads and the order of images.
         device: Where to compute.
         reuse: Shares features with trials, processes and nights; None computes them for this call.
 
     Yields:
-        Positions of the strategies, and what trains these, in that order.
+        Positions of the strategies, and the :class:`Probes` that train them, in that order.
     """
     features = _shared_features(source, data, seed, device, reuse)
     size = _COPIES * 4 * len(data.classes) * _width(source)
@@ -99,14 +99,14 @@ def feature_bytes(source: ModelSource, data: ImageData) -> int:
 
 
 def _width(source: ModelSource) -> int:
-    """Numbers that the classifier is given for an image."""
+    """Number of inputs of the classifier."""
     weight = classifier_of(source.build(0)).weight
     assert isinstance(weight, Tensor)
     return weight.shape[1]
 
 
 def _shared_features(source: ModelSource, data: ImageData, seed: int, device: Device, reuse: Reuse | None) -> Features:
-    """Features from the rows that trials of depth 0 read, as far as there are such rows."""
+    """Features from the stored rows that trials of depth 0 read, as far as such rows exist."""
     computed = stored_features(source, seed, device)
     if reuse is None:
         return computed
@@ -127,6 +127,6 @@ def _shared_features(source: ModelSource, data: ImageData, seed: int, device: De
 
 
 def _features_behind(model: nn.Module, known: FrozenOutputs, device: Device) -> Tensor:
-    """What the classifier is given for each row, (1, N, D) float32 on the device."""
+    """The classifier's inputs for each row, (1, N, D) float32 on the device."""
     batches = known.rows.batches(torch.arange(len(known.rows)), _ROWS, device.torch)
     return collect_features(model, batches, lambda rows: known.cut.suffix(model, rows), device)[None]

@@ -1,8 +1,8 @@
-"""Linear probes in one go: trials that train the head alone, stacked into one head of many.
+"""Training many linear probes at once: trials that train the head alone, with their heads stacked.
 
 Many linear classifiers are fitted at once to features that are computed once, as in the linear evaluation of DINOv2
-(Oquab et al., TMLR 2024); that models of one shape with different hyperparameters can share their operators is HFTA
-(Wang et al., MLSys 2021).
+(Oquab et al., TMLR 2024). The idea that models of one shape with different hyperparameters can share their operators is
+from HFTA (Wang et al., MLSys 2021).
 """
 
 import math
@@ -44,19 +44,18 @@ _OF_LOSSES = ("label_smoothing", "focal_gamma", "poly1_epsilon", "mse_weight", "
 class Probes:
     """An iterator over the epochs of many linear probes: each ``next()`` trains all of them for one epoch.
 
-    Each probe gives what :class:`trainers.Trainer` gives for its strategy alone, to the rounding of float32: it
-    has its own rate, schedule, weight decay, optimizer, loss, class weights, clipping and average. One whose loss is no
-    longer finite ends with the error that it would end with alone, and the others go on. Optimizers that treat every
-    number alike step once for all probes that differ in rate and weight decay only; any other steps for each probe.
+    Each probe gives the results of :class:`trainers.Trainer` for its strategy, up to rounding of float32. It has its
+    own rate, schedule, weight decay, optimizer, loss, class weights, clipping and average. A probe whose loss is no
+    longer finite ends with the same error as alone, and the others continue. Optimizers that treat every number alike
+    step once for all probes that differ only in rate and weight decay; any other optimizer steps for each probe.
 
     Args:
         source: Builds the model; it must have a linear head (:func:`has_linear_head`).
         data: Gives training and validation images, and says which task they are for.
-        strategies: Of one group (:func:`probe_groups`); at least one.
-        seed: Draws the head, alike for all, and the order of images.
+        strategies: Strategies of one group (:func:`probe_groups`); at least one.
+        seed: Draws the head, the same for all, and the order of images.
         device: Where to compute.
-        features: Gives the features of splits; :func:`stored_features` unless told otherwise, which is worth sharing
-            between groups.
+        features: Gives the features of splits; :func:`stored_features` by default, which groups should share.
 
     Raises:
         ConfigError: The strategies are not of one group, the model has no linear head, or a strategy cannot be applied.
@@ -74,7 +73,7 @@ class Probes:
         self.strategies = tuple(strategy.canonical(source.num_blocks) for strategy in strategies)
         if probe_groups(self.strategies) != [list(range(len(self.strategies)))]:
             raise ConfigError("strategy: these strategies cannot be trained together as linear probes")
-        # Those that share an optimizer lie side by side.
+        # Probes that share an optimizer are side by side.
         ranked = sorted(range(len(self.strategies)), key=lambda index: optimizer_key(self.strategies[index]))
         self._row = {index: row for row, index in enumerate(ranked)}
         stacked = [self.strategies[index] for index in ranked]
@@ -113,7 +112,7 @@ class Probes:
         class_weights: Sequence[Tensor | None],
         seed: int,
     ) -> Head:
-        """Every probe's head as it starts: drawn from the seed, or fitted before (``probe_epochs``)."""
+        """Every probe's head at the start: drawn from the seed, or fitted before (``probe_epochs``)."""
         drawn = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
         starts = []
         for strategy, weights in zip(strategies, class_weights, strict=True):
@@ -132,9 +131,9 @@ class Probes:
         return self
 
     def __next__(self) -> dict[int, EpochResult | TrialError]:
-        """Train an epoch; by position in ``strategies``, what it gave or why the probe ended in it.
+        """Train an epoch, and return each probe's result or error, by position in ``strategies``.
 
-        Probes that ended or were dropped before are left out; without any left, the iteration ends.
+        Probes that ended or were dropped before are left out; if no probe is left, the iteration ends.
         """
         if self.epoch >= self._common.epochs or not self._live:
             raise StopIteration
@@ -142,7 +141,7 @@ class Probes:
         train_losses = self._train_epoch()
         self.epoch += 1
         found = {index: self._metrics(index, train_losses[self._row[index]]) for index in self._live}
-        # What the probes share cannot be told apart, so each takes an equal part of it.
+        # The probes' shares of the time cannot be told apart, so each gets an equal part.
         seconds = (time.perf_counter() - start) / len(found)
         self._live = [index for index in found if isinstance(found[index], dict)]
         return {
@@ -151,7 +150,7 @@ class Probes:
         }
 
     def drop(self, index: int) -> None:
-        """Give no more results of a probe, such as one that was pruned."""
+        """Return no more results of a probe, for example after it was pruned."""
         self._live = [live for live in self._live if live != index]
 
     def _train_epoch(self) -> list[float]:
@@ -193,13 +192,13 @@ class Probes:
     def _loss_and_grads(self, features: Tensor, targets: Tensor, head: Head | None = None) -> tuple[Tensor, Head]:
         weight, bias = (tensor.detach().requires_grad_() for tensor in head or self._head)
         with self.device.autocast():
-            # One product for all, instead of one for each as in a batched one: they share the features.
+            # One product for all probes, not a batched product with one for each: the probes share the features.
             outputs = F.linear(features, weight.flatten(0, 1), bias.flatten()).float()
         losses = self._losses(outputs.view(-1, *bias.shape).transpose(0, 1), targets)
         return losses.detach(), Head(*torch.autograd.grad(losses.sum(), (weight, bias)))
 
     def _climbed(self, grads: Head) -> Head:
-        """Each probe's weights where its loss is about worst near by (SAM; see :class:`strategies.optim.sam.Sam`)."""
+        """Each probe's weights at about the worst loss near by (SAM; see :class:`strategies.optim.sam.Sam`)."""
         scale = self._rho / _norms(grads).clamp_min(1e-12)
         weight, bias = self._head
         return Head(weight + grads.weight * scale[:, None, None], bias + grads.bias * scale[:, None])
@@ -239,7 +238,7 @@ class Probes:
         return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
 
     def plan(self, index: int) -> Plan:
-        """What a probe's strategy means for every parameter of the model."""
+        """The plan of a probe's strategy for every parameter of the model."""
         return make_plan(self.model, self.strategies[index])
 
 
@@ -247,7 +246,7 @@ class _Rate:
     """A probe's learning rate, by the strategy's own schedule."""
 
     def __init__(self, strategy: Strategy, updates_per_epoch: int) -> None:
-        # Schedules write to an optimizer's groups, so there is one that has nothing to train.
+        # Schedules write to an optimizer's groups, so this makes an optimizer that trains nothing.
         group = {"params": [torch.zeros(())], "lr_scale": strategy.head_lr_scale}
         optimizer = torch.optim.SGD([group], lr=strategy.lr)
         self._schedule = make_scheduler(optimizer, strategy, updates_per_epoch)
@@ -264,12 +263,12 @@ class _Rate:
         return float(self._group["lr"] / self._group["lr_scale"])
 
     def end_epoch(self, epoch: int, score: float) -> None:
-        """Tell the schedule a validation score of which more is better."""
+        """Give the schedule a validation score, where more is better."""
         self._schedule.step(epoch, score)
 
 
 class _Losses:
-    """Each probe's training loss, those of the same name computed together."""
+    """Each probe's training loss; losses of the same name are computed together."""
 
     def __init__(
         self, data: ImageData, strategies: Sequence[Strategy], weights: Sequence[Tensor | None], device: Device
@@ -296,7 +295,7 @@ class _Losses:
 
 
 def _loss_of_one(loss: Any, targets: Tensor, outputs: Tensor, numbers: dict[str, Tensor], weights: Tensor) -> Tensor:
-    # Of the strategy a loss reads its numbers only, and they may as well be tensors.
+    # A loss reads only numbers of the strategy, which may also be tensors.
     found: Tensor = loss(outputs, targets, SimpleNamespace(**numbers), weights)
     return found
 
@@ -330,7 +329,7 @@ class _Averages:
 
 
 def _share_of_epoch(strategy: Strategy, epoch: int) -> float:
-    """Share of the weights after an epoch in what is scored; 1 is these weights themselves."""
+    """Share of the weights after an epoch in the scored weights; 1 means these weights themselves."""
     if strategy.ema > 0:
         return 0.0
     return swa_weight(max(0, epoch - (strategy.epochs - strategy.swa_epochs)))

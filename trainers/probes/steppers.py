@@ -27,10 +27,10 @@ class Head(NamedTuple):
     bias: Tensor
 
 
-class Together:
+class SharedStepper:
     """One optimizer for probes that differ in rate and weight decay alone.
 
-    It moves zeros at rate 1 without weight decay; what they move by, times a probe's rate, is that probe's step.
+    The optimizer moves zeros at rate 1 without weight decay; their move, times a probe's rate, is that probe's step.
     """
 
     def __init__(self, head: Head, members: slice, strategies: Sequence[Strategy], decayed: bool) -> None:
@@ -43,7 +43,7 @@ class Together:
         self._optimizer = optimizer_over([{"params": self._moves}], strategies[0].replace(lr=1.0, weight_decay=0.0))
 
     def set_rates(self, rates: list[list[float]]) -> None:
-        """Take the rates of an epoch, by update and probe."""
+        """Set the rates of an epoch, by update and probe."""
         own = torch.tensor(rates, dtype=torch.float64)[:, self._members]
         self._rates = own.float().to(self._coupled.device)
         self._kept = (1 - own * self._decays).float().to(self._coupled.device)
@@ -65,23 +65,23 @@ class Together:
             move.zero_()
 
 
-class Alone:
-    """An optimizer of one probe, for kinds that look at a tensor as a whole."""
+class OwnStepper:
+    """The optimizer of a single probe, for optimizers that look at a tensor as a whole."""
 
     def __init__(self, head: Head, index: int, strategy: Strategy, decayed: bool) -> None:
         self._index = index
-        # Views: their steps are the stack's.
+        # Views of the stack, so that their steps change the stack.
         self._params = [nn.Parameter(tensor[index]) for tensor in head]
         decays = (strategy.weight_decay if decayed else 0.0, 0.0)
         found = [{"params": [p], "weight_decay": decay} for p, decay in zip(self._params, decays, strict=True)]
         self._optimizer = optimizer_over(found, strategy)
 
     def set_rates(self, rates: list[list[float]]) -> None:
-        """Take the rates of an epoch, by update and probe."""
+        """Set the rates of an epoch, by update and probe."""
         self._rates = [of_all[self._index] for of_all in rates]
 
     def step(self, grads: Head, update: int) -> None:
-        """Step by the probe's own of the gradients of all."""
+        """Step by the probe's own part of all gradients."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._rates[update]
         for param, grad in zip(self._params, grads, strict=True):
@@ -89,21 +89,21 @@ class Alone:
         self._optimizer.step()
 
 
-def make_steppers(head: Head, strategies: Sequence[Strategy], decayed: bool) -> list[Together | Alone]:
+def make_steppers(head: Head, strategies: Sequence[Strategy], decayed: bool) -> list[SharedStepper | OwnStepper]:
     """Optimizers for a stack whose probes are in the order of :func:`optimizer_key`."""
-    found: list[Together | Alone] = []
+    found: list[SharedStepper | OwnStepper] = []
     start = 0
     for _, members in groupby(strategies, key=optimizer_key):
         alike = list(members)
         rows = range(start, start + len(alike))
         start = rows.stop
         if alike[0].optimizer in ELEMENTWISE:
-            found.append(Together(head, slice(rows.start, rows.stop), alike, decayed))
+            found.append(SharedStepper(head, slice(rows.start, rows.stop), alike, decayed))
         else:
-            found += [Alone(head, row, strategy, decayed) for row, strategy in zip(rows, alike, strict=True)]
+            found += [OwnStepper(head, row, strategy, decayed) for row, strategy in zip(rows, alike, strict=True)]
     return found
 
 
 def optimizer_key(strategy: Strategy) -> str:
-    """Equal for strategies whose optimizers differ in rate and weight decay alone."""
+    """A key that is equal for strategies whose optimizers differ only in rate and weight decay."""
     return repr([getattr(strategy, name) for name in _OF_OPTIMIZERS])

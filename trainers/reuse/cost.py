@@ -1,4 +1,4 @@
-"""Whether reusing a frozen prefix pays, and its outputs for a split when it does."""
+"""Whether reusing a frozen prefix pays, by measured times."""
 
 import time
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from trainers.reuse.entry import Activations, can_be_kept
 from trainers.reuse.store import ActivationStore
 
 _REPEATS = 3
-# Of the memory that is free, how much a file may take to count as held in it by the system.
+# The share of free memory up to which a file counts as cached in memory by the system.
 _MEMORY_SHARE = 0.8
-#: Seconds a byte of a solid-state disk of 500 MB/s; slow on purpose, as what does not fit in memory is read from there
-#: row by row, and files are waited for until they are safe.
+#: Seconds a byte of a solid-state disk of 500 MB/s. Slow on purpose: rows that do not fit in memory are read one by
+#: one, and a written file is waited for until it is safe on the disk.
 _DISK_SECONDS = 2e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether to reuse, a line that says why, and how many seconds a pass over the rows is shorter for it."""
+    """Whether to reuse, a line with the reason, and the seconds that a pass over the rows saves."""
 
     use: bool
     reason: str
@@ -31,15 +31,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What reuse costs and spares.
+    """Costs and savings of reuse.
 
     Args:
-        compute: Seconds that the prefix takes for an image.
-        read: Seconds that reading its row takes.
-        images: Rows that are stored: images times views.
-        passes: How often each will be read, over all epochs and trials that can be counted on.
-        bytes: Of all rows.
-        stored: Whether they are in the store already.
+        compute: Seconds to compute the prefix for an image.
+        read: Seconds to read the row of an image.
+        images: Number of rows: images times views.
+        passes: How often each row is expected to be read, over all epochs and trials.
+        bytes: Bytes of all rows.
+        stored: Whether the rows are in the store already.
     """
 
     compute: float
@@ -51,7 +51,7 @@ class Cost:
 
     @property
     def saved(self) -> float:
-        """Seconds that reading spares over computing anew, without what storing costs."""
+        """Seconds that reading saves over computing anew, without the cost of storing."""
         return self.images * self.passes * (self.compute - self.read)
 
     @property
@@ -62,11 +62,11 @@ class Cost:
 
 
 def weigh(cost: Cost, store: ActivationStore) -> Verdict:
-    """Decide by what was measured.
+    """Decide by measured costs.
 
     Args:
         cost: From :func:`measure`.
-        store: Where the rows would be kept.
+        store: The store for the rows.
     """
     size = f"{cost.bytes / 2**20:,.1f} MiB"
     each = f"an image takes {1e3 * cost.compute:.3f} ms to compute and {1e3 * cost.read:.3f} ms to read"
@@ -85,16 +85,16 @@ def measure(
 ) -> Cost:
     """Time the prefix and the reading of its outputs on one batch, the best of three each.
 
-    Rows that are not stored yet are timed as read from memory, and where they are more than fits there, as from a disk
-    of 500 MB/s. Call it under the autocast in which the model will run.
+    Rows that are not stored yet are timed as if read from memory or, if they do not fit there, from a disk of 500 MB/s.
+    Call it under the autocast in which the model will run.
 
     Args:
         model: The classifier, on its device.
         cut: Where it would be cut.
         batch: (B, C, H, W) as the model takes them, on the same device, B as in training.
-        images: Rows that are or would be stored.
-        passes: How often each will be read.
-        stored: The rows, if they are there.
+        images: Number of rows.
+        passes: How often each row is expected to be read.
+        stored: The rows, if they are in the store.
     """
     rows = cut.prefix(model, batch)
     compute = _best(lambda: cut.prefix(model, batch), batch.device)

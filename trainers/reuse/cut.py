@@ -1,4 +1,4 @@
-"""A timm classifier in two parts: what is frozen, and what is trained on its outputs."""
+"""A timm classifier in two parts: the frozen part, and the part that is trained on its outputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from trainers.reuse.rows import CutError, Description, RowLayout, Rows, layouts_
 class Cut:
     """The forward pass of a timm classifier in two parts, the prefix in front of block ``k`` and the suffix.
 
-    Both take the model, any that differs from the traced one in nothing but its tensors, and use its own modules as
-    they are: what trains, freezes, moves or saves the model needs to know nothing of the cut.
+    Both take the model, or any model that differs from the traced model only in its tensors, and call its own modules:
+    code that trains, freezes, moves or saves the model needs to know nothing of the cut.
 
     Args:
-        k: Blocks that are frozen.
-        rows: What the prefix gives for an image.
+        k: Number of frozen blocks.
+        rows: The layouts of the prefix's outputs for an image.
         state_names: Parameters and buffers that the prefix depends on, named as in the model.
         crossing: Names, in the graph, of all values that cross the cut.
     """
@@ -36,12 +36,12 @@ class Cut:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that an image takes in the store."""
+        """Bytes of an image's rows in the store."""
         return sum(layout.bytes for layout in self.rows)
 
     @property
     def description(self) -> str:
-        """What crosses, and as what: two cuts of a model with the same description give the same rows."""
+        """Names and types of the values that cross: cuts of a model with the same description give the same rows."""
         shapes = (
             f"{'x'.join(map(str, layout.shape))} {str(layout.dtype).removeprefix('torch.')}" for layout in self.rows
         )
@@ -49,7 +49,7 @@ class Cut:
 
     @torch.no_grad()
     def prefix(self, model: nn.Module, images: Tensor) -> Rows:
-        """Compute the frozen part, in eval mode whatever mode the model is in, and without gradient.
+        """Compute the frozen part, in eval mode without regard to the model's mode, and without gradient.
 
         Args:
             model: The classifier.
@@ -63,12 +63,12 @@ class Cut:
             return tuple(pack(self._values, self._prefix(model, images)))
 
     def suffix(self, model: nn.Module, rows: Sequence[Tensor], run: Callable[..., Any] | None = None) -> Any:
-        """Compute the rest, in the mode that each of the model's modules is in.
+        """Compute the rest, with each of the model's modules in its present mode.
 
         Args:
             model: The classifier.
             rows: Tensors (B, *shape), one for each of ``rows``; they may be written to.
-            run: Called, if given, with a function, the model and values, to give what the function gives for these.
+            run: If given, called with a function, the model and values; returns the function's result for these.
 
         Returns:
             What the model returns: logits (B, num_classes).
@@ -78,7 +78,7 @@ class Cut:
 
 
 def cut_at(graph: BlockGraph, model: nn.Module, k: int) -> Cut:
-    """Cut a classifier in front of block ``k``, where the least has to be stored.
+    """Cut a classifier in front of block ``k``, at the point with the fewest bytes to store.
 
     Operations behind the last frozen block that have no parameters and nothing random, such as pooling, are moved into
     the prefix up to the point where the fewest bytes cross; among equal ones the furthest. With all blocks frozen this

@@ -12,20 +12,20 @@ from torch import Tensor
 from trainers.reuse.cut import Cut
 from trainers.reuse.rows import RowLayout, Rows
 
-# Rows are kept on a GPU if they take at most this share of what is free there: training needs the rest.
+# Rows are kept on a GPU if they take at most this share of the free memory there: training needs the rest.
 _DEVICE_SHARE = 1 / 3
 _UPLOAD_BYTES = 64 * 2**20
 
 
 class Activations:
-    """The rows of one entry: what a prefix gave for each image of a split.
+    """The rows of one entry: the outputs of a prefix for each image of a split.
 
-    They stay readable when the entry is removed. On a CUDA device they are kept if they take a small part of what is
-    free there, until :meth:`release`; otherwise a batch is gathered from the mapped file, which the system holds in
-    memory as far as there is room, into pinned memory, one batch ahead.
+    They stay readable after the entry is removed. On a CUDA device they are kept, until :meth:`release`, if they take a
+    small part of the free memory there. Otherwise batches are gathered into pinned memory, one batch ahead, from the
+    mapped file, which the system caches in memory as far as there is room.
 
     Args:
-        tensors: (N, ...) each, only read.
+        tensors: (N, ...) each, never written to.
         keep: Whether they may be kept on a device.
     """
 
@@ -92,7 +92,7 @@ class Activations:
 
     def _gathered(self, places: Tensor, device: torch.device) -> Rows:
         """Rows on the host, pinned for a CUDA device."""
-        # Pinned memory is handed out anew for each batch: torch reuses it only once its copy to the GPU has ended.
+        # Each batch gets new pinned memory: torch reuses it only after its copy to the GPU has ended.
         pinned = device.type == "cuda"
         found = tuple(
             torch.empty((len(places), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=pinned)
@@ -109,24 +109,24 @@ class Activations:
             for part in parts[1:]:
                 rows = waiting.pop().result()
                 waiting.append(reader.submit(self._gathered, part, device))
-                # Moved by the thread that computes, whose stream the copy has to be in order with.
+                # Moved by the computing thread, because the copy must be in order with that thread's stream.
                 yield _moved(rows, device)
             for last in waiting:
                 yield _moved(last.result(), device)
 
 
 def can_be_kept(size: int, device: torch.device) -> bool:
-    """Whether so many bytes are a small part of what is free on a CUDA device."""
+    """Whether ``size`` bytes are a small part of a CUDA device's free memory."""
     return device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE
 
 
 def share_of(device: torch.device) -> int:
-    """Bytes of a CUDA device that all rows kept there may take between two trials."""
+    """Bytes that all rows kept on a CUDA device may take between two trials."""
     return int(torch.cuda.mem_get_info(device)[1] * _DEVICE_SHARE)
 
 
 def open_rows(path: Path) -> Rows | None:
-    """The tensors in a file, mapped to memory; None where it is missing or damaged."""
+    """The tensors in a file, mapped to memory; None if the file is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
             names = sorted(file.keys(), key=int)
@@ -151,7 +151,7 @@ def _parts(places: Tensor, size: int) -> list[Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class FrozenOutputs:
-    """What the frozen part of a model gives for the images of a split, and the rest of the model, which takes it."""
+    """The outputs of a model's frozen part for the images of a split, and the cut whose suffix takes them."""
 
     cut: Cut
     rows: Activations

@@ -17,12 +17,12 @@ from trainers.reuse.rows import CutError, Description, describe, pack, same, ten
 
 log = logging.getLogger(__name__)
 
-#: The block of what has no parameters and does the same in both modes: it lies wherever its inputs do.
+#: The block of operations without parameters that do the same in both modes: they may lie wherever their inputs lie.
 FREE = -1
 
 _SAMPLES = (3, 2)
-# How far an image's values may move, as a share of their norm, when it stands in a batch of another size: kernels round
-# differently then, TF32 and bf16 the most.
+# How far an image's values may move, as a share of their norm, in a batch of another size: kernels then round
+# differently, most of all in TF32 and bf16.
 _ROUNDING = 0.05
 
 
@@ -31,11 +31,11 @@ class ModeGraph:
     """The forward pass in train or in eval mode.
 
     Args:
-        graph: Calls of modules that lie in one block each, and what the model does between them.
-        own: By name of a node, the block whose work it is, counted from the input; :data:`FREE`, or for the head and
-            what is random in train mode, the number of blocks.
+        graph: Calls of modules that lie in one block each, and the model's operations between them.
+        own: By name of a node, its block, counted from the input; or :data:`FREE`; or the number of blocks, for the
+            head and for operations that are random in train mode.
         level: By name of a node, the highest ``own`` among itself and all that it depends on.
-        idle: Names of the nodes that give what they are given, as dropout at rate 0 does.
+        idle: Names of the nodes that return their input, as dropout at rate 0 does.
     """
 
     graph: fx.Graph
@@ -46,14 +46,14 @@ class ModeGraph:
 
 @dataclass(frozen=True, slots=True)
 class BlockGraph:
-    """What :func:`trace_blocks` found.
+    """The graphs that :func:`trace_blocks` found.
 
     Args:
         num_blocks: Blocks of the model, without the head.
         train: The forward pass of the model in train mode.
         eval: The forward pass in eval mode.
-        agreed: Names of the nodes that give the same in both, as long as no block works in train mode.
-        values: By name of a node, what it gives, or why that cannot be said.
+        agreed: Names of the nodes with the same value in both, as long as no block is in train mode.
+        values: By name of a node, the structure of its value, or the reason why it has none.
     """
 
     num_blocks: int
@@ -66,10 +66,10 @@ class BlockGraph:
 def trace_blocks(model: nn.Module, image_shape: tuple[int, int, int]) -> BlockGraph:
     """Trace a timm classifier by torch.fx down to modules that lie in one block each.
 
-    Only what holds several blocks, such as the model itself, is traced through; all else is called as it is, with its
-    hooks, its ``training`` flag and whatever Python is in it. The graph names parameters and modules instead of holding
-    them, so that one graph serves all models of an architecture with the same frozen tensors. What a forward that is
-    traced through reads from the model, such as ``drop_rate``, is fixed in the graph.
+    Only modules that hold several blocks, such as the model itself, are traced through. All others are called as they
+    are, with their hooks, their ``training`` flag and any Python code in them. The graph names parameters and modules
+    instead of holding them, so that one graph serves all models of an architecture with the same frozen tensors. Values
+    that a traced forward pass reads from the model, such as ``drop_rate``, are fixed in the graph.
 
     It takes about as long as ten forward passes of an image. The model's modes and torch's random state stay as they
     were. Call it under the autocast and on the device in which the model will run, and while no other thread runs a
@@ -87,7 +87,7 @@ def trace_blocks(model: nn.Module, image_shape: tuple[int, int, int]) -> BlockGr
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((sum(_SAMPLES), *image_shape), generator=generator)
-    # The first image is in both.
+    # The first image is in both samples.
     samples = images[: _SAMPLES[0]], torch.cat([images[:1], images[_SAMPLES[0] + 1 :]])
     first, second = (sample.to(device, memory_format=torch.channels_last) for sample in samples)
     cuda = [device] if device.type == "cuda" else []
@@ -112,7 +112,7 @@ def trace_blocks(model: nn.Module, image_shape: tuple[int, int, int]) -> BlockGr
 
 
 def _described(first: Any, second: Any) -> Description | CutError:
-    """Or why not: most values never cross a cut, so that it does not matter."""
+    """The structure of a value, or the reason why it has none: most values never cross a cut, so that is no error."""
     try:
         description = describe(first, second, _SAMPLES)
     except CutError as error:
@@ -125,19 +125,19 @@ def _described(first: Any, second: Any) -> Description | CutError:
 
 
 class _Forward(nn.Module):
-    """The model with nothing but images as its arguments: for an optional one, torch.fx would make a node of None."""
+    """The model with images as its only argument: for an optional argument torch.fx would make a node of None."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Any:
-        """Whatever the model makes of ``images``, (N, C, H, W)."""
+        """The model's outputs for ``images``, (N, C, H, W)."""
         return self.model(images)
 
 
 class _Tracer(fx.Tracer):
-    """Goes through ``through`` and the root only, and remembers in which module it stands."""
+    """Traces through ``through`` and the root only, and keeps a stack of the modules that it is in."""
 
     def __init__(self, through: Collection[nn.Module]) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))  # type: ignore[no-untyped-call]
@@ -149,23 +149,23 @@ class _Tracer(fx.Tracer):
         return m not in self._through
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A node for a leaf, else what its forward makes."""
+        """A node for a leaf module, else the traced forward pass."""
         self.stack.append(m)
         output = super().call_module(m, forward, args, kwargs)
-        # Not in a finally: where tracing failed is what the caller wants to know.
+        # Not in a finally: after a failure the caller reads from the stack in which module tracing failed.
         self.stack.pop()
         return output
 
 
 def _traced(model: nn.Module, blocks: Blocks) -> fx.Graph:
-    """The graph of the model in its present mode, without what its output does not depend on."""
+    """The graph of the model in its present mode, without nodes that its output does not depend on."""
     through = _holders(model, blocks) | {model}
     while True:
         tracer = _Tracer(through)
         try:
             graph = tracer.trace(_Forward(model))
             break
-        except Exception as error:  # forwards stumble over the tracer's proxies in any way
+        except Exception as error:  # forward passes raise errors of any kind on the tracer's proxies
             failed = tracer.stack[-1] if tracer.stack else model
             lines = [*str(error).splitlines(), ""]
             reason = f"{type(error).__name__}: {lines[0]}"
@@ -184,7 +184,7 @@ def _traced(model: nn.Module, blocks: Blocks) -> fx.Graph:
 
 
 def _drop_unused(graph: fx.Graph) -> None:
-    # Not eliminate_dead_code(): it keeps assertions, whose shapes would have to be carried over the cut.
+    # Not eliminate_dead_code(): it keeps assertions, whose shapes would have to cross the cut.
     for node in reversed(list(graph.nodes)):
         in_place = node.op == "call_method" and str(node.target).endswith("_")
         if not node.users and not in_place and node.op not in {"placeholder", "output"}:
@@ -208,13 +208,13 @@ def _holders(model: nn.Module, blocks: Blocks) -> set[nn.Module]:
 
 
 def _block_of_param(model: nn.Module, blocks: Blocks) -> dict[int, int]:
-    """By identity, as parameters that modules share have several names; what is in no block goes with the head."""
+    """The block of each parameter, by id, because shared parameters have several names; the head's if in no block."""
     by_name = {name: index for index, block in enumerate((*blocks.body, blocks.head)) for name in block.params}
     return {id(param): by_name.get(name, len(blocks)) for name, param in model.named_parameters()}
 
 
 class _Owners:
-    """Whose work a call of a module is."""
+    """The blocks of module calls."""
 
     def __init__(self, model: nn.Module, blocks: Blocks) -> None:
         self.num_blocks = len(blocks)
@@ -224,14 +224,14 @@ class _Owners:
         self._block_of_leaf = {name: index for index, block in every for name in block.modules}
 
     def of_tensor(self, tensor: Any) -> int:
-        """The block of a parameter; buffers have none."""
+        """The block of a parameter; buffers have no block."""
         return self._block_of_param.get(id(tensor), FREE)
 
     def of_call(self, name: str, args: Any, kwargs: Any) -> int:
-        """The block of a module's parameters, or a later one if it has a part there that train mode changes.
+        """The block of a module's parameters, or a later block if the module has a part there that train mode changes.
 
-        Such is dropout behind the position embedding, which timm's groups give to no block, and whatever has no
-        parameters of its own: the modes of the blocks in front are not theirs.
+        Examples are dropout behind the position embedding, which timm's groups give to no block, and modules without
+        parameters: they do not have the modes of the blocks in front.
         """
         module = self._modules[name]
         own = max((self.of_tensor(param) for param in module.parameters()), default=FREE)
@@ -246,7 +246,7 @@ class _Owners:
 
 
 def _is_steady(module: nn.Module, name: str, awake: Collection[str], args: Any, kwargs: Any) -> bool:
-    """Whether a module gives the same with its leaves ``awake`` in train mode, and draws nothing at random."""
+    """Whether a module gives the same values with its leaves ``awake`` in train mode, and draws no random numbers."""
     trial = deepcopy(module)
     outputs = []
     for training in (False, True):
@@ -268,12 +268,12 @@ def _random_state(values: Any) -> Tensor:
 
 
 def _copied(values: Any) -> Any:
-    # Modules may write into what they are given.
+    # Modules may write to their inputs.
     return fx.node.map_aggregate(values, lambda value: value.clone() if isinstance(value, Tensor) else value)
 
 
 def _thawed(values: Any) -> Any:
-    """The same with plain lists and dicts, which torch.fx makes immutable."""
+    """The same values with plain lists and dicts, which torch.fx makes immutable."""
     if isinstance(values, dict):
         return {key: _thawed(value) for key, value in values.items()}
     if isinstance(values, list):
@@ -282,7 +282,7 @@ def _thawed(values: Any) -> Any:
 
 
 class _Observer(fx.Interpreter):
-    """Runs a graph on a model and notes what every node gave, and whose work it is."""
+    """Runs a graph on a model and records the value and the block of every node."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph, owners: _Owners) -> None:
         super().__init__(model, graph=graph)
@@ -295,20 +295,20 @@ class _Observer(fx.Interpreter):
         """Run the graph once.
 
         Raises:
-            CutError: It fails where the model does not.
+            CutError: The graph fails, but the model does not.
         """
         try:
             self.run(images)
-        except Exception as error:  # a module may want what torch.fx does not hand on
+        except Exception as error:  # a module may need an argument that torch.fx does not pass on
             reason = f"{type(error).__name__}: {[*str(error).splitlines(), ''][0]}"
             raise CutError(f"model {type(self.module).__name__} does not run as a graph: {reason}") from error
 
     def call_module(self, target: fx.node.Target, args: tuple[fx.node.Argument, ...], kwargs: dict[str, Any]) -> Any:
-        """What a module gives; lists are handed to it as such, as it may write to them."""
+        """The outputs of a module, which gets plain lists, because it may write to them."""
         return super().call_module(target, _thawed(args), _thawed(kwargs))
 
     def run_node(self, n: fx.Node) -> Any:
-        """What the node gives."""
+        """The value of the node."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         own = self._owners.of_call(str(n.target), args, kwargs) if n.op == "call_module" else FREE
         given = tensors_in((args, kwargs))
@@ -326,7 +326,7 @@ class _Observer(fx.Interpreter):
         return value
 
     def found(self) -> ModeGraph:
-        """What was noted."""
+        """The graph with the recorded blocks."""
         level: dict[str, int] = {}
         for node in self.graph.nodes:
             level[node.name] = max([self._own[node.name], *(level[source.name] for source in node.all_input_nodes)])

@@ -1,4 +1,4 @@
-"""The frozen blocks of a model under a strategy, and what they give."""
+"""The frozen blocks of a model under a strategy, and their outputs."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,11 +14,11 @@ from trainers.reuse.store import ActivationStore, Content
 
 
 def frozen_blocks(model: nn.Module, plan: Plan) -> int:
-    """How many blocks, from the input, do the same in every epoch of a plan: where the model can be cut.
+    """The number of blocks, from the input, that do the same in every epoch: the model can be cut behind them.
 
     Args:
         model: The classifier.
-        plan: What a strategy asks of it.
+        plan: The plan of a strategy for the model.
     """
     trained = {param.block for param in plan.params if param.from_epoch is not None}
     for index, block in enumerate(split_blocks(model).body):
@@ -42,22 +42,22 @@ def prefix_rows(
 ) -> Activations:
     """The prefix's outputs for a split: from the store, or computed and stored.
 
-    They are computed from the deepest of ``shallower`` cuts that has its outputs in the store, else from the images.
-    Call it under the autocast in which the model will run.
+    They are computed from the deepest of ``shallower`` cuts whose outputs are in the store, else from the images. Call
+    this function under the autocast in which the model will run.
 
     Args:
-        store: Where entries are.
-        graph: Of all the cuts.
+        store: Holds the entries.
+        graph: The graph of all the cuts.
         model: The classifier, on its device.
-        cut: Where it is cut.
-        content_of: The content of a cut's entry for this split.
+        cut: The cut of the model.
+        content_of: Gives the content of a cut's entry for this split.
         images: Gives the split's images in its order, batches (B, C, H, W) as the model takes them, on its device.
-        count: Images of the split.
-        batch_size: Rows that are computed at once from those of another cut.
-        shallower: Cuts of the same graph in front of ``cut``; asked for only when there is something to compute.
+        count: Number of images in the split.
+        batch_size: Rows that are computed at once from rows of another cut.
+        shallower: Cuts of the same graph in front of ``cut``; read only if there is something to compute.
 
     Raises:
-        NoRoomError: They cannot be stored.
+        NoRoomError: The outputs cannot be stored.
     """
 
     def batches() -> Iterable[Rows]:

@@ -22,24 +22,24 @@ from trainers.reuse.store import ActivationStore, Content, NoRoomError, weights_
 
 logger = logging.getLogger(__name__)
 
-# Images of a batch from which rows are computed; without gradients they take little memory.
+# Images in a batch from which rows are computed; without gradients they take little memory.
 _BATCH = 256
-# Graphs that are kept: a space with a continuous rate of dropout has a new one in every trial.
+# Graphs that are kept: with a continuous dropout rate in the space, every trial has a new graph.
 _MAX_GRAPHS = 32
-# Images on which a cut is proved and timed.
+# Images on which a cut is checked and timed.
 _SAMPLE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """What a trial reads instead of computing it; a split that is not known is computed from its images.
+    """The stored outputs that a trial reads; any other split is computed from its images.
 
     Args:
-        known: By ``train`` and ``val``, as far as they are reused and the same in every epoch.
-        reason: Why, or why not, in one line.
-        spared: Seconds that reading spares in an epoch, as measured; 0 where nobody has measured.
-        view: Of an epoch, what is known of the view of the training images that it shows, computed now unless it is in
-            the store; None where that must be computed from the images.
+        known: The outputs for ``train`` and ``val``, if they are reused and the same in every epoch.
+        reason: Why outputs are reused, or why not, in one line.
+        spared: Measured seconds that reading saves in an epoch; 0 if not measured.
+        view: Takes an epoch, and gives the outputs for the view of the training images in that epoch, computed now
+            unless they are in the store; or None if the view must be computed from the images.
     """
 
     known: Mapping[str, FrozenOutputs]
@@ -48,7 +48,7 @@ class Reused:
     view: Callable[[int], FrozenOutputs | None] | None = None
 
     def training(self, epoch: int) -> FrozenOutputs | None:
-        """What is read of the training images in an epoch, from 0."""
+        """The stored outputs for the training images of an epoch, from 0."""
         return self.known.get("train") if self.view is None else self.view(epoch)
 
 
@@ -58,14 +58,14 @@ NOTHING_REUSED = Reused({}, "no reuse: off")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A trial's circumstances, as far as its frozen prefix depends on them.
+    """All that the frozen prefix of a trial depends on.
 
     Args:
-        source: Built the model.
+        source: The source that built the model.
         model: The model on its device, as it will be trained.
-        plan: Of that model.
+        plan: The plan of that model.
         strategy: In canonical form.
-        seed: Drew what is not pretrained.
+        seed: The seed of the parts that are not pretrained.
         data: Gives the images.
         normalise: Makes the model's input.
         device: Where to compute.
@@ -82,27 +82,27 @@ class Setting:
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """What a traced graph depends on besides tensors: modules that are there, and rates that a forward reads."""
+        """All that a traced graph depends on besides tensors: its modules, and rates that a forward pass reads."""
         s = self.strategy
         lora = (s.lora_rank, s.lora_alpha, s.depth, s.depth_from) if s.parameters == "lora" else None
         return self.source.name, s.dropout, s.drop_path, s.stochastic_norm, lora, self.size, self.device.description
 
     @property
     def size(self) -> int:
-        """Height and width of what the model is shown."""
+        """Height and width of the model's input images."""
         return shown_size(self.data.preprocessing.image_size, self.strategy)
 
     @property
     def views(self) -> list[View | None]:
-        """The copies of the training images that epochs show in turn; None for the images as they are."""
+        """The views of the training images that epochs show in turn; None stands for unvaried images."""
         s = self.strategy
         return [View(s, len(self.data.train), self.seed, number) for number in range(s.views)] or [None]
 
     def inputs(self, split: Split, order: Tensor, batch_size: int, view: View | None = None) -> Iterator[Tensor]:
-        """Batches as the model takes them, as they are or as a view has them."""
+        """Batches as the model takes them, unvaried or in a view."""
         places = torch.split(order, batch_size)
         for (images, _), part in zip(split.batches(order, batch_size, self.device.torch), places, strict=True):
-            # In the numbers in which a trainer varies images, whatever the model computes in.
+            # In the number format in which a trainer varies images, which is not always the model's.
             with torch.autocast(self.device.torch.type, enabled=False):
                 pixels = images.float().div_(255)
                 shown = pixels if view is None else view.show(pixels, part)
@@ -110,7 +110,7 @@ class Setting:
             yield ready
 
     def content(self, cut: Cut, split: str, weights: str, view: View | None = None) -> Content:
-        """What the rows of a split depend on; ``weights`` is the digest of the prefix's."""
+        """All that the rows of a split depend on; ``weights`` is the digest of the prefix's weights."""
         how: dict[str, object] = {"preprocessing": asdict(self.data.preprocessing), "shown": self.size}
         how |= {"mean": self.source.mean, "std": self.source.std}
         if view is not None:
@@ -130,12 +130,12 @@ class Setting:
 
 
 class Reuse:
-    """Finds, for one trial after the other, what of its model is frozen and known.
+    """Finds, for one trial after the other, the stored outputs of its frozen part.
 
     Args:
-        store: Where rows are kept.
-        always: Whether to reuse without weighing whether it pays.
-        sharing: How many trials may be expected to read an entry, for weighing.
+        store: The store of rows.
+        always: Whether to reuse without weighing the cost.
+        sharing: Number of trials that are expected to read an entry, for weighing.
     """
 
     def __init__(self, store: ActivationStore, *, always: bool = False, sharing: float = 1.0) -> None:
@@ -148,14 +148,14 @@ class Reuse:
         self._digests: dict[tuple[object, ...], dict[str, bytes]] = {}
 
     def look_up(self, setting: Setting) -> Reused:
-        """The rows that a trial can read; what is not stored is computed now, and of views when they are needed."""
+        """The rows that a trial can read; missing rows are computed now, but missing views when they are needed."""
         k = frozen_blocks(setting.model, setting.plan)
         splits = _splits_shown_alike(setting)
         if k == 0 or not splits:
             return Reused({}, "no reuse: " + ("no block is frozen" if k == 0 else "images change every epoch"))
         device = setting.device.torch
         if device.type == "cuda":
-            # Of views, or of many depths, there are soon more than a device holds beside a training.
+            # Views, or entries of many depths, soon take more memory than a device has beside a training.
             self._store.release(device, share_of(device))
         known: dict[str, FrozenOutputs] = {}
         reasons, spared, view = [], 0.0, None
@@ -165,7 +165,7 @@ class Reuse:
                 for name, split in splits.items():
                     verdict = self._weighed(setting, cut, name, split)
                     reasons.append(verdict.reason)
-                    # A pass is over all views, an epoch over one.
+                    # A pass is over all views, an epoch over one view.
                     spared += verdict.spared / max(1, setting.strategy.views if name == "train" else 1)
                     if verdict.use and name == "train" and setting.strategy.views > 0:
                         view = self._views(setting, cut)
@@ -176,7 +176,7 @@ class Reuse:
         return Reused(known, "; ".join(dict.fromkeys(reasons)), spared, view)
 
     def _views(self, setting: Setting, cut: Cut) -> Callable[[int], FrozenOutputs | None]:
-        """What gives the rows of an epoch's view."""
+        """A function that gives the rows of an epoch's view."""
         views = setting.views
 
         def known(epoch: int) -> FrozenOutputs | None:
@@ -194,7 +194,7 @@ class Reuse:
     def stored(self, setting: Setting, split: str) -> FrozenOutputs | None:
         """The rows of a split, ``train`` or ``val``, if a trial could read them and they are in the store already.
 
-        Of a split that is shown in views there are none.
+        There are none for a split that is shown in views.
         """
         k = frozen_blocks(setting.model, setting.plan)
         shown = _splits_shown_alike(setting)
@@ -209,7 +209,7 @@ class Reuse:
         return None if rows is None else FrozenOutputs(cut, rows)
 
     def _cut(self, setting: Setting, k: int) -> Cut:
-        """The cut in front of block ``k``, proved on images when it is first made."""
+        """The cut in front of block ``k``, checked on images when it is first made."""
         key = (*setting.structure, k)
         if key not in self._cuts:
             graph = self._graph(setting)
@@ -229,13 +229,13 @@ class Reuse:
         return self._graphs[setting.structure]
 
     def _content(self, setting: Setting, cut: Cut, split: str, view: View | None) -> Content:
-        # Pretrained weights are the same in all trials, random ones in those of the same seed.
+        # Pretrained weights are the same in all trials, random weights only in trials of the same seed.
         drawn = setting.seed if setting.source.weights.state_dict is None else None
         known = self._digests.setdefault((setting.source.name, setting.source.weights.digest, drawn), {})
         return setting.content(cut, split, weights_digest(setting.model, cut.state_names, known), view)
 
     def _weighed(self, setting: Setting, cut: Cut, name: str, split: Split) -> Verdict:
-        """Whether to read a split's rows, and why."""
+        """Whether to read a split's rows, with the reason."""
         if self._always:
             return Verdict(True, "reuse: as asked")
         views = setting.views if name == "train" else [None]
@@ -244,14 +244,14 @@ class Reuse:
         if key not in self._costs:
             batch = next(setting.inputs(split, torch.arange(min(_SAMPLE, len(split))), _SAMPLE))
             self._costs[key] = measure(setting.model, cut, batch, len(views) * len(split), 1.0, found[0])
-        # Another trial is likely to vary images otherwise, and so to read other views.
+        # Another trial probably varies images in another way, and then reads other views.
         sharing = self._sharing if views == [None] else 1.0
         passes = setting.strategy.epochs / len(views) * sharing
         cost = replace(self._costs[key], passes=passes, stored=all(rows is not None for rows in found))
         return weigh(cost, self._store)
 
     def _rows(self, setting: Setting, cut: Cut, name: str, split: Split, view: View | None = None) -> Activations:
-        """The rows of a split, or of a view of it, computed unless they are in the store."""
+        """The rows of a split, or of a view of the split, computed unless they are in the store."""
 
         def images() -> Iterator[Tensor]:
             return setting.inputs(split, torch.arange(len(split)), _BATCH, view)
@@ -269,7 +269,7 @@ class Reuse:
         )
 
     def _shallower(self, setting: Setting, k: int) -> Iterator[Cut]:
-        """All cuts in front of ``k``, whose rows this process or another may have stored; made when asked for."""
+        """All cuts in front of ``k``, whose rows any process may have stored; each is made when it is asked for."""
         graph = self._graph(setting)
         for other in range(1, k):
             with suppress(CutError):
@@ -277,7 +277,7 @@ class Reuse:
 
 
 def _splits_shown_alike(setting: Setting) -> dict[str, Split]:
-    """The splits whose images are the same in every epoch, or in turn the same few copies."""
+    """The splits whose images are the same in every epoch, or the same few views in turn."""
     s, data = setting.strategy, setting.data
     varied = (s.augment, s.policy) != ("none", "none") and s.views == 0
     # Mixing takes pixels of two images. The teacher and the start model of DELTA are shown the images themselves.

@@ -1,4 +1,4 @@
-"""Values of a forward pass as rows, one for each image: what an activation cache stores."""
+"""Values of a forward pass as rows, one for each image, for storing in the activation cache."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ class CutError(UnfreezeError):
     """A model cannot be cut at a block, so that nothing of its forward pass can be reused."""
 
 
-#: One tensor for each that is stored, (B, ...): a row for each image.
+#: The stored tensors, (B, ...) each: a row for each image.
 Rows: TypeAlias = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """How a tensor of a batch lies in rows, one for each image.
+    """How a tensor of a batch is laid out in rows, one for each image.
 
-    A row keeps the order in memory, such as channels_last, so that what is read back is computed on as fast, and with
-    the same rounding.
+    A row keeps the order in memory, such as channels_last, so that later operations are as fast as on the original
+    tensor, and round alike.
 
     Args:
-        shape: Of one row.
-        dtype: Of the tensor.
+        shape: The shape of one row.
+        dtype: The type of the tensor.
         batch_dim: The tensor's dimension that grows with the batch.
-        repeats: Its size for each image: windows, say.
-        order: The tensor's dimensions in the order in which they lie in memory, images first; where an image has
-            several ``repeats``, they are a dimension of their own behind ``batch_dim``.
+        repeats: The size of that dimension for each image, such as the number of windows.
+        order: The tensor's dimensions in their order in memory, images first; if an image has several ``repeats``,
+            these are a dimension of their own behind ``batch_dim``.
     """
 
     shape: tuple[int, ...]
@@ -47,13 +47,13 @@ class RowLayout:
         return prod(self.shape) * self.dtype.itemsize
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """The tensor as rows (B, *shape); a view where it lies in memory as they do."""
+        """The tensor as rows (B, *shape); a view if both have the same order in memory."""
         if self.repeats > 1:
             tensor = _split(tensor, self.batch_dim, self.repeats)
         return tensor.permute(self.order).contiguous()
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """The tensor that was packed into ``rows``, (B, *shape); a view where ``repeats`` is 1."""
+        """The tensor that was packed into ``rows``, (B, *shape); a view if ``repeats`` is 1."""
         tensor = rows.permute([self.order.index(dim) for dim in range(len(self.order))])
         return tensor.flatten(self.batch_dim, self.batch_dim + 1) if self.repeats > 1 else tensor
 
@@ -67,27 +67,27 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """Anything that is the same for all images: a size, a table of positions."""
+    """A value that is the same for all images, such as a size or a table of positions."""
 
     value: Any
 
 
-#: What a value is: tuples, lists and dicts as in the value itself, of a layout for each tensor, counts and constants.
+#: The structure of a value: the same nested tuples, lists and dicts, with layouts for tensors, counts and constants.
 Description: TypeAlias = (
     RowLayout | Count | Constant | tuple["Description", ...] | list["Description"] | dict[Any, "Description"]
 )
 
 
 def describe(first: Any, second: Any, batch_sizes: tuple[int, int]) -> Description:
-    """Tell from a value of two batches of other images and another size what it is.
+    """Find the structure of a value from its instances for two batches of different images and sizes.
 
     Args:
         first: The value for the first batch.
         second: The value for the second.
-        batch_sizes: Images of each.
+        batch_sizes: Number of images in each batch.
 
     Raises:
-        CutError: It is neither the same for all images nor made of a part for each.
+        CutError: The value is neither the same for all images nor made of a part for each image.
     """
     if isinstance(first, tuple | list) and isinstance(second, tuple | list) and len(first) == len(second):
         parts = [describe(a, b, batch_sizes) for a, b in zip(first, second, strict=True)]
@@ -119,7 +119,7 @@ def _layout(first: Tensor, second: Tensor, batch_sizes: tuple[int, int]) -> RowL
 
 
 def _split(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """The tensor with a dimension of so many images times ``size`` made two."""
+    """The tensor with a dimension of images times ``size`` split into two dimensions."""
     return tensor.reshape(*tensor.shape[:dim], -1, size, *tensor.shape[dim + 1 :])
 
 

@@ -1,12 +1,12 @@
 """Outputs of frozen prefixes in memory-mapped files, shared by trials, processes and nights.
 
-One file holds what a prefix gives for a split, or one view of it::
+One file holds the outputs of a prefix for a split, or for one view of it::
 
     <folder>/activations/<key>.safetensors    tensors "0", "1", ... (N, ...): a row for each image, in the split's order
 
-It is written as ``<key>.part`` and renamed once it is whole and on the disk, so that whatever is not called ``.part``
-is whole. A part that a killed process left behind is never read; the next builder writes it anew, and it is the first
-to go when room is needed.
+The file is written as ``<key>.part`` and renamed once it is whole and on the disk, so that every file not called
+``.part`` is whole. A part that a killed process left behind is never read. The next builder writes it anew, and it is
+removed first when room is needed.
 """
 
 import json
@@ -34,14 +34,14 @@ from trainers.reuse.rows import RowLayout, Rows
 
 log = logging.getLogger(__name__)
 
-#: Of the way in which rows are computed and laid out; raise it when old entries must not be read any more.
+#: The version of how rows are computed and laid out; raise it when old entries must no longer be read.
 _VERSION = 1
 
 _SUFFIX = ".safetensors"
 _POLL_SECONDS = 0.1
 _ALIGNED = 4096
 
-# The names that the safetensors format has for them.
+# The types' names in the safetensors format.
 _DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -65,16 +65,16 @@ class Content:
     """All that the rows of an entry depend on.
 
     Args:
-        weights: What :func:`weights_digest` gives for the prefix.
+        weights: :func:`weights_digest` of the prefix.
         architecture: The model's name.
         in_chans: Channels of the images.
         image_size: Height and width in pixels.
-        cut: What crosses (:attr:`Cut.description`).
+        cut: The values that cross (:attr:`Cut.description`).
         data: The data's fingerprint.
         split: ``train``, ``val`` or ``test``.
         transform: How pixels become the model's input: normalisation, and the augmentation of a view with its seed.
-        view: Which of the augmented copies.
-        arithmetic: Kind of device and number format, such as ``cuda bf16``: they round differently.
+        view: The number of the augmented copy.
+        arithmetic: Kind of device and number format, such as ``cuda bf16``, on which rounding depends.
     """
 
     weights: str
@@ -90,7 +90,7 @@ class Content:
 
     @property
     def key(self) -> str:
-        """A digest of it all, and of the versions of what computes it."""
+        """A digest of all fields, and of the versions of the libraries that compute the rows."""
         text = json.dumps(asdict(self) | _versions(), sort_keys=True)
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -101,12 +101,12 @@ def _versions() -> dict[str, Any]:
 
 
 def weights_digest(model: nn.Module, names: Iterable[str], known: MutableMapping[str, bytes] | None = None) -> str:
-    """A digest of parameters and buffers, such as those a prefix depends on (:attr:`Cut.state_names`).
+    """A digest of parameters and buffers, such as those that a prefix depends on (:attr:`Cut.state_names`).
 
     Args:
-        model: Holds them.
-        names: As in ``named_parameters()`` and ``named_buffers()``.
-        known: Digests of single tensors by name, which are believed, and added to.
+        model: Holds the parameters and buffers.
+        names: Names as in ``named_parameters()`` and ``named_buffers()``.
+        known: Digests of single tensors by name, which are used without a check; new digests are added.
     """
     known = {} if known is None else known
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
@@ -122,7 +122,7 @@ def weights_digest(model: nn.Module, names: Iterable[str], known: MutableMapping
 
 
 class ActivationStore:
-    """The entries below one folder, bounded in bytes; those not used for longest go first.
+    """The entries below one folder, bounded in bytes; the entries not used for longest are removed first.
 
     Args:
         folder: The cache's folder.
@@ -134,16 +134,16 @@ class ActivationStore:
         self._entries = folder / "activations"
         self._locks = folder / "locks"
         self._max_bytes = max_bytes
-        # Entries opened by this process, and the inode and size of their files: trials share what is on a device.
+        # Entries opened by this process, with inode and size of their files: trials share the rows on a device.
         self._opened: dict[Path, tuple[tuple[int, int], Activations]] = {}
 
     def find(self, content: Content, layouts: Sequence[RowLayout], images: int) -> Activations | None:
-        """The entry of this content if it is there, whole and fitting; the same object for as long as it is.
+        """The entry of this content if it exists, whole and fitting; the same object for as long as it exists.
 
         Args:
-            content: All that it depends on.
-            layouts: Of its tensors.
-            images: How many rows there are to be.
+            content: All that the entry depends on.
+            layouts: The layouts of its tensors.
+            images: The expected number of rows.
         """
         path = self._path(content)
         try:
@@ -170,17 +170,18 @@ class ActivationStore:
         images: int,
         batches: Callable[[], Iterable[Rows]],
     ) -> Activations:
-        """The entry of this content, computed unless it is there; who finds another process at it waits for that one.
+        """The entry of this content, computed unless it exists; waits if another process is computing it.
 
         Args:
-            content: All that it depends on.
-            layouts: Of its tensors.
-            images: How many rows there are to be, more than 0.
+            content: All that the entry depends on.
+            layouts: The layouts of its tensors.
+            images: Number of rows, more than 0.
             batches: Computes the rows, in order: tensors (B, *shape), one for each of ``layouts``, on any device.
 
         Raises:
-            NoRoomError: The entry is larger than the bound or than what others are building leaves of it, the disk is
-                full, or the folder cannot be used. Nothing is left behind; the caller can compute without the store.
+            NoRoomError: The entry is larger than the bound, or than the room beside entries under construction; or the
+                disk is full, or the folder cannot be used. No file is left behind; the caller can compute without the
+                store.
         """
         found = self.find(content, layouts, images)
         if found is not None:
@@ -199,7 +200,7 @@ class ActivationStore:
             raise self._refusal(error, need) from error
 
     def release(self, device: torch.device, max_bytes: int) -> None:
-        """Free on a device what was used longest ago, until the rest takes at most so many bytes there."""
+        """Free the rows on a device that were used longest ago, until the rest takes at most ``max_bytes`` there."""
         kept = 0
         for _, rows in reversed(self._opened.values()):
             kept += rows.bytes_on(device)
@@ -207,7 +208,7 @@ class ActivationStore:
                 rows.release()
 
     def room_for(self, need: int) -> bool:
-        """Whether an entry of so many bytes may be stored, and the disk has room for it."""
+        """Whether an entry of ``need`` bytes is within the bound, and the disk has room for it."""
         try:
             self._entries.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._entries).free
@@ -270,7 +271,7 @@ class ActivationStore:
         return self._entries / f"{content.key}{_SUFFIX}"
 
     def sizes(self) -> dict[Path, int]:
-        """Bytes of every entry, and of every part of one that is being built."""
+        """Bytes of every entry, and of every entry that is being built."""
         sizes = {}
         for path in self._entries.iterdir() if self._entries.is_dir() else ():
             with suppress(OSError):
@@ -278,7 +279,7 @@ class ActivationStore:
         return sizes
 
     def removed(self, path: Path) -> bool:
-        """Remove an entry, or a part unless a process is building it, and say whether it was."""
+        """Remove an entry, or a part unless a process is building it, and return whether it was removed."""
         if path.suffix != PART:
             path.unlink(missing_ok=True)
             return True
@@ -300,13 +301,13 @@ class ActivationStore:
 
 
 def _header(content: Content, layouts: Sequence[RowLayout], images: int) -> tuple[bytes, list[int], int]:
-    """The beginning of a safetensors file, where each tensor lies in it, and its size.
+    """The header of a safetensors file, the offset of each tensor, and the size of the file.
 
-    The format's own library writes whole tensors only, and these are computed batch by batch.
+    The format's own library writes whole tensors only, but these tensors are computed batch by batch.
     """
     about: dict[str, Any] = {"__metadata__": {name: str(value) for name, value in asdict(content).items()}}
     begins, end = dict.fromkeys(range(len(layouts)), 0), 0
-    # The widest numbers first: the format allows no gaps, and every tensor has to begin at a multiple of its numbers.
+    # The widest numbers first: the format allows no gaps, and a tensor must begin at a multiple of its numbers' size.
     for index, layout in sorted(enumerate(layouts), key=lambda item: -item[1].dtype.itemsize):
         begins[index], end = end, end + images * layout.bytes
         about[str(index)] = {
@@ -339,5 +340,5 @@ def _fill(
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().contiguous().cpu().reshape(-1)
-    # Through uint8, as NumPy has no bfloat16.
+    # Through uint8, because NumPy has no bfloat16.
     return flat.view(torch.uint8).numpy().data

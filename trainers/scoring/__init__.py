@@ -1,6 +1,6 @@
-"""What a trained model says of images: predictions, calibration, soups of weights, images to show.
+"""Predictions of a trained model, their calibration, soups of weights, images to show.
 
-Which metric is computed is :mod:`trainers.tasks`'.
+The metrics are in :mod:`trainers.tasks`.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: one temperature for a model's logits, and how far off they are."""
+"""Calibrated probabilities: one temperature for a model's logits, and the error of the probabilities."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -20,8 +20,8 @@ def _label_margins(logits: Tensor, targets: Tensor) -> Tensor:
     return (2 * targets.double() - 1) * logits
 
 
-# By task: how far (N, C) the truth is ahead, and the negative log likelihood of such margins. A temperature divides
-# margins as it does logits.
+# By task: the margins (N, C) by which the true answer leads, and the negative log likelihood of margins. A temperature
+# divides margins as it divides logits.
 _LIKELIHOODS: Mapping[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "classification": (_class_margins, lambda margins: (-margins).logsumexp(1).mean()),
     "multilabel": (_label_margins, lambda margins: F.softplus(-margins).mean()),
@@ -32,19 +32,19 @@ CALIBRATED_TASKS = tuple(_LIKELIHOODS)
 
 
 def fit_temperature(task: str, logits: Tensor, targets: Tensor) -> float:
-    """The temperature by which logits are to be divided, so that targets are most likely.
+    """The temperature that makes the targets most likely if logits are divided by it.
 
-    Guo et al.: On Calibration of Modern Neural Networks, ICML 2017. Found by L-BFGS in double precision. It leaves
-    every label as it is.
+    Guo et al.: On Calibration of Modern Neural Networks, ICML 2017. Found by L-BFGS in double precision. Dividing by it
+    changes no label.
 
     Args:
         task: One of ``CALIBRATED_TASKS``.
-        logits: (N, C) float, of images that the model was not fitted to.
+        logits: (N, C) float, for images that the model was not fitted to.
         targets: (N,) int64 class indices, or (N, C) float of zeros and ones.
 
     Returns:
-        A number above 0. It is 1, which changes nothing, where no temperature is best: the targets have every time
-        the largest logit (the likelihood would grow without end), or logits speak against them on the whole.
+        A number above 0. It is 1, which changes nothing, if no temperature is best: every target has the largest logit,
+        so that the likelihood would grow without end, or the logits are on the whole against the targets.
     """
     margins_of, loss_of = _LIKELIHOODS[task]
     margins = margins_of(logits.double(), targets)
@@ -53,7 +53,7 @@ def fit_temperature(task: str, logits: Tensor, targets: Tensor) -> float:
         why = "every answer on validation is right" if margins.min() >= 0 else "the model is no better than chance"
         logger.info("no temperature is fitted: %s", why)
         return 1.0
-    # In units of the margins, so that the search starts near its end however large the logits are.
+    # In units of the margins, so that the search starts near its end for logits of any size.
     scale = margins.abs().mean()
     margins = margins / scale
     log_sharpness = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -72,10 +72,10 @@ def fit_temperature(task: str, logits: Tensor, targets: Tensor) -> float:
 
 
 def calibration_error(task: str, logits: Tensor, targets: Tensor) -> float:
-    """Expected calibration error (ECE) in 15 bins of equal width: how far probabilities are from frequencies.
+    """Expected calibration error (ECE) in 15 bins of equal width: the distance of probabilities from frequencies.
 
-    Of a classification the probability of the likeliest class counts, against how often that class is right; of a
-    multilabel task every class's probability, against how often images have the class.
+    In classification, the probability of the likeliest class is compared with how often that class is right. In a
+    multilabel task, every class's probability is compared with how often images have the class.
 
     Args:
         task: One of ``CALIBRATED_TASKS``.

@@ -1,4 +1,4 @@
-"""What a model says of a split, and what it is shown of an image."""
+"""A model's predictions for a split."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,25 +29,25 @@ def predict(
     parts: int = 1,
     places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What the task's metrics are made of for a split, both on the CPU, in its order.
+    """Outputs and targets for the task's metrics, both on the CPU, in the order of the split.
 
     Args:
-        model: On the device; it is put into eval mode.
+        model: The model on the device; it is put into eval mode.
         split: Images and targets.
         strategy: Gives the images' size, the views that are averaged (``tta``) and the batch size.
         normalise: Makes the model's input.
-        task: Of the split.
-        scale: The units that the model was taught targets in; None for the targets' own.
+        task: The task of the split.
+        scale: The units in which the model learned the targets; None for the targets' own.
         device: Where to compute.
-        known: What the frozen part of the model gives for the split's images, if that is known.
+        known: Outputs of the model's frozen part for the split's images, if they are stored.
         forward: Calls the model.
-        parts: Of a batch that would not fit into memory.
-        places: (M,) int64, of the images in the split, more than none; None for all of them.
+        parts: Number of parts of a batch that would not fit into memory.
+        places: (M,) int64, places of images in the split, at least one; None for all images.
 
     Returns:
         Logits (N, C) float32 and class indices (N,) int64; for multilabel logits and targets (N, C) float32; for
-        regression numbers (N, K) float32, both in the units of the targets; of a dense task the rows that it makes of
-        outputs and targets, (N, ...) float, and the targets.
+        regression numbers (N, K) float32, both in the units of the targets; for a dense task its rows from outputs and
+        targets, (N, ...) float, and the targets.
     """
     model.eval()
     found = []
@@ -83,7 +83,7 @@ def _answered(
 
 
 def _seen(model: nn.Module, images: Tensor, strategy: Strategy, normalise: Normalise, forward: Forward) -> Any:
-    """Outputs for images (B, C, H, W) uint8, averaged over the strategy's views if it has several."""
+    """Outputs for images (B, C, H, W) uint8, averaged over the strategy's views (``tta``), if there are several."""
     pixels = normalise(resize(images.float().div_(255), shown_size(images.shape[-1], strategy)))
     if strategy.tta == "none":
         return forward(model, pixels)

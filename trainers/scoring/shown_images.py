@@ -1,4 +1,4 @@
-"""A handful of validation images with truth and prediction side by side, the same ones in every trial."""
+"""A handful of validation images with truth and prediction side by side, the same images in every trial."""
 
 import numpy as np
 import torch
@@ -12,16 +12,16 @@ _COUNT = 6
 
 
 def shown_places(split: Split) -> Tensor:
-    """Which of a split's images are shown, (K,) int64: a few, evenly spread."""
+    """Places of the images of a split that are shown, (K,) int64: a few, evenly spread."""
     return torch.linspace(0, len(split) - 1, min(_COUNT, len(split))).long()
 
 
 def pictures(data: ImageData, predicted: Tensor) -> list[NDArray[np.uint8]]:
-    """What is seen of the images at :func:`shown_places` of validation.
+    """Pictures of the validation images at :func:`shown_places`.
 
     Args:
-        data: Of a dense task.
-        predicted: (K, ...) what a model says of them, on the CPU.
+        data: Data of a dense task.
+        predicted: (K, ...) a model's predictions for these images, on the CPU.
 
     Returns:
         (H, W, 3) each: image, truth, prediction.

@@ -1,4 +1,4 @@
-"""Weights mixed from those of several models of one architecture, without training: interpolations and soups."""
+"""Mixing the weights of several models of one architecture, without training: interpolations and soups."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -19,16 +19,16 @@ def interpolate(start: State, end: State, alpha: float, kept: Collection[str] = 
     Wortsman et al.: Robust Fine-Tuning of Zero-Shot Models (WiSE-FT), CVPR 2022.
 
     Args:
-        start: State dict that a fine-tuning began with.
-        end: State dict that it ended with.
+        start: State dict at the start of a fine-tuning.
+        end: State dict at its end.
         alpha: Share of ``end``.
-        kept: Entries that are those of ``end`` whatever ``alpha`` is, as are counters and other whole numbers.
+        kept: Entries that are taken from ``end`` for any ``alpha``, as are counters and other whole numbers.
 
     Raises:
-        WeightsError: The two are not of one architecture.
+        WeightsError: The state dicts are not of one architecture.
     """
     check_alike(start, end)
-    # Both forms of lerp leave equal values equal to the bit, which stale_norms relies on.
+    # Both forms of lerp leave equal values equal bit for bit, which stale_norms relies on.
     return {
         name: torch.lerp(start[name], tensor, alpha) if tensor.is_floating_point() and name not in kept else tensor
         for name, tensor in end.items()
@@ -36,15 +36,15 @@ def interpolate(start: State, end: State, alpha: float, kept: Collection[str] = 
 
 
 def uniform_soup(members: Iterable[State]) -> dict[str, Tensor]:
-    """The mean of models' weights; counters are those of the first.
+    """The mean of models' weights; counters are taken from the first model.
 
     Wortsman et al.: Model Soups, ICML 2022.
 
     Args:
-        members: At least one state dict; one at a time is held.
+        members: At least one state dict; only one at a time is held.
 
     Raises:
-        WeightsError: Two are not of one architecture.
+        WeightsError: Two state dicts are not of one architecture.
     """
     soup: dict[str, Tensor] = {}
     for count, member in enumerate(members):
@@ -55,21 +55,21 @@ def uniform_soup(members: Iterable[State]) -> dict[str, Tensor]:
 def greedy_soup(
     members: Iterable[State], score: Callable[[State], float], lower_is_better: bool
 ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-    """The mean of those models that do not make it worse, taken in their order.
+    """The mean of the models that do not make the mean worse, taken in their order.
 
-    Wortsman et al.: Model Soups, ICML 2022, Recipe 1: the first is in; each next one stays if, on held-out data, the
-    mean with it scores no worse than the mean without it.
+    Wortsman et al.: Model Soups, ICML 2022, Recipe 1: the first model is in. Each next model stays if, on held-out
+    data, the mean with it scores no worse than the mean without it.
 
     Args:
-        members: State dicts from the best model to the worst, at least one; one at a time is held.
-        score: The score of weights; one that is not a number is never an improvement.
+        members: State dicts from the best model to the worst, at least one; only one at a time is held.
+        score: The score of weights; a score that is not a number is never an improvement.
         lower_is_better: Whether the score is an error.
 
     Returns:
         The mean, and the places of its members among ``members``.
 
     Raises:
-        WeightsError: Two are not of one architecture.
+        WeightsError: Two state dicts are not of one architecture.
     """
     soup: dict[str, Tensor] = {}
     taken: list[int] = []
@@ -84,10 +84,10 @@ def greedy_soup(
 
 
 def check_alike(first: State, second: State) -> None:
-    """Refuse to mix what has other names or shapes.
+    """Refuse to mix state dicts with different names or shapes.
 
     Raises:
-        WeightsError: Names the first entry that differs.
+        WeightsError: The state dicts differ; the message names the first entry that differs.
     """
     for name in (*first, *second):
         if name not in first or name not in second or first[name].shape != second[name].shape:
@@ -95,19 +95,19 @@ def check_alike(first: State, second: State) -> None:
 
 
 def _stir(soup: State, member: State, count: int) -> dict[str, Tensor]:
-    """The mean of ``count`` models, of which ``soup`` is the mean, and one more."""
+    """The mean of one more model and ``count`` models, whose mean is ``soup``."""
     return dict(member) if count == 0 else interpolate(member, soup, count / (count + 1))
 
 
 def random_at_start(model: nn.Module, strategy: Strategy) -> frozenset[str]:
-    """Entries of a state dict that a fine-tuning starts with at random, so that they have no start worth mixing in.
+    """Entries of a state dict that are random at a fine-tuning's start, so that their start is not worth mixing in.
 
-    Those are the head's, unless it was fitted first (``probe_epochs``), and those of blocks drawn anew
-    (``reinit_blocks``).
+    These are the head's entries, unless the head was fitted first (``probe_epochs``), and the entries of blocks that
+    were drawn anew (``reinit_blocks``).
 
     Args:
         model: A timm classifier.
-        strategy: How it was fine-tuned.
+        strategy: How the model was fine-tuned.
 
     Raises:
         ConfigError: The model's blocks are not known.
@@ -127,19 +127,19 @@ def load_mixed(
     seed: int,
     device: Device,
 ) -> None:
-    """Load mixed weights and fit the BatchNorm statistics that they lack, by one pass over images as they are.
+    """Load mixed weights and fit the BatchNorm statistics that they lack, by one pass over unvaried images.
 
-    Statistics that all members agree on, such as those of frozen blocks, stay; where they agree on all, no image is
-    looked at. Dropout is off in that pass.
+    Statistics that all members agree on, such as those of frozen blocks, stay; if members agree on all statistics, no
+    image is read. Dropout is off in that pass.
 
     Args:
-        model: A model on the device, changed in place; it is left in eval mode but for what was fitted.
-        mixed: What :func:`interpolate` or a soup gave.
+        model: A model on the device, changed in place; it is left in eval mode, except for the fitted modules.
+        mixed: From :func:`interpolate` or a soup.
         reference: One of the members.
         split: The training images.
         batch_size: Images a batch; a last, smaller batch is left out.
         normalise: Makes the model's input.
-        seed: Draws the order of images, since batches of a sorted set would each show one class.
+        seed: Draws the order of images, because each batch of a sorted set would show a single class.
         device: Where to compute.
     """
     model.load_state_dict(mixed)
@@ -154,7 +154,7 @@ def load_mixed(
 
 
 def stale_norms(model: nn.Module, mixed: State, reference: State) -> list[nn.Module]:
-    """Modules whose running statistics were mixed from different ones: the mean then differs from each member's."""
+    """Modules whose running statistics were mixed from different ones: their mean differs from each member's."""
     return [
         module
         for name, module in model.named_modules()

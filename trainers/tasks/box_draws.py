@@ -1,6 +1,6 @@
-"""COCO's scores of bootstrap draws of images: boxes are matched once, and each draw only sorts anew what counts.
+"""COCO's scores of bootstrap draws of images: boxes are matched once, and each draw only sorts the matches anew.
 
-The scores themselves come from the library, see :mod:`trainers.tasks.boxes`, which takes most of a second for some
+The scores themselves come from torchmetrics (:mod:`trainers.tasks.boxes`), which takes most of a second for some
 hundreds of images; hundreds of draws would take minutes.
 """
 
@@ -20,12 +20,12 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """What was found of one class, by falling score.
+    """The found boxes of one class, by falling score.
 
     Args:
         image: (D,) index of the image.
-        is_right: (T, D) whether it matches a target, at each overlap that is asked for.
-        targets: (N,) how many targets each image has of the class.
+        is_right: (T, D) whether it matches a target, at each of the requested overlaps.
+        targets: (N,) number of targets of the class in each image.
     """
 
     image: NDArray[np.int64]
@@ -49,7 +49,7 @@ def box_draws(metric: str, rows: Tensor, targets: Tensor, places: Iterable[NDArr
 
 
 def drawn_score(metric: str, classes: list[Matched], draw: NDArray[np.int64]) -> float:
-    """The metric where each image was drawn so many times (N,); not a number without targets."""
+    """The metric of a draw, which says how often each image was drawn (N,); not a number without targets."""
     found = []
     for one in classes:
         count = int(draw @ one.targets)
@@ -65,9 +65,9 @@ def _recall(right: NDArray[np.int64], count: int) -> float:
 
 
 def _precision(right: NDArray[np.int64], count: int) -> float:
-    """Average precision of found boxes by falling score, of which so many (T, D) are right up to each."""
+    """Average precision of found boxes by falling score; ``right`` (T, D) counts the right boxes up to each."""
     precision: _Floats = right / np.arange(1, right.shape[1] + 1)
-    # The best that a lower score still reaches.
+    # The best precision at this or any lower score.
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     total = 0.0
     for reached, best in zip(right / count, precision, strict=True):
@@ -77,14 +77,14 @@ def _precision(right: NDArray[np.int64], count: int) -> float:
 
 
 def matched_boxes(rows: Tensor, targets: Tensor, overlaps: Sequence[float]) -> list[Matched]:
-    """What was found of each class that occurs among the targets, at these overlaps (T,)."""
+    """The found boxes of each class that occurs among the targets, at these overlaps (T,)."""
     classes = []
     for label in np.unique(targets[..., 4][targets[..., 4] >= 0].numpy()).tolist():
         scores, images, right = [], [], []
         for image, (of_image, truth) in enumerate(zip(rows, targets, strict=True)):
             found = of_image[of_image[:, 4] == label]
             found = found[found[:, 5].argsort(descending=True, stable=True)]
-            # In double precision, since an overlap of 0.6 is to count where 0.6 is asked for.
+            # In double precision, since an overlap of 0.6 must count where the limit is 0.6.
             ious = box_iou(found[:, :4].double(), truth[truth[:, 4] == label][:, :4].double())
             right.append(_match(ious, np.asarray(overlaps)))
             scores.append(found[:, 5])
@@ -96,13 +96,13 @@ def matched_boxes(rows: Tensor, targets: Tensor, overlaps: Sequence[float]) -> l
 
 
 def _match(ious: Tensor, overlaps: _Floats) -> NDArray[np.bool_]:
-    """Which found boxes (D,) match a target (G,) that no better one has, at each overlap: (T, D)."""
+    """Which found boxes (D,) match a target (G,) that no better box has matched, at each overlap: (T, D)."""
     right = np.zeros((len(overlaps), len(ious)), dtype=bool)
     is_taken = np.zeros((len(overlaps), ious.shape[1]), dtype=bool)
     at, last = np.arange(len(overlaps)), ious.shape[1] - 1
     for place in (ious >= overlaps[0]).any(1).nonzero()[:, 0].tolist():
         free = np.where(is_taken, -1.0, ious[place].numpy())
-        # Of equal overlaps COCO takes the last.
+        # Among equal overlaps COCO takes the last.
         best = last - free[:, ::-1].argmax(1)
         right[:, place] = free[at, best] >= overlaps
         is_taken[at[right[:, place]], best[right[:, place]]] = True

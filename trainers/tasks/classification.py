@@ -1,4 +1,4 @@
-"""One class an image."""
+"""The task classification: one class an image."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def _macro_f1(logits: Tensor, targets: Tensor) -> float:
 def _confusion(logits: Tensor, targets: Tensor) -> Tensor:
     """Images by class and predicted class, (C, C) float64.
 
-    For every probe of a sweep and each of its epochs: scikit-learn's scores take fifty times longer.
+    Computed for every probe of a sweep in each epoch, for which scikit-learn's scores take fifty times longer.
     """
     classes = logits.shape[1]
     return torch.bincount(targets * classes + logits.argmax(1), minlength=classes**2).view(classes, classes).double()
@@ -42,7 +42,7 @@ def _loss(logits: Tensor, targets: Tensor) -> float:
 
 
 def _wilson(logits: Tensor, targets: Tensor) -> tuple[float, float]:
-    # Only here: it takes a second to import, which workers need not wait for.
+    # Only here: the import takes a second, which workers need not wait for.
     from scipy.stats import binomtest
 
     hits = int((logits.argmax(1) == targets).sum())

@@ -1,4 +1,4 @@
-"""Boxes with a class each, any number of them an image."""
+"""The task detection: any number of boxes an image, each with a class."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -67,7 +67,7 @@ def _answers(predicted: Tensor, classes: Sequence[str], places: Sequence[Placing
 
 
 def _column(values: list[Any]) -> NDArray[Any]:
-    """Lists as the cells of a column."""
+    """A column whose cells are lists."""
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column
@@ -98,7 +98,7 @@ DETECTION = Task(
         example={"boxes": [[0.0, 0.0, 1.0, 1.0]], "labels": ["class"], "scores": [1.0]},
         per_class=("ap", average_precision_per_class),
         loss=_loss,
-        # As the pyramids of all three papers begin.
+        # The finest stride of the pyramids in all three papers.
         finest_stride=4,
     ),
 )

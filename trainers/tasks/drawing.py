@@ -1,4 +1,4 @@
-"""Pictures of what was found in an image."""
+"""Drawing predictions on images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 # Smaller pictures are hard to look at.
 _LEAST_SIDE = 192
 _GAP = 4
-# Of the colour circle, so that no two of the first colours are alike.
+# A share of the colour circle, chosen so that no two of the first colours are alike.
 _TURN = 0.618034
 
 
@@ -23,7 +23,7 @@ def enlarged(image: Tensor) -> Tensor:
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:
-    """So many bright colours."""
+    """``count`` bright colours."""
     hues = ((k * _TURN) % 1 for k in range(count))
     return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, 1.0)) for hue in hues]  # type: ignore[misc]
 

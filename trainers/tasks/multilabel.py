@@ -1,4 +1,4 @@
-"""Any number of classes an image, none included."""
+"""The task multilabel: any number of classes an image, including none."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -14,14 +14,14 @@ _THRESHOLD = 0.5
 
 
 def _metrics() -> ModuleType:
-    # Only here: it takes a second to import, which studies of other tasks need not wait for.
+    # Only here: the import takes a second, which studies of other tasks need not wait for.
     from torchmetrics.functional import classification
 
     return classification
 
 
 def _mean_average_precision(logits: Tensor, targets: Tensor) -> float:
-    """Averaged over the classes that occur: the average precision of one that does not is not defined."""
+    """Averaged over the classes that occur: average precision is not defined for other classes."""
     shown = targets.bool().any(0)
     if not shown.any():
         return float("nan")
@@ -46,7 +46,7 @@ def _loss(logits: Tensor, targets: Tensor) -> float:
 
 
 def _answers(logits: Tensor, classes: Sequence[str]) -> Answers:
-    """The classes of at least even probability, and the probability of every class."""
+    """The classes with a probability of at least a half, and the probability of every class."""
     probabilities = logits.sigmoid().double().numpy()
     names = np.asarray(classes, dtype=object)
     rows = [SEPARATOR.join(names[row >= _THRESHOLD]) for row in probabilities]

@@ -1,8 +1,8 @@
-"""Scores of masks, from counts of each image's pixels, so that a validation set takes a few numbers an image.
+"""Scores of masks from pixel counts of each image, so that a validation set takes a few numbers an image.
 
-Rows are (N, 3C + 2) float64, an image each: by class the pixels that are rightly predicted, the predicted and the true
-ones, then the summed cross entropy and the number of the pixels that count, which are those not ignored. Scores are of
-all images' pixels together; the targets that metrics are given are in the rows already.
+Rows are (N, 3C + 2) float64, an image each: by class the correctly predicted, the predicted and the true pixels, then
+the summed cross entropy and the number of the pixels that count, which are all pixels but the ignored ones. Scores are
+of all images' pixels together. Metrics do not read their targets, which are in the rows already.
 """
 
 import torch
@@ -13,11 +13,11 @@ from strategies import IGNORED
 
 
 def region_rows(logits: Tensor, targets: Tensor) -> Tensor:
-    """What the scores need of each image.
+    """The counts of each image that the scores need.
 
     Args:
         logits: (B, C, S, S) float.
-        targets: (B, S, S) integer, :data:`strategies.IGNORED` where a pixel does not count.
+        targets: (B, S, S) integer, :data:`strategies.IGNORED` for pixels that do not count.
 
     Returns:
         (B, 3C + 2) float64 on the CPU.
@@ -33,52 +33,52 @@ def region_rows(logits: Tensor, targets: Tensor) -> Tensor:
         losses.flatten(1).sum(1, keepdim=True),
         counts.flatten(1).sum(1, keepdim=True),
     ]
-    # In double on the CPU: not every device has it.
+    # In float64 on the CPU, because not every device has float64.
     return torch.cat([part.cpu().double() for part in parts], dim=1)
 
 
 def mean_iou(rows: Tensor, targets: Tensor) -> float:
-    """Intersection over union averaged over the classes that occur or are predicted; nan of no pixels."""
+    """Intersection over union averaged over the classes that occur or are predicted; nan without pixels."""
     return iou_per_class(rows).nanmean().item()
 
 
 def dice(rows: Tensor, targets: Tensor) -> float:
-    """Dice score, the F1 of pixels, averaged over the classes that occur or are predicted; nan of no pixels."""
+    """Dice score, the F1 of pixels, averaged over the classes that occur or are predicted; nan without pixels."""
     hits, predicted, true = _totals(rows)
-    # Of a class nowhere seen it is 0 / 0.
+    # For a class that neither occurs nor is predicted the score is 0 / 0.
     return (2 * hits / (predicted + true)).nanmean().item()
 
 
 def pixel_accuracy(rows: Tensor, targets: Tensor) -> float:
-    """Share of pixels that are rightly predicted; nan of no pixels."""
+    """Share of correctly predicted pixels; nan without pixels."""
     hits, _, true = _totals(rows)
     return (hits.sum() / true.sum()).item()
 
 
 def loss(rows: Tensor, targets: Tensor) -> float:
-    """Cross entropy, mean over pixels; nan of no pixels."""
+    """Cross entropy, mean over pixels; nan without pixels."""
     return (rows[:, -2].sum() / rows[:, -1].sum()).item()
 
 
 def iou_per_class(rows: Tensor) -> Tensor:
-    """Intersection over union of each class, (C,) float64; nan for one that neither occurs nor is predicted."""
+    """Intersection over union of each class, (C,) float64; nan for a class that neither occurs nor is predicted."""
     hits, predicted, true = _totals(rows)
     return hits / (predicted + true - hits)
 
 
 def _totals(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Right, predicted and true pixels of each class over all images, each (C,)."""
+    """Correct, predicted and true pixels of each class over all images, each (C,)."""
     hits, predicted, true = rows[:, :-2].sum(0).view(3, -1)
     return hits, predicted, true
 
 
 def _per_class(classes: Tensor, counts: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each image by class, (B, C) int64, of those that count.
+    """Number of each image's pixels that count, by class, (B, C) int64.
 
     torchmetrics' samplewise counts, of one-hot pixels, take twenty times longer (21 classes, 128 x 128 pixels).
     """
     batch, bins = len(classes), num_classes + 1
     firsts = torch.arange(batch, device=classes.device)[:, None, None] * bins
-    # What does not count has a bin of its own.
+    # Pixels that do not count have a bin of their own.
     places = torch.where(counts, classes, num_classes) + firsts
     return torch.bincount(places.flatten(), minlength=batch * bins).view(batch, bins)[:, :num_classes]

@@ -1,4 +1,4 @@
-"""One or several numbers an image."""
+"""The task regression: one or several numbers an image."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -10,7 +10,7 @@ from trainers.tasks.task import NO_DECODER, Answers, Scale, Task
 
 
 def _metrics() -> ModuleType:
-    # Only here: it takes a second to import, which studies of other tasks need not wait for.
+    # Only here: the import takes a second, which studies of other tasks need not wait for.
     from torchmetrics.functional import regression
 
     return regression
@@ -27,7 +27,7 @@ def _rmse(outputs: Tensor, targets: Tensor) -> float:
 
 
 def _r2(outputs: Tensor, targets: Tensor) -> float:
-    # torchmetrics refuses a single image; nothing is explained where nothing varies.
+    # torchmetrics refuses a single image, and R2 is not defined for targets that are all equal.
     if len(targets) < 2 or (targets == targets[0]).all():
         return float("nan")
     return float(_metrics().r2_score(outputs.double(), targets.double()))
@@ -44,7 +44,7 @@ def _loss(outputs: Tensor, targets: Tensor) -> float:
 
 
 def _scale(targets: Tensor) -> Scale:
-    # Of few images all may agree on one of several targets.
+    # In a small set, one of several targets may be the same for all images.
     return Scale(targets.mean(0), targets.std(0, unbiased=False).clamp_min(torch.finfo(torch.float32).tiny))
 
 

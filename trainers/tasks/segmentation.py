@@ -1,4 +1,4 @@
-"""One class a pixel."""
+"""The task segmentation: one class a pixel."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from trainers.tasks.drawing import enlarged, palette, side_by_side
 from trainers.tasks.regions import dice, iou_per_class, loss, mean_iou, pixel_accuracy, region_rows
 from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task
 
-# How much of a pixel's colour is its class's.
+# The share of the class's colour in a pixel's colour.
 _OPACITY = 0.55
 
 
@@ -39,7 +39,7 @@ def _draw(image: Tensor, target: Tensor, predicted: Tensor, classes: Sequence[st
 
 
 def _coloured(image: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """The image with a colour over each pixel; those of class 0, mostly the background, and ignored ones stay."""
+    """The image with a colour over each pixel; pixels of class 0, mostly the background, and ignored pixels stay."""
     from torchvision.utils import draw_segmentation_masks
 
     picture, classes = enlarged(image), enlarged(mask[None])[0]

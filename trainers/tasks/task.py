@@ -1,4 +1,4 @@
-"""What the trainer and the search must know of a task."""
+"""A task as data: its metrics, its units, the form of its answers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from trainers.data import Placing
 
 Metric = Callable[[Tensor, Tensor], float]
 Answers = dict[str, NDArray[Any]]
-# Of outputs, targets and the images' indices of each draw, the scores of the draws.
+# Takes outputs, targets and the image indices of each draw, and gives the scores of the draws.
 Drawn = Callable[[Tensor, Tensor, Iterable[NDArray[np.int64]]], NDArray[np.float64]]
 
-# Of a bootstrapped interval.
+# Draws for a bootstrapped interval.
 _DRAWS = 500
 
 #: Strategy fields that mean nothing for a classifier, and why.
@@ -36,17 +36,17 @@ UNUSABLE_IF_DENSE: Mapping[str, str] = {
 
 
 class MakeTop(Protocol):
-    """Makes what stands on an encoder; see :mod:`trainers.models.dense`."""
+    """Makes the layers on top of an encoder; see :mod:`trainers.models.dense`."""
 
     def __call__(
         self, kind: str, channels: Sequence[int], strides: Sequence[int], num_classes: int, image_size: int, /
     ) -> nn.Module:
-        """Of the decoder's name and the encoder's maps, the highest resolution first."""
+        """Takes the decoder's name and facts of the encoder's maps, the highest resolution first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A change of units between targets and what a model gives.
+    """A change of units between targets and a model's outputs.
 
     Args:
         mean: (K,) float32.
@@ -67,27 +67,27 @@ class Scale:
         return outputs * std + mean
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation on a device, which is not waited for."""
+        """Mean and deviation on a device, without waiting for the copy."""
         return self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """What a task needs whose targets lie in the image.
+    """The further facts of a task whose targets lie in the image.
 
     Args:
-        decoders: Names of what can stand on the encoder, the default first.
-        make_top: Makes one.
-        rows: What is kept of a batch for the metrics, (B, ...) float, of the model, its outputs and the targets.
-        predicted: What the model says, (B, ...), of the model and its outputs.
+        decoders: Names of the decoders that can stand on the encoder, the default first.
+        make_top: Makes a decoder with its head.
+        rows: Takes the model, its outputs and the targets of a batch, and gives rows (B, ...) float for the metrics.
+        predicted: Takes the model and its outputs, and gives the predictions, (B, ...).
         vary: Changes images (B, C, S, S) float in [0, 1] and their targets at random as a strategy says.
-        draw: A picture (H, W, 3) uint8 of an image (C, S, S) uint8, its target, and what was predicted.
-        answers: Columns of what a served model says, from what was predicted, the names of the classes, and where each
-            image lies in its square.
-        example: What ``answers`` may say of one image, by column.
+        draw: A picture (H, W, 3) uint8 of an image (C, S, S) uint8, its target, and its prediction.
+        answers: Columns of a served model's answers, from predictions, the names of the classes, and the place of each
+            image in its square.
+        example: A possible answer for one image, by column.
         per_class: A metric's name, and its value for each class (C,) from rows, targets and the number of classes.
-        loss: The training loss, of the model, its outputs and the targets, for a model that brings its own.
-        finest_stride: Pixels of the image a pixel of the finest feature map that is used.
+        loss: Takes the model, its outputs and the targets, and gives the training loss; for models with their own loss.
+        finest_stride: Pixels of the image for each pixel of the finest feature map that is used.
     """
 
     decoders: tuple[str, ...]
@@ -109,16 +109,16 @@ class Task:
 
     Args:
         name: The value of ``task`` in a study.
-        metrics: Scores of outputs, or of the rows made of them, and targets by name; the first is the task's default.
+        metrics: By name, functions of outputs (or rows made of them) and targets; the first is the task's default.
         lower_is_better: Names of the metrics that are errors.
-        scale: The units that a model is to learn training targets in; None to leave both as they are.
-        answers: Columns of what a served model says, from raw outputs (N, C) and the names of the classes; a dense task
+        scale: Makes the units in which a model learns the training targets; None keeps the targets' own units.
+        answers: Columns of a served model's answers, from raw outputs (N, C) and the names of the classes; a dense task
             has its own.
         intervals: 95% intervals with a formula of their own; the others are bootstrapped.
-        drawn: Metrics of draws of images, where that is cheaper than computing each anew.
+        drawn: Metrics of draws of images, if that is cheaper than computing each draw anew.
         unusable: Strategy fields that mean nothing for the task, with the reason in a few words.
-        together: Every metric at once, where that is cheaper than one by one.
-        dense: What a task needs besides whose targets lie in the image.
+        together: Every metric at once, if that is cheaper than one by one.
+        dense: The further facts of a task whose targets lie in the image; None for other tasks.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Task:
     dense: Dense | None = None
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Every metric; ``loss`` is the task's usual one, whatever was trained.
+        """Every metric; ``loss`` is the task's usual loss, even if another loss was trained.
 
         Args:
             outputs: (N, C) float32 on the CPU, in the units of the targets; or the rows of a dense task.
@@ -145,11 +145,11 @@ class Task:
 
     @property
     def watched(self) -> str:
-        """The metric whose standstill lowers a rate that waits for it: the loss, or the first where there is none."""
+        """The metric that the plateau schedule watches: the loss, or the first metric if there is no loss."""
         return "loss" if "loss" in self.metrics else next(iter(self.metrics))
 
     def goodness(self, metric: str, score: float) -> float:
-        """A score as a number of which more is better."""
+        """A score with its sign changed if lower is better, so that more is better."""
         return -score if metric in self.lower_is_better else score
 
     def interval(self, metric: str, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -165,9 +165,9 @@ class Task:
         return percentiles(self.draws(metric, outputs, targets))
 
     def draws(self, metric: str, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
-        """The score of draws of as many images with replacement, (D,); of as many images the draws are always the same.
+        """Scores of bootstrap draws with replacement, (D,); the draws depend on the number of images alone.
 
-        A draw may hold nothing to score, such as one image over and over; its score is not a number then.
+        The score of a draw is not a number if the draw has nothing to score, such as one image over and over.
 
         Args:
             metric: A key of ``metrics``.
@@ -183,6 +183,6 @@ class Task:
 
 
 def percentiles(draws: NDArray[np.float64], alpha: float = 0.05) -> tuple[float, float]:
-    """Where all but the outermost ``alpha`` of draws (D,) begin and end."""
+    """The bounds of all but the outermost share ``alpha`` of draws (D,)."""
     low, high = np.nanquantile(draws, [alpha / 2, 1 - alpha / 2])
     return float(low), float(high)

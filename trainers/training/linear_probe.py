@@ -28,7 +28,7 @@ def probe_head(
 ) -> None:
     """Train the classifier alone for ``probe_epochs`` on the body's features, which are computed once.
 
-    The body is in eval mode and sees every image as it is, without augmentation. The rate falls from ``probe_lr`` to
+    The body is in eval mode and sees every image without augmentation. The rate falls from ``probe_lr`` to
     zero along a half cosine, once over all epochs; the optimizer is AdamW without weight decay.
 
     Args:
@@ -40,10 +40,10 @@ def probe_head(
         seed: Draws the order of images.
         device: Where to compute.
         class_weights: (C,) float on the device, or None for all alike.
-        features: What :func:`features_of` gives for the split, if it is known already.
+        features: :func:`features_of` the split, if they are known already.
 
     Raises:
-        TrialError: The model has not one classifier but several.
+        TrialError: The model has several classifiers.
     """
     classifier = classifier_of(model)
     if features is None:
@@ -67,10 +67,10 @@ def probe_head(
 
 
 def classifier_of(model: nn.Module) -> nn.Module:
-    """The one module that a timm model classifies with.
+    """The single classifier of a timm model.
 
     Raises:
-        TrialError: It has several, as distilled models do.
+        TrialError: The model has several classifiers, as distilled models do.
     """
     classifier = model.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.ModuleList):
@@ -79,10 +79,10 @@ def classifier_of(model: nn.Module) -> nn.Module:
 
 
 def features_of(model: nn.Module, split: Split, normalise: Normalise, device: Device) -> Tensor:
-    """What the classifier is given for each image of a split, (N, ...) float32 on the device; in eval mode.
+    """The inputs of the classifier for each image of a split, (N, ...) float32 on the device; in eval mode.
 
     Raises:
-        TrialError: The model has not one classifier but several.
+        TrialError: The model has several classifiers.
     """
     batches = split.batches(torch.arange(len(split)), _BATCH, device.torch)
     return collect_features(model, (normalise(images.float().div_(255)) for images, _ in batches), model, device)
@@ -90,16 +90,16 @@ def features_of(model: nn.Module, split: Split, normalise: Normalise, device: De
 
 @torch.no_grad()
 def collect_features(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any], device: Device) -> Tensor:
-    """What the classifier is given in forward passes, (N, ...) float32 on the device; in eval mode.
+    """The inputs of the classifier in forward passes, (N, ...) float32 on the device; in eval mode.
 
     Args:
-        model: Whose classifier is listened to.
+        model: The model; its classifier's inputs are recorded.
         batches: Inputs of the passes.
         forward: Makes a pass of a batch: the model, or a part of it that ends in the classifier.
         device: Where to compute.
 
     Raises:
-        TrialError: The model has not one classifier but several.
+        TrialError: The model has several classifiers.
     """
     caught: list[Tensor] = []
     hook = classifier_of(model).register_forward_pre_hook(

@@ -1,4 +1,4 @@
-"""What does not fit into memory: told from other errors, and done in smaller parts."""
+"""Running out of memory: telling this error from others, and trying again in smaller parts."""
 
 import gc
 import logging
@@ -13,9 +13,9 @@ from trainers.reuse import Rows
 
 T = TypeVar("T")
 
-# What oneDNN says where it can create no primitive. Why it does not say, but want of memory is the usual reason.
+# oneDNN's message if it cannot create a primitive. It gives no reason, but the usual reason is lack of memory.
 _NO_PRIMITIVE = "could not create a primitive"
-# What torch says on a CPU, where it has no error of its own for it.
+# Messages of torch on a CPU, where it has no class of error for lack of memory.
 _CPU_SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     "posix_memalign failed",
@@ -35,18 +35,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what a failed computation has held and nothing needs any more."""
+    """Free the memory of a failed computation."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def leave_onednn_if_broken(error: BaseException) -> None:
-    """Compute without oneDNN from now on, where an error says that it creates no primitives any more.
+    """Compute without oneDNN from now on, if an error says that oneDNN no longer creates primitives.
 
-    Once it had no memory for a primitive's code it creates none with new code in that thread, however much memory there
-    is (https://github.com/uxlfoundation/oneDNN/pull/5907, which torch 2.14 does not have). What torch computes with
-    instead is slower, and rounds in another way.
+    Once oneDNN had no memory for a primitive's code, it creates no new primitive in that thread, even with memory
+    (https://github.com/uxlfoundation/oneDNN/pull/5907, which torch 2.14 does not have). Torch's own kernels
+    are slower, and round in another way.
     """
     if isinstance(error, RuntimeError) and _NO_PRIMITIVE in str(error) and torch.backends.mkldnn.enabled:
         disable_onednn()
@@ -54,25 +54,25 @@ def leave_onednn_if_broken(error: BaseException) -> None:
 
 
 class Fitting:
-    """Does things in as many parts as it takes for each to fit into memory.
+    """Divides work into as many parts as are needed for each part to fit into memory.
 
     Args:
-        most: Parts that are tried at most.
-        agree: Tells whether memory was short here, and is told whether it was anywhere: of several processes that do it
-            together all go on in as many parts.
+        most: The largest number of parts that is tried.
+        agree: Takes whether memory was short in this process, and returns whether it was short in any: all processes
+            that work together continue in the same number of parts.
     """
 
     def __init__(self, most: int, agree: Callable[[bool], bool] = lambda short: short) -> None:
         self._most = most
         self._agree = agree
-        #: How many it takes, as far as is known.
+        #: The number of parts that is needed, as far as is known.
         self.parts = 1
 
     def do(self, attempt: Callable[[int], T]) -> T:
-        """What ``attempt`` gives for a number of parts, twice as many after each time that memory was short.
+        """The result of ``attempt`` for a number of parts, which doubles each time that memory was short.
 
         Args:
-            attempt: May be broken off anywhere and begun again.
+            attempt: Takes the number of parts; it may be interrupted anywhere and started again.
         """
         while True:
             found: T | None = None
@@ -83,7 +83,7 @@ class Fitting:
                     raise
                 leave_onednn_if_broken(error)
                 if 2 * self.parts > self._most:
-                    # The others need not wait.
+                    # Tell the other processes, so that they do not wait.
                     self._agree(True)
                     raise
                 short = True
@@ -93,19 +93,20 @@ class Fitting:
                 return cast(T, found)
             if 2 * self.parts > self._most:
                 raise MemoryError("another process has no memory left")
-            # Not before: the error holds what was computed until then.
+            # Not in the except block, in which the error still holds the computed tensors.
             free_memory()
             self.parts *= 2
             logger.warning("out of memory: goes on with batches in %d parts", self.parts)
 
 
 def in_parts(
-    inputs: Tensor | Rows, wanted: Tensor, taught: Tensor | None, parts: int
+    inputs: Tensor | Rows, targets: Tensor, teacher_logits: Tensor | None, parts: int
 ) -> Iterator[tuple[Tensor | Rows, Tensor, Tensor | None]]:
-    """A batch's inputs, and what is to be learnt of them, in so many parts of nearly the same size."""
+    """A batch's inputs, targets and teacher logits in ``parts`` parts of nearly the same size."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         return torch.tensor_split(tensor, parts)
 
     shown = split(inputs) if isinstance(inputs, Tensor) else zip(*map(split, inputs), strict=True)
-    return zip(shown, split(wanted), split(taught) if taught is not None else [None] * parts, strict=True)
+    logits = split(teacher_logits) if teacher_logits is not None else [None] * parts
+    return zip(shown, split(targets), logits, strict=True)

@@ -9,35 +9,35 @@ from numpy.typing import NDArray
 
 from strategies import ConfigError
 
-#: A smoothed loss so many times the best one has diverged.
+#: A smoothed loss of this many times the best smoothed loss has diverged.
 _DIVERGED = 4.0
 
 #: Weight of the past in the running mean of losses that tells divergence, over about ten updates.
 _MEMORY = 0.9
 
-#: How many standard errors the smoothed loss has to fall by. Of 2,000 curves of 100 losses that were Gaussian noise
-#: alone, 3 fell further by chance.
+#: The smoothed loss must fall by this many standard errors. Of 2,000 curves of 100 losses of pure Gaussian noise, 3
+#: fell further by chance.
 _SIGNIFICANT = 9.0
 
-#: Falls smaller than this part of the loss are of rounding.
+#: A fall smaller than this share of the loss is rounding.
 _ROUNDING = 1e-6
 
-#: The steepest slope is looked for from where the loss was last within this part of the fall's top: before it, a chance
-#: slope may be the steepest.
+#: The search for the steepest slope begins where the loss was last within this share of the fall from its top: before
+#: that, a slope by chance may be the steepest.
 _BEGUN = 0.2
 
-#: Fewer updates are no curve.
+#: Fewer updates do not make a curve.
 _MIN_UPDATES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class RangeTest:
-    """What a range test saw.
+    """The result of a range test.
 
     Args:
         rates: Learning rates, rising.
-        losses: Of each rate's update, as they came; all finite.
-        diverged: Whether it was stopped before the highest rate, by a loss that rose too far or was not finite.
+        losses: The loss of each rate's update; all finite.
+        diverged: Whether the test stopped before the highest rate, at a loss that rose too far or was not finite.
     """
 
     rates: tuple[float, ...]
@@ -54,19 +54,19 @@ def range_test(step: Callable[[float], float], low: float, high: float, updates:
     """Train with exponentially rising learning rates until the loss diverges.
 
     Smith: Cyclical Learning Rates for Training Neural Networks, WACV 2017. The paper raises the rate linearly and looks
-    at accuracy; exponentially, and by the loss, it takes one run to look over decades of rates.
+    at accuracy; with exponential rates and the loss, one run covers decades of rates.
 
-    Data that are learned completely within the run, such as a handful of images, lead to too low a rate: there the loss
-    has no further to fall when the higher rates come.
+    Data that are learned completely within the run, such as a handful of images, lead to too low a rate: the loss
+    cannot fall further when the higher rates come.
 
-    It stops when the loss, as a running mean, exceeds four times its best, or is not finite.
+    The test stops when the loss, as a running mean, exceeds four times its best, or is not finite.
 
     Args:
-        step: Makes one update at the rate it is given and returns that batch's loss, measured before the update. It
-            trains a model that is thrown away afterwards.
+        step: Takes a rate, makes one update, and returns the batch's loss before the update. Its model cannot be used
+            afterwards.
         low: The first rate, above 0.
         high: The last rate, above ``low``.
-        updates: How many, from 20; some 100 for each three or four decades.
+        updates: Number of updates, at least 20; about 100 for three or four decades.
 
     Raises:
         ConfigError: A number is out of its range.
@@ -84,7 +84,7 @@ def range_test(step: Callable[[float], float], low: float, high: float, updates:
         mean = _MEMORY * mean + (1 - _MEMORY) * loss
         smoothed = mean / (1 - _MEMORY ** len(losses))
         best = min(best, smoothed)
-        # Of a loss below zero, four times it is not above it.
+        # In this form also for a loss below zero, four times which is not above it.
         if smoothed > best + (_DIVERGED - 1) * abs(best):
             return RangeTest(tuple(rates), tuple(losses), diverged=True)
     return RangeTest(tuple(rates), tuple(losses), diverged=False)
@@ -93,25 +93,25 @@ def range_test(step: Callable[[float], float], low: float, high: float, updates:
 def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """The rate at which the smoothed loss falls most steeply over the logarithm of the rate.
 
-    Slopes are those of straight lines fitted to an eighth of the curve around each rate; unlike a running mean, they do
-    not lag behind. What lies above where the curve began counts as no higher, so that a spike or a divergence is not
-    taken for the start of a fall.
+    Slopes are of straight lines fitted to an eighth of the curve around each rate; unlike a running mean, they do not
+    lag behind. Losses above the beginning of the curve are lowered to it, so that a spike or a divergence is not taken
+    for the start of a fall.
 
     Args:
-        rates: Rising by a constant factor, as those of :func:`range_test`.
-        losses: One for each rate, finite.
+        rates: Rising by a constant factor, as in :func:`range_test`.
+        losses: A finite loss for each rate.
 
     Returns:
         One of the rates; None if the loss never falls by more than its noise, or if there are fewer than 20 losses.
 
     Raises:
-        ValueError: The two differ in length.
+        ValueError: ``rates`` and ``losses`` differ in length.
     """
     if len(rates) != len(losses):
         raise ValueError(f"rates: {len(rates)} of them for {len(losses)} losses")
     if len(losses) < _MIN_UPDATES:
         return None
-    # Only here: it takes most of a second to import.
+    # Only here: the import takes most of a second.
     from scipy.signal import savgol_filter
 
     window = max(5, len(losses) // 8 | 1)
@@ -130,7 +130,7 @@ def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def _noise(curve: NDArray[np.float64]) -> float:
-    """Standard deviation of losses at random, by what neighbours differ by; a slow fall has hardly a part in that."""
+    """Standard deviation of the noise, from differences of neighbours, which a slow fall hardly changes."""
     return math.sqrt(np.square(np.diff(curve)).mean() / 2)
 
 

@@ -1,12 +1,12 @@
-"""What the processes that train one model together tell one another: each sees its own part of every batch.
+"""Communication between the processes that train one model together: each sees its own part of every batch.
 
-Not torch's DistributedDataParallel. It averages the ranks' gradients as if each had as many images, which a last or
-small batch has not; it is built for parameters that are trained from the first step to the last, while a strategy may
-unfreeze them epoch by epoch; and it wraps the model, whose names and modules the cut, averages, low-rank updates and
-checkpoints go by. Here every rank holds the same trainer with the same seed, each weighs its loss by its part of the
-batch, and gradients are added up after the backward pass, in a few flat buckets, before the optimizer that all ranks
-have in common makes its step: so clipping, SAM, EMA and accumulated parts need to know nothing of it. What is given up
-is that gradients travel while the backward pass still runs.
+This is not torch's DistributedDataParallel, for three reasons. DistributedDataParallel averages the ranks' gradients as
+if each rank had the same number of images, which is false for a last or small batch. It is built for parameters that
+are trained from the first step to the last, while a strategy may unfreeze them epoch by epoch. And it wraps the model,
+while the cut, averages, low-rank updates and checkpoints use its names and modules. Here every rank holds the same
+trainer with the same seed and weights its loss by its part of the batch. Gradients are added up after the backward
+pass, in a few flat buckets, before each rank's optimizer makes the same step. So clipping, SAM, EMA and accumulated
+parts need to know nothing of ranks. The cost is that gradients do not travel while the backward pass still runs.
 """
 
 import os
@@ -24,45 +24,45 @@ from torch import Tensor
 
 from trainers.private_apis import abort_process_group
 
-# Gradients that travel at once: enough to be fast, little beside a model.
+# Bytes of gradients that are sent at once: enough to be fast, little beside a model.
 _BUCKET_BYTES = 64 * 2**20
 
 
 class Ranks:
-    """One of several processes that train together, and what it shares with the others.
+    """One of several processes that train together, with its collective operations.
 
-    All of them call the same methods in the same order; each waits for the others. Of one rank nothing is shared, and
-    every method gives what it was given. More than one use torch's default process group: of tensors on the CPU by
-    gloo, of those on GPUs by what the group was made with.
+    All ranks call the same methods in the same order; each waits for the others. With a single rank every method
+    returns its input. Several ranks use torch's default process group: gloo for tensors on the CPU, and for tensors on
+    GPUs the backend that the group was made with.
 
     Args:
-        rank: Which one this is, from 0; 0 is the one that reports.
-        count: How many there are.
+        rank: The number of this process, from 0; rank 0 reports.
+        count: Number of ranks.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
-        #: Whether a step is made, in which BatchNorm's statistics are those of all ranks' images.
+        #: Whether a training step is running, in which BatchNorm's statistics are of all ranks' images.
         self.in_step = False
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no other."""
+        """Whether there is no other rank."""
         return self.count == 1
 
     def sizes(self, images: int) -> list[int]:
-        """How many of a batch's images each rank has, in order; they differ by one at most."""
+        """The number of a batch's images on each rank, in order; the numbers differ by at most one."""
         least, more = divmod(images, self.count)
         return [least + (rank < more) for rank in range(self.count)]
 
     def mine(self, images: int) -> slice:
-        """Which of a batch's images are this rank's."""
+        """The slice of a batch's images that this rank has."""
         sizes = self.sizes(images)
         begin = sum(sizes[: self.rank])
         return slice(begin, begin + sizes[self.rank])
 
     def mine_of(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
-        """Own images of consecutive batches, (M,) int64, and how many each batch but the last has of them."""
+        """The own images of consecutive batches, (M,) int64, and their number in each batch but the last."""
         if self.is_alone:
             return order, batch_size
         own = [part[self.mine(len(part))] for part in torch.split(order, batch_size)]
@@ -70,7 +70,7 @@ class Ranks:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """A context in which BatchNorm in train mode looks at all ranks' images (see ``synced_norm``)."""
+        """A context in which BatchNorm in train mode uses the statistics of all ranks' images (``synced_norm``)."""
         self.in_step = True
         try:
             yield
@@ -78,7 +78,7 @@ class Ranks:
             self.in_step = False
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
-        """Of each flag, whether it is set on any rank; no GPU is waited for."""
+        """For each flag, whether it is set on any rank; no GPU is waited for."""
         if self.is_alone:
             return list(flags)
         found = torch.tensor(flags, dtype=torch.uint8)
@@ -101,18 +101,18 @@ class Ranks:
                 tensor.copy_(total.view(tensor.shape))
 
     def gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The rows of all ranks, one rank's after the other's; no gradient goes through it.
+        """The rows of all ranks, in the order of the ranks; no gradient flows through this.
 
         Args:
             rows: (sizes[rank], ...).
-            sizes: Of each rank.
+            sizes: Number of rows on each rank.
 
         Returns:
             (sum(sizes), ...).
         """
         if self.is_alone:
             return rows
-        # Every rank has to send as much.
+        # Every rank has to send the same amount.
         most = max(sizes)
         sent = rows.new_zeros(most, *rows.shape[1:])
         sent[: len(rows)] = rows
@@ -122,15 +122,15 @@ class Ranks:
         return torch.cat([part[:size] for part, size in zip(torch.split(found, most), sizes, strict=True)])
 
     def gather_outputs(self, outputs: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The outputs of all ranks, for a loss that is no mean over images: each rank computes it of all of them.
+        """The outputs of all ranks, for a loss that is no mean over images: each rank computes it from all outputs.
 
         Args:
             outputs: (sizes[rank], ...), with gradient.
-            sizes: Of each rank, more than 0.
+            sizes: Number of outputs on each rank, more than 0.
 
         Returns:
-            (sum(sizes), ...). The gradient that comes back is this rank's own, and is divided by its part of the
-            images, which whoever adds up weighted losses over the ranks multiplies by.
+            (sum(sizes), ...). The gradient that comes back is for this rank's outputs, divided by this rank's share of
+            the images, since the loss is multiplied by that share before it is added up over the ranks.
         """
         if self.is_alone:
             return outputs
@@ -154,7 +154,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one type and device together, in parts of some bytes."""
+    """Buckets of tensors of one type and device, each of at most ``_BUCKET_BYTES`` unless a tensor is larger."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         kinds[tensor.dtype, tensor.device].append(tensor)
@@ -170,24 +170,24 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-#: For a training in one process.
+#: The single rank of a training in one process.
 ALONE = Ranks()
 
 
 def join(meeting: Path, rank: int, count: int, device: torch.device, timeout: timedelta) -> Ranks:
-    """Become one of the ranks of this machine, as torch's default process group; waits for the others.
+    """Join torch's default process group as one of the ranks on this machine; waits for the other ranks.
 
     Args:
-        meeting: A file that is not there yet, the same for all ranks.
-        rank: Which this one is.
-        count: How many there are.
-        device: Where this one computes.
-        timeout: After which one that waits for the others gives up.
+        meeting: A file that does not exist yet, the same for all ranks.
+        rank: The number of this rank.
+        count: Number of ranks.
+        device: The device of this rank.
+        timeout: How long a rank waits for the others.
 
     Raises:
-        RuntimeError: The others have not come in time.
+        RuntimeError: The other ranks have not come in time.
     """
-    # Ranks are processes of one machine, and nothing of it is open to others.
+    # Ranks are processes of one machine; on the loopback interface no other machine can connect.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     backend = "gloo"
     if device.type == "cuda":
@@ -199,7 +199,7 @@ def join(meeting: Path, rank: int, count: int, device: torch.device, timeout: ti
 
 
 def leave() -> None:
-    """Part from the other ranks, whatever they do."""
+    """Leave the process group, without waiting for the other ranks."""
     if dist.is_initialized():
         break_off()
     if dist.is_initialized():
@@ -207,6 +207,6 @@ def leave() -> None:
 
 
 def break_off() -> None:
-    """End what waits for other ranks on GPUs, from any thread; on CPUs that ends with the others' connections."""
+    """End calls that wait for other ranks on GPUs, from any thread; on CPUs they end with the others' connections."""
     if dist.is_initialized() and "nccl" in str(dist.get_backend_config()):
         abort_process_group()

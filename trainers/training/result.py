@@ -1,18 +1,18 @@
-"""What an epoch came to."""
+"""The result of an epoch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """What one epoch gave, or one of the parts into which an epoch is divided.
+    """The result of one epoch, or of one of the parts into which an epoch is divided.
 
     Args:
         step: Parts of epochs done so far, from 1; a whole epoch is one part unless it is divided.
-        metrics: ``train_loss`` (of the epoch so far), ``lr`` (before any factor, at the part's end), and ``val_``
-            before each of the task's.
+        metrics: ``train_loss`` (of the epoch so far), ``lr`` (before any factor, at the part's end), and the
+            task's metrics with ``val_`` before their names.
         seconds: Wall-clock seconds of training and validating since the result before.
-        parts: Into how many an epoch is divided.
+        parts: Number of parts that an epoch is divided into.
     """
 
     step: int

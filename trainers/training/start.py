@@ -1,4 +1,4 @@
-"""The model as a trial starts from it: pretrained, some of it drawn anew, probed, and turned into what is trained."""
+"""The model at a trial's start: pretrained, parts drawn anew, its head probed, and adapters added."""
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from trainers.models import ModelSource, normaliser, speed_up_small_maps
 from trainers.tasks import TASKS
 from trainers.training.linear_probe import classifier_of, features_of, probe_head
 
-# What a probe depends on, besides its data, seed, device and model.
+# The fields that a probe depends on, besides its data, seed, device and model.
 _PROBE_FIELDS = ("probe_epochs", "probe_lr", "batch_size", "reinit_blocks", *LOSS_FIELDS)
 
 
@@ -33,24 +33,24 @@ def prepare_model(
     device: Device,
     class_weights: Tensor | None = None,
 ) -> nn.Module:
-    """The model on its device, all but frozen.
+    """Build the model on its device, complete except for freezing.
 
     Args:
         source: Builds the model.
         data: Gives the images of a probe.
         strategy: In canonical form.
-        seed: Draws what is new.
+        seed: Draws the new parts.
         device: Where to compute.
         class_weights: (C,) float on the device, for the probe's loss.
 
     Raises:
         ConfigError: The strategy cannot be applied to this model.
-        TrialError: A probe is asked for and the model has several classifiers.
+        TrialError: The strategy asks for a probe, and the model has several classifiers.
     """
     model = source.build(seed, dropout=strategy.dropout, drop_path=strategy.drop_path)
     blocks = split_blocks(model)
     trained = trained_blocks(strategy, len(blocks))
-    # What stays frozen must not be random.
+    # Frozen blocks must not be random.
     anew = min(strategy.reinit_blocks, len(trained))
     if anew > 0:
         source.draw_anew(model, entries_of_last_blocks(model, anew), seed)
@@ -81,11 +81,11 @@ def start_from_a_probe(
     class_weights: Tensor | None,
     features: Tensor | None = None,
 ) -> None:
-    """Fit the head first; trials that agree on all that it depends on share it.
+    """Fit the head before fine-tuning; trials that agree on all that the fit depends on share the head.
 
     Args:
         model: As drawn from the seed, on its device; its classifier is changed in place.
-        source: Keeps the heads that were fitted.
+        source: Keeps the fitted heads.
         data: Gives the training images.
         strategy: In canonical form.
         seed: Draws the order of images.
@@ -103,7 +103,7 @@ def start_from_a_probe(
 
 
 def source_classes(source: ModelSource, data: ImageData, seed: int, device: Device) -> SourceClasses:
-    """The classifier that the weights bring and how its classes go with the study's; worked out once a source and set.
+    """The weights' own classifier, with its classes' relationship to the study's; computed once a source and set.
 
     Raises:
         ConfigError: The weights bring no classifier, or the task has no classes.

@@ -1,4 +1,4 @@
-"""Files of what a trainer needs to go on: written whole or not at all, and read without running what is in them."""
+"""Files of trainers' states: written whole or not at all, and read without running code in them."""
 
 import pickle
 from contextlib import suppress
@@ -16,15 +16,15 @@ class StateError(UnfreezeError):
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain values, such as :meth:`Trainer.state_dict` gives; folders are made.
+    """Write tensors and plain values, such as of :meth:`Trainer.state_dict`; missing folders are made.
 
     Raises:
-        StateError: It cannot be written, such as to a full disk.
+        StateError: The state cannot be written, for example to a full disk.
     """
     part = path.with_suffix(PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # To a file of Python's, whose error torch's own, which says nothing of a disk, then has as its context.
+        # To a Python file: torch's own error says nothing of a disk, but then has the system's error as its context.
         with part.open("wb") as file:
             torch.save(state, file)
         sync(part)
@@ -32,16 +32,16 @@ def save_state(state: dict[str, Any], path: Path) -> None:
         sync(path.parent)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
-            # What there is of it takes room on a disk that has none.
+            # The partial file takes room on a full disk.
             part.unlink(missing_ok=True)
         raise StateError(f"{path} cannot be written: {_reason(error)}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote; tensors are on the CPU.
+    """Read a file of :func:`save_state`; tensors are on the CPU.
 
     Raises:
-        StateError: It is not there, or is not whole.
+        StateError: The file is missing or not whole.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -53,7 +53,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system has said, if it was the system."""
+    """The system's message, if the system raised the error; else the error's first line."""
     while not isinstance(error, OSError) and error.__context__ is not None:
         error = error.__context__
     return (error.strerror if isinstance(error, OSError) else None) or first_line(error)

@@ -1,4 +1,4 @@
-"""BatchNorm over the images of all ranks: in train mode it normalises by the whole batch, as one process would."""
+"""BatchNorm over the images of all ranks: in train mode it normalises by the whole batch, as in one process."""
 
 from collections.abc import Collection
 from types import MethodType
@@ -15,19 +15,19 @@ from trainers.training.ranks import Ranks
 
 
 def sync_batch_norm(model: nn.Module, ranks: Ranks, never_train: Collection[str] = ()) -> None:
-    """Let a model's BatchNorm take its statistics of all ranks' images, in steps alone (:meth:`Ranks.stepping`).
+    """Let a model's BatchNorm compute its statistics from all ranks' images, within steps (:meth:`Ranks.stepping`).
 
-    Modules stay the same objects of the same classes. In eval mode, and out of steps, they do what they did. On CUDA
-    devices the statistics are those of torch's SyncBatchNorm, whose kernels there are for no other device; else those
-    of :class:`_Synced`.
+    Modules stay the same objects of the same classes. In eval mode, and outside of steps, they work as before. On CUDA
+    devices the statistics are computed by torch's SyncBatchNorm, which has kernels for no other device; else by
+    :class:`_Synced`.
 
     Args:
         model: Changed in place.
-        ranks: More than one, or nothing is done.
+        ranks: The processes that train together; with a single rank nothing is changed.
         never_train: Names of modules that stay in eval mode.
 
     Raises:
-        ConfigError: In train mode some module normalises by the batch in a way of its own.
+        ConfigError: A module normalises by the batch in a way of its own in train mode.
     """
     if ranks.is_alone:
         return
@@ -35,7 +35,7 @@ def sync_batch_norm(model: nn.Module, ranks: Ranks, never_train: Collection[str]
         if not isinstance(module, BatchNorm):
             continue
         if isinstance(module, StochNorm2d | StochNormAct2d):
-            # Of their two branches one is BatchNorm.
+            # One of their two branches is BatchNorm.
             module.by_batch = MethodType(_forward_of(ranks, type(module).by_batch), module)  # type: ignore[method-assign]
         elif isinstance(module, BatchNormAct2d):
             module.forward = MethodType(_activated_forward_of(ranks, type(module).forward), module)  # type: ignore[method-assign]
@@ -49,7 +49,7 @@ def sync_batch_norm(model: nn.Module, ranks: Ranks, never_train: Collection[str]
 
 
 def has_synced_norms(model: nn.Module) -> bool:
-    """Whether a step waits for other ranks in some module, as the model's modes are."""
+    """Whether a step waits for other ranks in a module, in the model's present modes."""
     return any(isinstance(module, BatchNorm) and module.training for module in model.modules())
 
 
@@ -73,7 +73,7 @@ def _activated_forward_of(ranks: Ranks, plain: Any) -> Any:
 
 
 def _normalise(norm: BatchNorm, x: Tensor, ranks: Ranks) -> Tensor:
-    """What BatchNorm does in train mode, running statistics and counter included."""
+    """Normalise as BatchNorm does in train mode, and update running statistics and counter."""
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -87,10 +87,10 @@ def _normalise(norm: BatchNorm, x: Tensor, ranks: Ranks) -> Tensor:
 
 
 class _Synced(torch.autograd.Function):
-    """Normalisation by the mean and variance of all ranks' images, for CPUs, on which torch has none.
+    """Normalisation by the mean and variance of all ranks' images on CPUs, for which torch has none.
 
-    As Ioffe and Szegedy, Batch Normalization, ICML 2015; in float64, as torch's own adds up on CPUs. Gradients of
-    weight and bias are those of this rank's images, since all gradients are added up afterwards.
+    After Ioffe and Szegedy, Batch Normalization, ICML 2015; in float64, in which torch's BatchNorm adds up on CPUs.
+    Gradients of weight and bias are of this rank's images only, since all gradients are added up afterwards.
     """
 
     @staticmethod
@@ -114,7 +114,7 @@ class _Synced(torch.autograd.Function):
         means, variances, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
         total = counts.sum()
         mean = (counts * means).sum(0) / total
-        # Chan, Golub, LeVeque 1979: squares of the values themselves would lose digits.
+        # After Chan, Golub, LeVeque 1979: squares of the values themselves would lose digits.
         var = (counts * (variances + (means - mean).square())).sum(0) / total
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -135,7 +135,7 @@ class _Synced(torch.autograd.Function):
         shape = (1, -1, *[1] * (normal.ndim - 2))
         grads = grads.double()
         of_bias, of_weight = grads.sum(over), (grads * normal).sum(over)
-        # Where nothing in front of it is trained, nobody asks for the rest, on any rank.
+        # If no layer in front is trained, no rank needs the gradient of the input.
         of_x = None
         if ctx.needs_input_grad[0]:
             sums = torch.stack([of_bias, of_weight])

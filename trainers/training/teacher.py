@@ -9,14 +9,14 @@ from trainers.models import Normalise
 
 
 class Teacher:
-    """Answers for training images exactly as they are shown to the model, augmentation and mixing included.
+    """Answers for training images exactly as they are shown to the model, with augmentation and mixing.
 
-    That the teacher must see the very view was found by Beyer et al. (Knowledge Distillation: A Good Teacher Is Patient
+    That the teacher must see the same view was found by Beyer et al. (Knowledge Distillation: A Good Teacher Is Patient
     and Consistent, CVPR 2022).
 
     Args:
         model: A classifier of the study's classes; it is put into eval mode and frozen.
-        normalise: Makes its input of images in [0, 1].
+        normalise: Makes its input from images in [0, 1].
         image_size: Height and width of its input in pixels.
         device: Where to compute.
     """

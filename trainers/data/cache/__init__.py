@@ -1,6 +1,6 @@
 """Decoded images on disk, shared by trials, processes and nights.
 
-What frozen blocks give is cached in :mod:`trainers.reuse`.
+The outputs of frozen blocks are cached in :mod:`trainers.reuse`.
 """
 
 import lazy_loader

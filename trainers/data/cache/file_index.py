@@ -1,8 +1,8 @@
-"""What is known of image files from earlier openings, so that an unchanged file is not opened again.
+"""An index of image files from earlier openings, so that an unchanged file is not opened again.
 
-Two digests stand for an image's content. ``content`` is of every byte, and pixels are kept under it. ``sample`` is of
-the length and, beyond 64 KiB, of the first, middle and last 4 KiB alone: it costs three short reads, whatever the size
-of the file, and fingerprints are made of it.
+Two digests stand for an image's content. ``content`` is of every byte; pixels are stored under it. ``sample`` is of the
+length and, beyond 64 KiB, of the first, middle and last 4 KiB alone: it costs three short reads for a file of any size,
+and fingerprints are made of it.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ _PIECE = 4 * 2**10
 _EXIF_ORIENTATION = 0x0112
 
 # A file may change twice within one tick of its file system's clock (2 s on FAT) and keep its time. git calls such a
-# file racy; here it is read again at each opening, until it has been left alone for so long.
+# file racy; here the file is read again at each opening, until it has not changed for this long.
 _SETTLED_NS = 2 * 10**9
 _BUSY_SECONDS = 30
-# SQLITE_ERROR is what a table of other columns leads to.
+# A table with other columns leads to SQLITE_ERROR.
 _DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
 _SCHEMA = """
@@ -53,7 +53,7 @@ CREATE TEMP TABLE wanted (item BLOB);
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Digests of an image's content; ``content`` is None as long as only a sample was read."""
+    """Digests of an image's content; ``content`` is None if only a sample was read."""
 
     sample: bytes
     content: bytes | None
@@ -61,13 +61,13 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells an unchanged file.
+    """The facts by which an unchanged file is recognised.
 
     Args:
-        place: Absolute path; of a part of an archive, its offset and size too.
+        place: Absolute path; for a part of an archive also its offset and size.
         size: Of the file, or of the archive.
         mtime_ns: Time of its last change.
-        settled: Whether it has been left alone for long enough that another change would show in ``mtime_ns``.
+        settled: Whether its last change is so long ago that another change would show in ``mtime_ns``.
     """
 
     place: bytes
@@ -77,7 +77,7 @@ class Stamp:
 
 
 def take_stamps(images: Iterable[ImageRef]) -> list[Stamp | None]:
-    """The stamp of each image; None where it is no file, or one that cannot be looked at."""
+    """The stamp of each image; None for an image that is no file, or whose file cannot be looked at."""
     archives: dict[Path, Stamp | None] = {}
     stamps: list[Stamp | None] = []
     for image in images:
@@ -87,7 +87,7 @@ def take_stamps(images: Iterable[ImageRef]) -> list[Stamp | None]:
             if image.path not in archives:
                 archives[image.path] = _stamp(image.path)
             archive = archives[image.path]
-            # No path contains a zero byte, so that no file is taken for a part.
+            # No path contains a zero byte, so no file can be taken for a part of an archive.
             part = f"\0{image.offset}+{image.size}".encode()
             stamps.append(
                 archive and Stamp(archive.place + part, archive.size, archive.mtime_ns, archive.settled),
@@ -114,7 +114,7 @@ def digests_of(image: ImageRef, stamp: Stamp | None, *, whole: bool) -> Digests:
     """The digests of an image; of a large file only the sample, unless ``whole``.
 
     Raises:
-        DataError: It cannot be read; the message is the bare reason.
+        DataError: The image cannot be read; the message is the bare reason.
     """
     size = image.size if isinstance(image, Part) else stamp.size if stamp is not None else 0
     if whole or stamp is None or size <= _WHOLE:
@@ -126,10 +126,10 @@ def digests_of(image: ImageRef, stamp: Stamp | None, *, whole: bool) -> Digests:
 
 
 def content_digests(content: Content) -> Digests:
-    """Both digests of what an image is decoded from.
+    """Both digests of an encoded image.
 
     Raises:
-        DataError: It is a picture that its data set opened but that cannot be loaded.
+        DataError: The picture was opened by its data set, but cannot be loaded.
     """
     if not isinstance(content, bytes):
         digest = _digest(*_raw(content))
@@ -168,7 +168,7 @@ def _digest(*pieces: bytes) -> bytes:
 
 
 def _raw(content: NDArray[np.uint8] | Image.Image) -> tuple[bytes, bytes]:
-    """All that the pixels of an array or a picture depend on."""
+    """All bytes that the pixels of an array or a picture depend on."""
     if isinstance(content, np.ndarray):
         return repr((content.shape, content.dtype.str)).encode(), content.tobytes()
     try:
@@ -182,18 +182,18 @@ def _raw(content: NDArray[np.uint8] | Image.Image) -> tuple[bytes, bytes]:
         )
         return repr(about).encode(), content.tobytes()
     except Exception as error:
-        # A data set opened it, and whatever Pillow raises on a bad file comes only now.
+        # A data set opened the picture, and Pillow's errors on a bad file, of any kind, come only now.
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 
 class FileIndex:
     """Digests and verdicts of images in an SQLite file that processes share.
 
-    It only saves work: a damaged file is replaced, and one that cannot be used (read-only, full disk, locked for too
-    long) is done without, each with a warning.
+    The index only saves work. A damaged file is replaced, and a file that cannot be used (read-only, full disk, locked
+    for too long) is not used, each with a warning.
 
     Args:
-        path: The file; made where it is missing.
+        path: The file; it is made if it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -203,13 +203,13 @@ class FileIndex:
         self._usable = True
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
 
     def digests(self, stamps: Sequence[Stamp | None]) -> list[Digests | None]:
-        """What was saved for each stamp; None where nothing was, or the file has changed since."""
+        """The digests saved for each stamp; None if there are none, or the file has changed since."""
         wanted = {stamp.place for stamp in stamps if stamp is not None}
         if not wanted:
             return [None] * len(stamps)
@@ -219,7 +219,7 @@ class FileIndex:
         return [None if stamp is None else _unchanged(stamp, known.get(stamp.place)) for stamp in stamps]
 
     def save_digests(self, entries: Iterable[tuple[Stamp, Digests]]) -> None:
-        """Remember what was read of files; of files that are not settled nothing is."""
+        """Save the digests of files, but not of files that are not settled."""
         rows = [
             (stamp.place, stamp.size, stamp.mtime_ns, digests.sample, digests.content)
             for stamp, digests in entries
@@ -228,7 +228,7 @@ class FileIndex:
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
 
     def verdicts(self, scope: str, digests: Collection[bytes]) -> dict[bytes, str]:
-        """What decoding led to, by digest: ``""`` for a good image, else why it is bad.
+        """Verdicts of decoding, by digest: ``""`` for a good image, else the reason why the image is bad.
 
         Args:
             scope: The way of decoding that verdicts hold for.
@@ -238,7 +238,7 @@ class FileIndex:
         return dict(self._attempt(lambda connection: _joined(connection, digests, query, scope)) or [])
 
     def save_verdicts(self, scope: str, verdicts: Mapping[bytes, str]) -> None:
-        """Remember what decoding led to; see :meth:`verdicts`."""
+        """Save verdicts of decoding; see :meth:`verdicts`."""
         rows = [(scope, digest, verdict) for digest, verdict in verdicts.items()]
         self._write("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
 
@@ -247,7 +247,7 @@ class FileIndex:
             self._attempt(lambda connection: connection.executemany(statement, rows))
 
     def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
-        """What ``work`` returns, on a new file if this one is damaged; None where no file can be used."""
+        """The result of ``work``, on a new file if this file is damaged; None if no file can be used."""
         for _ in range(2):
             if not self._usable:
                 break
@@ -269,7 +269,7 @@ class FileIndex:
 
     def _connect(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Of two processes that switch a new file to WAL at once, SQLite turns one away without waiting.
+        # If two processes switch a new file to WAL at once, SQLite refuses one of them without waiting.
         with FileLock(f"{self._path}.lock"):
             self._connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS)
             self._inode = self._path.stat().st_ino
@@ -296,7 +296,7 @@ class FileIndex:
 
 
 def _joined(connection: sqlite3.Connection, wanted: Iterable[bytes], query: str, *values: str) -> list[tuple[Any, ...]]:
-    """The rows of a query that joins the table ``wanted``, filled with what is wanted."""
+    """The rows of a query that joins the table ``wanted``, after filling this table."""
     connection.execute("DELETE FROM wanted")
     connection.executemany("INSERT INTO wanted VALUES (?)", ((item,) for item in wanted))
     return connection.execute(query, values).fetchall()

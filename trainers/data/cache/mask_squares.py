@@ -1,4 +1,4 @@
-"""Masks as squares of class indices, laid as the images are that they belong to."""
+"""Masks as squares of class indices, placed like the images that they belong to."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,12 +9,12 @@ from trainers.data.pixels import Pixels, Preprocessing, centred, to_square
 
 @dataclass(frozen=True, slots=True)
 class MaskSquares:
-    """How a mask becomes a square: in place of a :class:`Preprocessing` where masks are read instead of images.
+    """How a mask becomes a square: the counterpart of :class:`Preprocessing` for masks.
 
     Args:
         image_size: Side of the square in pixels.
-        codes: How masks say which pixel is of which class.
-        in_chans: Of the square.
+        codes: How masks encode the class of each pixel.
+        in_chans: Channels of the square.
     """
 
     image_size: int
@@ -22,7 +22,7 @@ class MaskSquares:
     in_chans: int = 1
 
     def key(self) -> str:
-        """Names all that the classes depend on besides the mask."""
+        """A key for all that the classes depend on besides the mask."""
         return f"masks 1, image_size {self.image_size}, {self.codes.key()}"
 
 
@@ -33,7 +33,7 @@ def squared(content: Content, how: Squares) -> Pixels:
     """An image or a mask as a square of bytes, (how.in_chans, how.image_size, how.image_size).
 
     Raises:
-        DataError: It cannot be read; the message is the bare reason.
+        DataError: The content cannot be read; the message is the bare reason.
     """
     if isinstance(how, Preprocessing):
         return to_square(content, how)

@@ -3,13 +3,13 @@
 One folder holds one array::
 
     <cache>/images/<preprocessing>/<key>/pixels.npy    (N, C, S, S) uint8, a row for each content
-    <cache>/images/<preprocessing>/<key>/contents      N digests of 16 bytes, sorted: what is in which row
+    <cache>/images/<preprocessing>/<key>/contents      N digests of 16 bytes, sorted: the content of each row
     <cache>/images/<preprocessing>/<key>/done          N bytes, 1 where the row holds its image
-    <cache>/images/<preprocessing>/<key>/reasons.json  why the other rows are bad images, by row
+    <cache>/images/<preprocessing>/<key>/reasons.json  the reasons why the other rows are bad images, by row
 
-It is built as ``<key>.part`` and renamed once it is whole, durably, so that whatever is not called ``.part`` is whole.
-A row is marked as done only after its pixels have reached the disk: whenever the builder is killed, the next one goes
-on from the rows that are marked.
+The folder is built as ``<key>.part`` and renamed, durably, once it is whole, so that every folder not called ``.part``
+is whole. A row is marked as done only after its pixels have reached the disk: if the builder is killed, the next
+builder resumes from the marked rows.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from trainers.data.pixels import Pixels
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-#: Digests (N,). They are compared and written as arrays only: NumPy drops zero bytes at the end of a single one.
+#: Digests (N,). They are compared and written as arrays only: NumPy drops zero bytes at the end of a single digest.
 Contents: TypeAlias = NDArray[np.bytes_]
 
 DECODING = "decoding images"
@@ -60,9 +60,10 @@ class PixelArray:
 
     Args:
         pixels: (R, C, S, S) uint8, memory-mapped and read-only.
-        rows: (N,) int64, the row of each image of the set; what is in it means nothing where the image is bad.
-        reasons: Why an image is bad, by its position in the set.
-        unread: Why an image could not be read this time, by its position. If there are any, the array is not whole.
+        rows: (N,) int64, the row of each image of the set; the row of a bad image has no meaning.
+        reasons: The reason why an image is bad, by its position in the set.
+        unread: The reason why an image could not be read this time, by its position. If there are any, the array is not
+            whole.
     """
 
     pixels: NDArray[np.uint8]
@@ -84,7 +85,7 @@ class _Stored:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What an array is to hold.
+    """The content that an array is to hold.
 
     Args:
         contents: (R,) digests of the rows, sorted.
@@ -108,7 +109,7 @@ class _Wanted:
 
 
 class PixelCache:
-    """The arrays below one folder, bounded in bytes; those not used for longest go first.
+    """The arrays below one folder, bounded in bytes; the arrays not used for longest are removed first.
 
     Args:
         folder: ``data.cache``.
@@ -124,17 +125,17 @@ class PixelCache:
     def open(
         self, contents: Sequence[bytes], how: Squares, decoded: Callable[[int], Pixels], progress: Progress
     ) -> PixelArray | None:
-        """The decoded images of a set; those that no array holds yet are decoded, by threads.
+        """The decoded images of a set; images that no array holds yet are decoded, by threads.
 
         Args:
             contents: (N,) digest of each image's content, N > 0; equal ones share a row.
             how: The preprocessing.
-            decoded: Decodes the image at a position. Raises DataError for a bad one, AccessError for one that cannot
-                be read.
-            progress: Called with what is done, how many images are finished and how many there are.
+            decoded: Decodes the image at a position. Raises DataError for a bad image, AccessError for an image that
+                cannot be read.
+            progress: Called with the name of the work, the number of finished images and the number of all images.
 
         Returns:
-            None where the bound leaves no room, or none beside what other processes are building.
+            None if the bound leaves no room beside the arrays that other processes are building.
 
         Raises:
             DataError: The disk is full, or the folder cannot be used.
@@ -148,7 +149,7 @@ class PixelCache:
             if found is not None:
                 return found
             with self._alone(shelf / key, wanted, progress):
-                # Another process may have built it by now.
+                # Another process may have built the array by now.
                 return _found(shelf / key, wanted) or self._build(shelf / key, wanted, decoded, progress)
         except OSError as error:
             raise self._refusal(error, wanted.bytes) from error
@@ -159,7 +160,7 @@ class PixelCache:
         part = folder.with_suffix(PART)
         _remove_damaged(folder)
         others = [other for other in _folders(folder.parent) if other not in {folder, part}]
-        # Opened before room is made: what is mapped can be copied from even when its name is gone.
+        # Opened before room is made: a mapped file can be copied from even after its name is gone.
         donors = [donor for donor in (_opened(other, wanted.shape) for other in others) if donor is not None]
         stored = _opened(part, wanted.shape)
         if stored is None or not np.array_equal(stored.contents, wanted.contents):
@@ -181,7 +182,7 @@ class PixelCache:
         return PixelArray(stored.pixels, wanted.inverse, _by_image(filling.reasons, wanted.inverse), filling.unread)
 
     def _allocated(self, part: Path, wanted: _Wanted, donors: list[_Stored]) -> _Stored | None:
-        """A new array of which nothing is done yet; None where the bound leaves no room for it."""
+        """A new array without any finished row; None if the bound leaves no room for it."""
         with FileLock(self._locks / "room.lock"):
             _remove_damaged(part)
             if not self._make_room(wanted.bytes):
@@ -190,7 +191,7 @@ class PixelCache:
                 _allocate(part, wanted)
             except OSError:
                 shutil.rmtree(part, ignore_errors=True)
-                # An array that had to go keeps its space on the disk for as long as it is mapped.
+                # A removed array keeps its space on the disk for as long as it is mapped.
                 if all(donor.folder.exists() for donor in donors):
                     raise
                 donors.clear()
@@ -201,11 +202,11 @@ class PixelCache:
         return make_room(self.sizes(), need, self._max_bytes, self.removed)
 
     def sizes(self) -> dict[Path, int]:
-        """Bytes of every array, and of every part of one that is being decoded."""
+        """Bytes of every array, and of every array that is being built."""
         return {folder: _size(folder) for shelf in _folders(self._root) for folder in _folders(shelf)}
 
     def removed(self, folder: Path) -> bool:
-        """Remove an array, or a part unless a process is building it, and say whether it was."""
+        """Remove an array, or a part unless a process is building it, and return whether it was removed."""
         if folder.suffix != PART:
             shutil.rmtree(folder, ignore_errors=True)
             return True
@@ -218,7 +219,7 @@ class PixelCache:
 
     @contextmanager
     def _alone(self, folder: Path, wanted: _Wanted, progress: Progress) -> Iterator[None]:
-        """Let nobody else build the array meanwhile; who has to wait sees how far the other process is."""
+        """Lock the array against other builders; a process that waits shows the progress of the other."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._locks.mkdir(exist_ok=True)
         lock = FileLock(self._locks / f"{folder.name}.lock")
@@ -249,7 +250,7 @@ class PixelCache:
 
 
 class _Filling:
-    """An array under construction: rows are written, brought to the disk, and then marked as done."""
+    """An array under construction: rows are written, synced to the disk, and then marked as done."""
 
     def __init__(self, stored: _Stored, wanted: _Wanted, progress: Progress) -> None:
         self._wanted = wanted
@@ -262,9 +263,9 @@ class _Filling:
         self._written: list[int] = []
         self._finished = int(self._done.sum())
         self._committed = time.monotonic()
-        #: Why images are bad, by row.
+        #: The reasons why images are bad, by row.
         self.reasons: dict[int, str] = {}
-        #: Why images could not be read, by position.
+        #: The reasons why images could not be read, by position.
         self.unread: dict[int, str] = {}
 
     def close(self) -> None:
@@ -287,7 +288,7 @@ class _Filling:
 
     def decode(self, decoded: Callable[[int], Pixels]) -> None:
         """Decode the rows that are not done yet."""
-        # In the order of the set rather than of the digests: what is read one after the other lies so on the disk.
+        # In the order of the set rather than of the digests: files of a set mostly lie in this order on the disk.
         todo = np.flatnonzero(self._done == 0)
         tasks = _tasks(todo[np.argsort(self._wanted.first[todo])])
 
@@ -346,7 +347,7 @@ def cores() -> int:
 
 
 def _found(folder: Path, wanted: _Wanted) -> PixelArray | None:
-    """What is wanted, from the array of that name or from a larger one."""
+    """The wanted images, from the array of that name or from a larger array."""
     shelf = [other for other in _folders(folder.parent) if other != folder and other.suffix != PART]
     for candidate in (folder, *shelf):
         stored = _opened(candidate, wanted.shape)
@@ -362,7 +363,7 @@ def _found(folder: Path, wanted: _Wanted) -> PixelArray | None:
 
 
 def _opened(folder: Path, shape: tuple[int, int, int, int]) -> _Stored | None:
-    """The array in a folder, whole or not, of images of that shape; None where it is missing or damaged."""
+    """The array in a folder, whole or not, of images of that shape; None if it is missing or damaged."""
     try:
         contents = np.frombuffer((folder / "contents").read_bytes(), dtype=f"S{DIGEST_BYTES}")
         done = np.fromfile(folder / "done", dtype=np.uint8)
@@ -385,7 +386,7 @@ def _remove_damaged(folder: Path) -> None:
 
 
 def _allocate(part: Path, wanted: _Wanted) -> None:
-    """The files of a new array, with all the space that they will ever need."""
+    """Make the files of a new array, with all the space that they will ever need."""
     part.mkdir()
     with (part / "pixels.npy").open("wb") as file:
         about = {"descr": "|u1", "fortran_order": False, "shape": wanted.shape}
@@ -410,7 +411,7 @@ def _tasks(rows: NDArray[np.int64]) -> list[list[int]]:
 
 
 def _by_image(reasons: dict[int, str], rows: NDArray[np.int64]) -> dict[int, str]:
-    """Reasons by row, made reasons by position in the set."""
+    """From reasons by row to reasons by position in the set."""
     return {int(k): reason for row, reason in reasons.items() for k in np.flatnonzero(rows == row)}
 
 

@@ -1,4 +1,4 @@
-"""Width and height of images, remembered by their content so that a file is looked into once."""
+"""Width and height of images, saved by content so that each file is looked into once."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +18,14 @@ def read_sizes(
     scope: str,
     index: FileIndex,
 ) -> list[Size | str]:
-    """Width and height of each image in pixels, or why it cannot be read.
+    """Width and height of each image in pixels, or the reason why it cannot be read.
 
     Args:
-        images: (N,) what to look into.
+        images: (N,) the images to look into.
         digests: (N,) of their contents.
-        measure: Gives width and height of a content. Raises DataError for what is none.
+        measure: Gives width and height of a content. Raises DataError for a content that is no image.
         scope: Names the way of measuring.
-        index: Where sizes are remembered.
+        index: Where sizes are saved.
     """
     known = index.verdicts(scope, set(digests))
     new = [k for k, digest in enumerate(digests) if digest not in known]

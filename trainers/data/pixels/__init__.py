@@ -1,6 +1,6 @@
-"""Files become arrays of pixels: decoding, bands, placing into a square.
+"""From files to arrays of pixels: decoding, bands, placing into a square.
 
-Augmentation is :mod:`strategies.augmentation`'s.
+Augmentation is in :mod:`strategies.augmentation`.
 """
 
 import lazy_loader

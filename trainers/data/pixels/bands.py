@@ -17,9 +17,9 @@ from strategies import DataError
 if TYPE_CHECKING:
     import tifffile
 
-#: Pictures of more pixels are refused before they are decoded: where Pillow's own default draws the line.
+#: Pictures of more pixels are refused before they are decoded; the limit is Pillow's own default.
 MAX_PIXELS = 178_956_970
-#: So are arrays of more bytes.
+#: Arrays of more bytes are refused too.
 MAX_BYTES = 2**30
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -28,7 +28,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ALPHA = ("LA", "La", "RGBA", "RGBa")
 _WHITE_IS_ZERO = 0
 _STRAIGHT_ALPHA, _PREMULTIPLIED_ALPHA = 2, 1
-# What channels mean to Pillow, by TIFF's photometric interpretation and by what the channels beyond it are.
+# Pillow's modes, by TIFF's photometric interpretation and by the kind of the extra channels.
 _TIFF_MODES: dict[int, dict[tuple[int, ...], str]] = {
     0: {(): "L"},
     1: {(): "L", (_STRAIGHT_ALPHA,): "LA", (_PREMULTIPLIED_ALPHA,): "La"},
@@ -43,7 +43,7 @@ _TIFF_ORIENTATION = 274
 _PNG_LOWER = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 _PNG_GREY_ALPHA = "LA;16B"
 
-# It logs what it finds wrong in a file, which is refused here with the reason.
+# The library logs the faults of a file; here such a file is refused with the reason.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
@@ -53,8 +53,8 @@ class Raster:
 
     Args:
         values: (H, W, C) of any type.
-        mode: What the channels mean: Pillow's ``L``, ``RGB``, ``RGBA``, ...; ``""`` for bands that are no colours.
-        orientation: How they are turned, as EXIF counts it.
+        mode: The meaning of the channels: Pillow's ``L``, ``RGB``, ``RGBA``, ...; ``""`` for bands that are no colours.
+        orientation: How the pixels are turned, by EXIF's number.
     """
 
     values: NDArray[Any]
@@ -62,7 +62,7 @@ class Raster:
     orientation: int = 1
 
     def picture(self, max_value: float | None) -> Image.Image:
-        """An 8-bit picture of the raster's mode, which it must have; transparency is not scaled by ``max_value``.
+        """An 8-bit picture of a raster that has a mode; transparency is not scaled by ``max_value``.
 
         Raises:
             DataError: The pixels cannot be scaled.
@@ -83,10 +83,10 @@ class Raster:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Refuse a picture that is too large, as a file of a few bytes may claim to be.
+    """Refuse a picture that is too large; a file of a few bytes may claim to hold one.
 
     Raises:
-        DataError: It has more than :data:`MAX_PIXELS`.
+        DataError: The picture has more than :data:`MAX_PIXELS`.
     """
     if width * height > MAX_PIXELS:
         raise DataError(
@@ -104,11 +104,11 @@ def eight_bit(values: NDArray[Any], max_value: float | None) -> NDArray[np.uint8
 
     Args:
         values: Any shape.
-        max_value: What becomes 255, and so does all above; None for 65,535.
+        max_value: This value and all larger values become 255; None for 65,535.
 
     Raises:
-        DataError: Floating-point values and no ``max_value``, or some are no numbers; integers below 0 or, without
-            ``max_value``, above 65,535.
+        DataError: Floating-point values without ``max_value``, or values that are no numbers; integers below 0 or,
+            without ``max_value``, above 65,535.
     """
     if values.dtype == np.uint8:
         return values
@@ -123,7 +123,7 @@ def eight_bit(values: NDArray[Any], max_value: float | None) -> NDArray[np.uint8
     elif low < 0 or (max_value is None and high > 65535):
         raise DataError(f"pixel values {low} to {high} do not fit 16 bits")
     white = max_value or 65535
-    # In float32, which holds 16 bits exactly, or what the values have beyond it.
+    # In float32, which holds 16 bits exactly, or in the values' own type if it is more precise.
     exact = values.astype(np.promote_types(values.dtype, np.float32))
     scaled: NDArray[np.uint8] = (np.clip(exact, 0, white) * 255 / white + 0.5).astype(np.uint8)
     return scaled
@@ -137,7 +137,7 @@ def array_raster(array: NDArray[Any]) -> Raster:
     """An array (H, W) or (H, W, C): grey, RGB and, of 8 bits, RGBA; other numbers of channels are bands.
 
     Raises:
-        DataError: It has another number of axes, or no pixels.
+        DataError: The array has another number of axes, or no pixels.
     """
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"expected an array (H, W) or (H, W, C), found {array.shape} {array.dtype}")
@@ -151,7 +151,7 @@ def read_npy(content: bytes) -> Raster:
     """The array of a NumPy file; its pixels are not copied.
 
     Raises:
-        DataError: The header is damaged, claims more than there is, or says that there are pickled objects.
+        DataError: The header is damaged, claims more bytes than the file has, or says that there are pickled objects.
     """
     file = io.BytesIO(content)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -184,8 +184,8 @@ def read_tiff(content: bytes) -> Raster:
     """The first image of a TIFF file, its bands interleaved or one after the other.
 
     Raises:
-        DataError: It is damaged, claims too much, holds colours that are not known here, or is compressed in a way
-            that is not for bytes (JPEG, WebP, ...).
+        DataError: The file is damaged, claims too many pixels, holds unknown colours, or is compressed in a way that is
+            not for bytes (JPEG, WebP, ...).
     """
     import tifffile
 
@@ -203,18 +203,18 @@ def read_tiff(content: bytes) -> Raster:
     if page.photometric == _WHITE_IS_ZERO and values.dtype.kind == "u":
         values = np.iinfo(values.dtype).max - values
     if not mode or Image.getmodebands(mode) != values.shape[2]:
-        # Three bands that the file calls grey, as GDAL does for 16 bits, may be colours all the same.
+        # Three bands that the file calls grey may still be colours: GDAL writes 16-bit colours this way.
         mode = {1: "L", 3: "RGB"}.get(values.shape[2], "")
     return Raster(values, mode, orientation)
 
 
 def _tiff_values(page: "tifffile.TiffPage", content: bytes) -> NDArray[Any]:
-    """All strips or tiles put together: (planes, 1, H, W, samples); those that the file leaves out are zero."""
+    """All strips or tiles put together: (planes, 1, H, W, samples); strips that the file leaves out are zero."""
     if len(page.dataoffsets) != math.prod(page.chunked):
         raise DataError(f"damaged TIFF: {len(page.dataoffsets):,} strips or tiles of {math.prod(page.chunked):,}")
     values: NDArray[Any] = np.zeros(page.shaped, page.dtype)
     compression = page.compression
-    # tifffile has no LZW of its own and no bound for deflate; it still undoes predictors and orders bytes.
+    # tifffile has no LZW of its own and no bound for deflate; it is used for predictors and byte order.
     page.compression = _TIFF_NOT_COMPRESSED
     for index, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
         _, (plane, _, top, left, _), shape = page.decode(None, index)
@@ -229,7 +229,7 @@ def _tiff_values(page: "tifffile.TiffPage", content: bytes) -> NDArray[Any]:
 
 
 def _unpacked(data: bytes, compression: int, size: int) -> bytes:
-    """``size`` bytes out of a strip or tile; a compressed one is read by libtiff as the only row of a grey image."""
+    """``size`` bytes of a strip or tile; libtiff reads a compressed strip as the only row of a grey image."""
     if compression == _TIFF_NOT_COMPRESSED:
         row = data[:size]
     elif compression in _TIFF_BYTE_COMPRESSIONS:
@@ -264,7 +264,7 @@ def read_wide_png(content: bytes) -> Raster:
     with Image.open(io.BytesIO(content)) as image:
         raw_mode = _raw_mode(image)
     if raw_mode == _PNG_GREY_ALPHA:
-        # Four bytes a pixel, taken for four channels.
+        # Four bytes a pixel, read as four channels.
         both = _png_bytes(content, "RGBA").astype(np.uint16)
         return Raster(both[:, :, ::2] << 8 | both[:, :, 1::2], "LA")
     upper, lower = _png_bytes(content, raw_mode), _png_bytes(content, _PNG_LOWER[raw_mode])
@@ -276,7 +276,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> Any:
 
 
 def _png_bytes(content: bytes, raw_mode: str) -> NDArray[np.uint8]:
-    """What Pillow's decoder gives where the bytes of the file are taken for pixels of ``raw_mode``."""
+    """The pixels from Pillow's decoder, if it takes the bytes of the file for pixels of ``raw_mode``."""
     with Image.open(io.BytesIO(content)) as image:
         image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         return np.asarray(image)

@@ -30,18 +30,18 @@ from trainers.data.pixels.bands import (
 from trainers.data.pixels.placing import Placing, centred
 
 Pixels: TypeAlias = NDArray[np.uint8]
-#: What an image is decoded from once a file's bytes are read.
+#: An encoded image, after a file's bytes are read.
 Encoded: TypeAlias = bytes | NDArray[Any] | Image.Image
 AnyImage: TypeAlias = str | Path | Encoded
 
-# Goes up with every change of the code that changes pixels, so that stored ones are not taken for new ones.
+# Raised with every change of the code that changes pixels, so that stored pixels are not taken for new pixels.
 _VERSION = 2
 _COLOURS = {1: "L", 3: "RGB"}
 # A JPEG file is decoded to at least this many times the result's side, which changes its pixels by less than one
 # grey level on average; any other image is averaged over blocks to no less than that many times, before the filter.
 _DECODED, _AVERAGED = 2, 3
 _EXIF_ORIENTATION = 0x0112
-# What EXIF calls a picture whose width and height change places when it is made upright.
+# EXIF's numbers for a picture whose width and height change places when it is made upright.
 _TURNED = (5, 6, 7, 8)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,7 +53,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow warns of, such as half the size that is refused here or damaged EXIF, is refused or does no harm.
+# Pillow warns of, for example, half the size that is refused here, or damaged EXIF; both are refused or do no harm.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -64,10 +64,10 @@ class Preprocessing:
 
     Args:
         image_size: Side of the square in pixels.
-        in_chans: 3 for RGB, 1 for grey; any other number for images with exactly that many channels, which are
-            taken as they are.
-        max_value: The value that becomes 255 in images of more than 8 bits a channel, and so does all above; None
-            for 65,535.
+        in_chans: 3 for RGB, 1 for grey; any other number for images with exactly that many channels, which are not
+            converted.
+        max_value: In images of more than 8 bits a channel, this value and all larger values become 255; None for
+            65,535.
         fit: "crop" fills the square with the middle of the image; "pad" shows all of it, in the middle of a black
             square.
 
@@ -90,8 +90,8 @@ class Preprocessing:
             raise ConfigError(f"fit: {self.fit!r} is unknown ({nearest(self.fit, _FITS)})")
 
     def key(self) -> str:
-        """Names all that the pixels depend on besides the image: equal keys give equal pixels."""
-        # Cropped pixels keep the key that they had before there was another way.
+        """A key for all that the pixels depend on besides the image: equal keys give equal pixels."""
+        # Cropped pixels keep the key that they had before "pad" existed.
         fit = "" if self.fit == "crop" else f", fit {self.fit}"
         return (
             f"unfreeze {_VERSION}, pillow {PIL.__version__}, image_size {self.image_size}, in_chans {self.in_chans}, "
@@ -102,23 +102,23 @@ class Preprocessing:
 def decode(image: AnyImage, how: Preprocessing) -> Pixels:
     """An image of any usual kind as a square of bytes.
 
-    The EXIF orientation is honoured; of an animation the first frame counts. For RGB and grey, transparency is laid
+    The EXIF orientation is honoured; of an animation the first frame is taken. For RGB and grey, transparency is laid
     on white, palettes and CMYK become RGB, and colour becomes grey by its luma. More than 8 bits a channel are
-    scaled to 8. Then the shortest side is resized to ``how.image_size`` (bicubic, antialiased) and the centre cut
-    out; or, if ``how.fit`` is "pad", the longest side is and the image laid in the middle of a black square, as
-    :func:`~trainers.data.pixels.placing.centred` says. Large JPEG files are decoded at a fraction of their size, at
-    least twice that of the result.
+    scaled to 8. Then the shortest side is resized to ``how.image_size`` (bicubic, antialiased) and the centre is cut
+    out; or, if ``how.fit`` is "pad", the longest side is resized and the image laid in the middle of a black square
+    (:func:`~trainers.data.pixels.placing.centred`). Large JPEG files are decoded at a fraction of their size, at
+    least twice the size of the result.
 
     Args:
-        image: A path, an encoded file's bytes, a Pillow image, or an array (H, W) or (H, W, C). Files are what
-            Pillow reads, TIFF of any number of bands, and NumPy's ``.npy``.
+        image: A path, an encoded file's bytes, a Pillow image, or an array (H, W) or (H, W, C). Files may be of
+            Pillow's formats, TIFF of any number of bands, and NumPy's ``.npy``.
         how: Size and channels of the result.
 
     Returns:
         (how.in_chans, how.image_size, how.image_size) uint8, contiguous.
 
     Raises:
-        DataError: It is not a readable image or has another number of channels; the message says why and, for a
+        DataError: The image is not readable or has another number of channels; the message says why and, for a
             path, names it.
     """
     if not isinstance(image, str | Path):
@@ -130,10 +130,10 @@ def decode(image: AnyImage, how: Preprocessing) -> Pixels:
 
 
 def placed(image: AnyImage, how: Preprocessing) -> Placing:
-    """Where an image lies on the square that :func:`decode` makes of it with ``how.fit`` "pad".
+    """Where an image lies on the square that :func:`decode` makes with ``how.fit`` "pad".
 
     Raises:
-        DataError: It is not a readable image.
+        DataError: The image is not readable.
     """
     content = read_file(Path(image)) if isinstance(image, str | Path) else image
     return centred(*upright_size(content), how.image_size)
@@ -143,7 +143,7 @@ def read_file(path: Path) -> bytes:
     """The bytes of a regular file.
 
     Raises:
-        DataError: It is missing, unreadable, empty or not a regular file; the message is the bare reason.
+        DataError: The file is missing, unreadable, empty or not a regular file; the message is the bare reason.
     """
     try:
         # Reading a named pipe would wait for ever.
@@ -158,16 +158,16 @@ def read_file(path: Path) -> bytes:
 
 
 def to_square(content: Encoded, how: Preprocessing) -> Pixels:
-    """What :func:`decode` does once a file's bytes are read.
+    """The part of :func:`decode` after a file's bytes are read.
 
     Raises:
-        DataError: It is not a readable image; the message is the bare reason.
+        DataError: The image is not readable; the message is the bare reason.
     """
     with bad_images_refused():
         image = _read(content)
-        # A JPEG file's own size is gone once fewer pixels are asked of it.
+        # A JPEG file's own size is lost once Pillow is asked for fewer pixels.
         own = image.size if isinstance(image, Image.Image) else None
-        # A picture that is the caller's keeps its size.
+        # The caller's own picture must keep its size.
         extent = None if image is content else _shrunk(image, how)
         planes, orientation = _planes(image, how)
         fitted = _FITS[how.fit]
@@ -179,10 +179,10 @@ def to_square(content: Encoded, how: Preprocessing) -> Pixels:
 
 
 def upright_size(content: Encoded) -> tuple[int, int]:
-    """Width and height of an image in pixels once it is upright; most files are only looked into for that.
+    """Width and height of the upright image in pixels; for most files only the header is read.
 
     Raises:
-        DataError: It is not an image; the message is the bare reason.
+        DataError: The content is not an image; the message is the bare reason.
     """
     with bad_images_refused():
         image = _read(content)
@@ -190,7 +190,7 @@ def upright_size(content: Encoded) -> tuple[int, int]:
             height, width = image.values.shape[:2]
             return (height, width) if image.orientation in _TURNED else (width, height)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
-            # Pillow turns it as it loads it, and its size by then is that of the upright picture.
+            # Pillow turns the picture while loading, so that its size is then the upright picture's.
             image.load()
             return image.size
         return image.size[::-1] if _orientation(image) in _TURNED else image.size
@@ -198,12 +198,12 @@ def upright_size(content: Encoded) -> tuple[int, int]:
 
 @contextmanager
 def bad_images_refused() -> Iterator[None]:
-    """Whatever a damaged image leads to becomes a DataError whose message is the bare reason.
+    """A context that turns every error on a damaged image into a DataError whose message is the bare reason.
 
     Raises:
         DataError: The image is bad.
     """
-    # Another library may have switched this on, and half an image would pass for a whole one.
+    # Another library may have switched this on, and half an image would pass for a whole image.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         yield
@@ -214,12 +214,12 @@ def bad_images_refused() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise DataError(f"refused as a possible decompression bomb: {str(error).partition(',')[0]}") from error
     except Exception as error:
-        # Pillow's parsers let through what they meet: OSError, SyntaxError, struct.error, zlib.error, ...
+        # Pillow's parsers raise errors of many kinds: OSError, SyntaxError, struct.error, zlib.error, ...
         raise DataError(f"damaged image: {str(error) or type(error).__name__}") from error
 
 
 def _read(content: Encoded) -> Image.Image | Raster:
-    """The image opened; a file of more than 8 bits or of bands, which Pillow would cut down, as a raster."""
+    """Open the image; a file of more than 8 bits or of bands, which Pillow would cut down, becomes a raster."""
     if isinstance(content, np.ndarray):
         return array_raster(content)
     if isinstance(content, bytes | bytearray | memoryview):
@@ -249,11 +249,11 @@ def _open(content: bytes) -> Image.Image | Raster:
 
 
 def _shrunk(image: Image.Image | Raster, how: Preprocessing) -> tuple[float, float] | None:
-    """Have a JPEG file's blocks decoded to fewer pixels, and only its luma where that is asked for.
+    """Let Pillow decode a JPEG file's blocks to fewer pixels, and for grey only its luma.
 
     Returns:
-        Width and height in the new pixels: whole ones are fewer, as the last column and row may lie half outside.
-        None if the image is not a JPEG file.
+        Width and height in the new pixels, which may be fractions: the last column and row may lie half outside. None
+        if the image is not a JPEG file.
     """
     if isinstance(image, Raster):
         return None
@@ -269,7 +269,7 @@ def _planes(image: Image.Image | Raster, how: Preprocessing) -> tuple[list[Image
     """8-bit images that have ``how.in_chans`` channels together, and their orientation."""
     if isinstance(image, Image.Image):
         image.load()
-        # After loading: Pillow turns a TIFF then, and forgets that it was not upright.
+        # After loading: Pillow turns a TIFF while loading, and forgets its orientation.
         orientation = _orientation(image)
         if image.mode != "F" and not image.mode.startswith("I"):
             return _picture_planes(image, how), orientation
@@ -300,7 +300,7 @@ def _check_channels(channels: int, how: Preprocessing) -> None:
 def _flat(image: Image.Image, how: Preprocessing) -> Image.Image:
     """RGB or grey, without transparency."""
     if image.mode == "La":
-        # The one step to RGBA that Pillow does not know.
+        # Pillow does not know this one conversion to RGBA.
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -313,7 +313,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:
-        # A damaged EXIF block says nothing about the pixels, and Pillow raises whatever its parser meets.
+        # A damaged EXIF block says nothing about the pixels, and Pillow's parser raises errors of many kinds.
         return 1
 
 
@@ -342,7 +342,7 @@ def _cropped(sized: _Sized, orientation: int, how: Preprocessing) -> Image.Image
 
 
 def _padded(sized: _Sized, orientation: int, how: Preprocessing) -> Image.Image:
-    """Resized as a whole and laid on black; upright first, as an odd row of black goes below and to the right."""
+    """Resize the whole image and lay it on black; upright first, since an odd row of black goes below and right."""
     lying = centred(*sized.own, how.image_size)
     size, box = (lying.columns, lying.rows), (0, 0, *sized.extent)
     inner = sized.plane.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=_AVERAGED)

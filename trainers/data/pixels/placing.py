@@ -59,7 +59,7 @@ class Placing:
 
 
 def centred(width: int, height: int, side: int) -> Placing:
-    """The longest side of a picture fills the square, and it lies in the middle of the other one.
+    """Place a picture so that its longest side fills the square and it is centred along the other side.
 
     Args:
         width: Of the upright picture in pixels.

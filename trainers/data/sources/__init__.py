@@ -1,4 +1,4 @@
-"""Where labelled images come from: one file a source, each giving what was found.
+"""Where labelled images come from: one file a source; each source returns the images that it found.
 
 Images are read in :mod:`trainers.data.pixels`, splits are made in :mod:`trainers.data`.
 """

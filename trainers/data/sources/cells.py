@@ -1,4 +1,4 @@
-"""Labels as the cells of a table or the fields of a JSON file hold them, made into those of a task."""
+"""From cells of a table, or fields of a JSON file, to the labels of a task."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from strategies import DataError
 from trainers.data.found import WholeLabel, listing
 
-#: One image's cells, one a label column; of other formats than numbers, text and lists none is understood.
+#: One image's cells, one a label column; only numbers, text and lists are understood.
 Row: TypeAlias = Sequence[Any]
 
 _SEPARATORS = re.compile("[;|]")
@@ -25,16 +25,16 @@ def read_labels(
 
     Args:
         rows: (N,) cells of each image.
-        columns: What the cells of a row are called.
+        columns: Names of the cells of a row.
         task: ``classification``, ``multilabel`` or ``regression``.
-        names: (N,) what a report calls each image.
-        where: What a report calls the data set.
+        names: (N,) the name of each image in reports.
+        where: The name of the data set in reports.
 
     Returns:
         (N,) labels; class names of a multi-label set with a column each, names of regression targets, else empty.
 
     Raises:
-        DataError: Some cell is empty or of the wrong kind, or rows have different numbers of targets.
+        DataError: A cell is empty or of the wrong kind, or rows have different numbers of targets.
     """
     if task == "classification" and len(columns) > 1:
         raise DataError(f"data.columns.label names {len(columns)} columns; task=classification takes one")

@@ -1,4 +1,4 @@
-"""What sources check alike of what the user says: the task, the folder, the files, and names of files."""
+"""Checks that sources share: of the task, the folder, the files, and names of files."""
 
 import os
 import stat
@@ -23,10 +23,10 @@ def check_task(place: Place, source: str, *tasks: str) -> None:
     Args:
         place: Says the task.
         source: The source's name.
-        tasks: What it has labels for.
+        tasks: The tasks that the source has labels for.
 
     Raises:
-        DataError: There is no such task, or the source does not know it; the message names sources that do.
+        DataError: There is no such task, or the source does not know the task; the message names sources that do.
     """
     if place.task not in _SOURCES_OF:
         raise DataError(f"task={place.task} is unknown ({nearest(place.task, _SOURCES_OF)})")
@@ -39,25 +39,25 @@ def check_task(place: Place, source: str, *tasks: str) -> None:
 
 
 def checked_root(root: Path | None, source: str) -> Path:
-    """``root`` if it is a folder.
+    """``root``, after a check that it is a folder.
 
     Raises:
-        DataError: It is not given, does not exist, or is not a folder.
+        DataError: The folder is not given, does not exist, or is not a folder.
     """
     return checked_folder(root, source, "data.root", "the folder that holds the images")
 
 
 def checked_folder(folder: Path | None, source: str, key: str, kind: str) -> Path:
-    """``folder`` if it is one.
+    """``folder``, after a check that it is a folder.
 
     Args:
-        folder: What the user says.
+        folder: The user's value.
         source: The source's name.
         key: The study's key for the folder, such as ``data.masks``.
-        kind: What the folder is, for people.
+        kind: A name of the folder for messages.
 
     Raises:
-        DataError: It is not given, does not exist, or is not a folder.
+        DataError: The folder is not given, does not exist, or is not a folder.
     """
     if folder is None:
         raise DataError(f"data.source={source} needs {key}, {kind}")
@@ -67,16 +67,16 @@ def checked_folder(folder: Path | None, source: str, key: str, kind: str) -> Pat
 
 
 def checked_files(files: Mapping[str, str], source: str, key: str, kind: str) -> dict[str, Path]:
-    """The files that the user named, by split; under ``""`` one that is not of a split.
+    """The files that the user named, by split; under ``""`` a file of no split.
 
     Args:
-        files: What the user says.
+        files: The user's value.
         source: The source's name.
         key: The study's key for the files, such as ``data.manifest``.
-        kind: What the files are, for people.
+        kind: A name of the files for messages.
 
     Raises:
-        DataError: None is given, a split is unknown, or one does not exist or is not a file.
+        DataError: No file is given, a split is unknown, or a path does not exist or is not a file.
     """
     if not files:
         raise DataError(f"data.source={source} needs {key}, {kind}")
@@ -89,10 +89,10 @@ def checked_files(files: Mapping[str, str], source: str, key: str, kind: str) ->
 
 
 def file_at(path: Path, key: str) -> Path:
-    """``path``, which ``key`` of a study names, if it is a file.
+    """``path``, which ``key`` of a study names, after a check that it is a file.
 
     Raises:
-        DataError: It does not exist or is not a file.
+        DataError: The path does not exist or is not a file.
     """
     if not stat.S_ISREG(_mode(path, key)):
         raise DataError(f"{key}={shown(path)} is not a file")
@@ -105,13 +105,13 @@ def _mode(path: Path, key: str) -> int:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{key}={shown(path)} does not exist") from error
     except (OSError, ValueError) as error:
-        # Not Path.exists(): that raises on a folder above which may not be entered.
+        # Not Path.exists(): it raises if a parent folder may not be entered.
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{key}={shown(path)} cannot be read: {reason}") from error
 
 
 def name_fault(name: str) -> str:
-    """Why no file can have this name; empty if one can."""
+    """The reason why no file can have this name; empty if a file can."""
     if not name.strip():
         return "empty path"
     if "\0" in name:
@@ -124,5 +124,5 @@ def name_fault(name: str) -> str:
 
 
 def shown(name: Path | str) -> str:
-    """A file's name as it can be printed: bytes of it that are not UTF-8 become ``\\udcXX``."""
+    """A file's name in printable form: bytes that are not UTF-8 become ``\\udcXX``."""
     return str(name).encode(errors="backslashreplace").decode()

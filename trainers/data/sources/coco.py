@@ -23,7 +23,7 @@ _CATEGORY: Mapping[str, _Kind] = {"id": int, "name": str}
 _IMAGE: Mapping[str, _Kind] = {"id": int | str, "file_name": str}
 _ANNOTATION: Mapping[str, _Kind] = {"image_id": int | str, "category_id": int}
 _BACKGROUND = "background"
-# What the tasks need besides that place objects in an image.
+# The further fields that tasks with objects in an image need.
 _PLACED_IMAGE: Mapping[str, _Kind] = {"width": int, "height": int}
 _SHAPE_KEYS = {"segmentation": "segmentation", "detection": "bbox"}
 _KINDS: Mapping[_Kind, str] = {int: "a whole number", str: "text", int | str: "a whole number or text"}
@@ -40,7 +40,7 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """One image, with the ids of its annotations' categories and, where the task wants them, their shapes."""
+    """One image, with the category ids of its annotations and, if the task needs them, their shapes."""
 
     name: str
     path: Path
@@ -55,16 +55,16 @@ def find_coco(place: Place) -> Found:
     """Images in ``data.annotations``, a json file in COCO's format, or one for each split.
 
     For classification and multi-label an image's labels are the categories of its annotations, ``iscrowd`` or not. For
-    detection they are the boxes, without those of crowds; for segmentation the regions, on a class of their own for the
-    background, those of crowds as pixels that do not count. A ``file_name`` is relative to ``data.root`` if that is
-    given, else to the json file's folder, or to the folder in it that the json's name ends with, as
-    ``instances_val2017.json`` belongs to ``val2017``; a file that does not exist counts as a bad image. Classification
-    needs one category an image; for the other tasks an image may have none. Classes are in the order of the category
-    ids; those that no image has are left out with a warning, unless boxes or regions are learnt, where they are kept.
+    detection they are the boxes, without boxes of crowds. For segmentation they are the regions, with a further class
+    for the background; regions of crowds are pixels that do not count. A ``file_name`` is relative to
+    ``data.root`` if that is given, else to the json file's folder, or to the folder in it that the json's name ends
+    with: ``instances_val2017.json`` belongs to ``val2017``. A file that does not exist counts as a bad image.
+    Classification needs one category an image; for the other tasks an image may have none. Classes are in the order of
+    the category ids. Classes without an image are left out with a warning, but kept for detection and segmentation.
 
     Raises:
-        DataError: A file is no COCO json, or contradicts itself or another; or images have not one category each
-            where they should.
+        DataError: A file is no COCO json, or contradicts itself or another file; or an image of a classification has
+            not exactly one category.
     """
     check_task(place, "coco", "classification", "multilabel", "segmentation", "detection")
     files = checked_files(place.files, "coco", "data.annotations", "a COCO json file")
@@ -130,7 +130,7 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[int, str]:
 
 
 def _merge(categories: Mapping[int, str], names: dict[int, str], path: Path) -> None:
-    """Put the categories of one file to those of the files before it."""
+    """Add the categories of one file to the categories of the files before it."""
     ids = {name: number for number, name in names.items()}
     for number, name in categories.items():
         other = names.get(number, name)
@@ -149,7 +149,7 @@ def _image_folder(entries: Sequence[Any], root: Path, path: Path) -> Path:
 
 
 def _images(entries: Sequence[Any], split: str, root: Path, path: Path, task: str) -> dict[int | str, _Image]:
-    """Images by id, as yet without categories."""
+    """Images by id, still without categories."""
     images: dict[int | str, _Image] = {}
     sized = _PLACED_IMAGE if task in _SHAPE_KEYS else {}
 
@@ -224,7 +224,7 @@ def _shape(entry: Mapping[str, Any], key: str, image: _Image) -> _Shape:
 
 
 def _take_all(entries: Sequence[Any], take: Callable[[Any], None], key: str, path: Path) -> None:
-    """Take every entry, and refuse all that cannot be used at once."""
+    """Take every entry, and refuse all unusable entries in one error."""
     faults: list[str] = []
     for k, entry in enumerate(entries):
         try:
@@ -246,7 +246,7 @@ def _check_fields(entry: Any, kinds: Mapping[str, _Kind]) -> None:
 
 
 def _refuse_twice(images: Sequence[_Image]) -> None:
-    """Listed twice, an image could stand in train and in test."""
+    """Refuse images that are listed twice, because such an image could be in both train and test."""
     seen: set[Path] = set()
     twice: list[str] = []
     for image in images:
@@ -306,7 +306,7 @@ _LABELS: Mapping[str, Callable[[Sequence[_Image], Mapping[int, str], Sequence[st
 
 
 def _used_classes(images: Sequence[_Image], names: Mapping[int, str]) -> tuple[str, ...]:
-    """Names of the categories that some image has, in the order of their ids."""
+    """Names of the categories that at least one image has, in the order of their ids."""
     used = {number for image in images for number in image.categories}
     unused = [name for number, name in names.items() if number not in used]
     if unused:

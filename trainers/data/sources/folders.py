@@ -22,12 +22,12 @@ IMAGE_SUFFIXES = frozenset({
 def find_folder(place: Place) -> Found:
     """Images in class folders under ``data.root``, with or without train, val and test folders above them.
 
-    Folders within a class folder belong to the class. Hidden files and folders (``.name``) are passed over;
-    files that are not images by their suffix are passed over and counted in a warning.
+    Folders within a class folder belong to the class. Hidden files and folders (``.name``) are skipped; files that are
+    not images by their suffix are skipped and counted in a warning.
 
     Raises:
-        DataError: ``root`` is missing or not a folder, there is no class folder, one is empty or cannot be read, or
-            the task is not classification.
+        DataError: ``root`` is missing or not a folder, there is no class folder, a class folder is empty or cannot be
+            read, or the task is not classification.
     """
     check_task(place, "folder", "classification")
     root = checked_root(place.root, "folder")
@@ -55,7 +55,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     folders = {path.name: path for path in subfolders(root)}
     named = {name: path for name, path in folders.items() if name in SPLIT_WORDS}
     others = sorted(set(folders) - set(named))
-    # A class may itself be called "train": beside other classes, with pictures and no folders in it.
+    # A class may itself be called "train": such a folder lies beside other classes, and holds pictures but no folders.
     if not named or ("train" in named and others and not subfolders(named["train"])):
         return {"train": root}
     if "train" not in named:
@@ -68,10 +68,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def one_a_split(named: Mapping[str, Path], root: Path) -> dict[str, Path]:
-    """Folders by split, of those under ``root`` that are named like one.
+    """Folders under ``root`` that are named like a split, by split.
 
     Raises:
-        DataError: Two are of one split.
+        DataError: Two folders are of one split.
     """
     splits: dict[str, Path] = {}
     for name, path in named.items():
@@ -92,7 +92,7 @@ def subfolders(folder: Path) -> list[Path]:
     """Folders in ``folder`` that are not hidden, in natural order.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The folder cannot be read.
     """
     try:
         found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
@@ -107,17 +107,17 @@ def images_below(folder: Path) -> tuple[list[Path], int]:
     Raises:
         DataError: A folder cannot be read.
     """
-    # By both ways up: it may itself be a link, to elsewhere or to one above the link.
+    # Both kinds of parent count: the folder may be a link, to elsewhere or to a folder above the link.
     listed_in = folder.parent.resolve()
     above = frozenset(map(_identity, {listed_in, *listed_in.parents, *folder.resolve().parents}))
     files = sorted(_walk(folder, above), key=lambda path: natural(path.relative_to(folder).as_posix()))
-    # A folder here is a link to a folder that holds it; decoding will name it as a bad image.
+    # A folder here is a link to a folder that contains the link; decoding will name it as a bad image.
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES or _is_folder(path)]
     return images, len(files) - len(images)
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether it is known to be one: ``Path.is_dir`` raises where a link leads to a place that may not be entered."""
+    """Whether a path is surely a folder: ``Path.is_dir`` raises if a link leads to a place that may not be entered."""
     try:
         return path.is_dir()
     except OSError:
@@ -133,12 +133,12 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _unreadable(folder: Path, error: OSError) -> DataError:
-    """Naming what the error names: it may be a link within the folder."""
+    """An error with the path that the system's error names, which may be a link within the folder."""
     return DataError(f"folder {shown(error.filename or folder)} cannot be read: {error.strerror}")
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Files below ``folder``; of a link to a folder that holds it, the link itself."""
+    """Files below ``folder``; a link to a folder that contains the link is yielded itself."""
     here = _identity(folder)
     if here in above:
         yield folder
@@ -150,7 +150,7 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
         raise _unreadable(folder, error) from error
     for entry in entries:
         path = folder / entry.name
-        # Not entry.is_dir() of a link: it raises where a link leads to itself.
+        # Not entry.is_dir() of a link: it raises if the link leads to itself.
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and _is_folder(path)):
             yield from _walk(path, above | {here})
         else:

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face ``datasets`` library: saved to disk, in a folder it can read, or on the hub."""
+"""Data sets of the Hugging Face ``datasets`` library: saved to disk, in a readable folder, or on the hub."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ _SAVED = ("dataset_dict.json", "state.json")
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows of one table: images, cells of the label columns, and what the other columns say."""
+    """Rows of one table: images, cells of the label columns, and cells of the other columns."""
 
     images: Sequence[ImageRef]
     names: Sequence[str]
@@ -32,17 +32,17 @@ class _Part:
 def find_huggingface(place: Place) -> Found:
     """The Hugging Face data set ``data.dataset``: a folder, or a name on the hub (``owner/name:configuration``).
 
-    A folder is one that ``save_to_disk`` wrote, or one that ``datasets.load_dataset`` understands, such as Parquet
-    files or class folders of images. A set of the hub that lies in the cache of ``datasets`` is taken from there, and
-    the hub is not asked for a newer version. Images stay encoded until they are used.
+    A folder was written by ``save_to_disk``, or is of a kind that ``datasets.load_dataset`` understands: Parquet files,
+    class folders of images and others. A hub set that is in the cache of ``datasets`` is taken from the cache, and the
+    hub is not asked for a newer version. Images stay encoded until they are used.
 
-    The image column is ``data.columns.image``, ``image``, or the only one of images; the label column is
-    ``data.columns.label``, ``label``, or the only one of class labels. A val or test split without any label, as
-    public contests have it, is left out with a warning.
+    The image column is ``data.columns.image``, ``image``, or the only column of images; the label column is
+    ``data.columns.label``, ``label``, or the only column of class labels. A val or test split without any label, as in
+    public contests, is left out with a warning.
 
     Raises:
-        DataError: ``datasets`` is not installed, the set is not to be had, a column is missing, or some image has
-            no label, group or split.
+        DataError: ``datasets`` is not installed, the set cannot be found, a column is missing, or an image has no
+            label, group or split.
     """
     check_task(place, "huggingface", "classification", "multilabel", "regression")
     if place.dataset is None:
@@ -77,7 +77,7 @@ def _library() -> Any:
 
 
 def _load(dataset: str) -> Any:
-    """A Dataset, or a DatasetDict of them by split."""
+    """A Dataset, or a DatasetDict of Datasets by split."""
     datasets = _library()
     try:
         where, _, config = (dataset, "", "") if Path(dataset).expanduser().exists() else dataset.partition(":")
@@ -92,7 +92,7 @@ def _load(dataset: str) -> Any:
     if saved:
         return _attempt(lambda: datasets.load_from_disk(str(folder)), dataset)
     if here:
-        # In full: load_dataset takes a name such as "csv" or "parquet" for one of its own readers.
+        # The full path, because load_dataset takes a name such as "csv" or "parquet" for one of its own readers.
         return _attempt(lambda: datasets.load_dataset(str(folder.resolve()), config or None), dataset)
     if not _HUB_NAME.fullmatch(where):
         raise DataError(f"data.dataset={dataset} does not exist, and is no name on the hub (owner/name)")
@@ -103,7 +103,7 @@ def _from_hub(name: str, config: str | None, dataset: str) -> Any:
     try:
         return _from_cache(name, config or "default")
     except (ValueError, OSError):
-        # Not cached, or half of it only: a download that was stopped leaves a folder without description.
+        # The set is not cached, or only half of it: a stopped download leaves a folder without description.
         # Imported here because it imports timm, which takes seconds.
         from trainers.hub import hub_obstacle
 
@@ -122,10 +122,10 @@ def _from_hub(name: str, config: str | None, dataset: str) -> Any:
 
 
 def _from_cache(name: str, config: str | None) -> Any:
-    """The set as it was last downloaded, without asking the hub, which ``load_dataset`` tries for a minute.
+    """The set as it was last downloaded. The hub is not asked; ``load_dataset`` would try that for a minute.
 
     Raises:
-        ValueError: It is not in the cache.
+        ValueError: The set is not in the cache.
     """
     from datasets.packaged_modules.cache.cache import Cache
 
@@ -137,7 +137,7 @@ def _attempt(load: Callable[[], Any], dataset: str) -> Any:
     try:
         return load()
     except Exception as error:
-        # datasets lets through what its readers raise, and wraps it in an error that does not tell the reason.
+        # datasets passes on its readers' errors of any kind, or wraps them in an error that does not tell the reason.
         reason = error if error.__cause__ is None else error.__cause__
         raise DataError(f"data.dataset={dataset} cannot be loaded: {_one_line(reason)}") from error
 
@@ -147,7 +147,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _by_split(loaded: Any, place: Place) -> dict[str, tuple[str, Any]]:
-    """Our name of each split, and under it the set's own name and its table."""
+    """By our name of each split, the set's own name and its table."""
     where = f"data.dataset={place.dataset}"
     tables: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {"train": loaded}
     found: dict[str, tuple[str, Any]] = {}
@@ -173,7 +173,7 @@ def _image_column(table: Any, place: Place) -> str:
     images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     column = _chosen("image", given, images, table, place)
     kind = table.features[column]
-    # Encoded files in a plain column of bytes are as good.
+    # A plain column of bytes may hold encoded files too.
     if column not in images and getattr(kind, "dtype", "") not in {"binary", "large_binary"}:
         raise DataError(f"data.columns.image: '{column}' of data.dataset={place.dataset} holds no images, but {kind}")
     return column
@@ -188,7 +188,7 @@ def _label_columns(table: Any, place: Place) -> tuple[str, ...]:
 
 
 def _chosen(key: str, given: str | None, candidates: Sequence[str], table: Any, place: Place) -> str:
-    """The column that is given, else the usual one, else the only one of its kind."""
+    """The given column, else the usual column, else the only column of its kind."""
     if given is not None:
         return _checked(key, given, table, place)
     if key in table.column_names:
@@ -209,7 +209,7 @@ def _checked(key: str, column: str, table: Any, place: Place) -> str:
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:
-    """Names of a column of class labels, or of lists of these; empty for any other."""
+    """Class names of a column of class labels, or of lists of these; empty for any other column."""
     return tuple(getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None) or ())
 
 
@@ -219,7 +219,7 @@ def _part(split: str, theirs: str, table: Any, image: str, columns: tuple[str, .
     for key, column in needed:
         if column is not None:
             _checked(key, column, table, place)
-    # Only these are read: a row's image would be read with it.
+    # Only these columns are read, because a whole row would include the image.
     cells = table.with_format(None).select_columns([column for _, column in needed[1:] if column])[:]
     rows = list(zip(*(_named(cells[name], table.features[name]) for name in columns), strict=True))
     if rows and split != "train" and all(cell is None for row in rows for cell in row):
@@ -239,7 +239,7 @@ def _part(split: str, theirs: str, table: Any, image: str, columns: tuple[str, .
 
 
 def _named(cells: Sequence[Any], feature: Any) -> Sequence[Any]:
-    """Class labels by their names; one outside the names, such as the -1 of unlabelled test images, is None."""
+    """Class labels by their names; None for a label without a name, such as the -1 of unlabelled test images."""
     names = _class_names(feature)
     if not names:
         return cells
@@ -250,7 +250,7 @@ def _named(cells: Sequence[Any], feature: Any) -> Sequence[Any]:
 
 
 def _images(table: Any, column: str, prefix: str) -> tuple[list[ImageRef], list[str]]:
-    """Files that the table names are taken as such; images within it as items of a table without other columns."""
+    """Files that the table names become paths; images within it become items of a table with this column alone."""
     import pyarrow.compute as pc
 
     encoded = table.with_format(None).select_columns([column]).cast_column(column, _library().Image(decode=False))

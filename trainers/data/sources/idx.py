@@ -1,4 +1,4 @@
-"""The MNIST family's IDX files, plain or gzipped, in whatever folder they were put."""
+"""The MNIST family's IDX files, plain or gzipped, in any of the usual folders."""
 
 import gzip
 import zlib
@@ -38,13 +38,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def idx_folder(root: Path, name: str) -> Path | None:
-    """The first of root/<name>/raw, root/raw and root that has an IDX file in it."""
+    """The first of root/<name>/raw, root/raw and root that contains an IDX file."""
     first = _FILES["train"][0]
     return next((folder for folder in idx_folders(root, name) if _file(folder, first)), None)
 
 
 def idx_folders(root: Path, name: str) -> tuple[Path, ...]:
-    """Where :func:`idx_folder` looks."""
+    """The folders in which :func:`idx_folder` looks."""
     return root / name / "raw", root / "raw", root
 
 

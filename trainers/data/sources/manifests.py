@@ -18,7 +18,7 @@ _FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """What a row is read by: columns that the file has, the folder of its paths, and the file's split, if of one."""
+    """How rows are read: the columns of the file, the folder of its paths, and the file's split, if it has one."""
 
     image: str
     labels: tuple[str, ...]
@@ -31,7 +31,7 @@ class _Manifest:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One image of a manifest: where it stands, and what its cells say, or why that cannot be used."""
+    """One image of a manifest: the place of its row, and its cells, or the reason why they cannot be used."""
 
     where: str
     name: str = ""

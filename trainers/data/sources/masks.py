@@ -1,4 +1,4 @@
-"""Images in one folder, and in another one masks that bear their names."""
+"""Images in one folder, and masks of the same names in another."""
 
 import logging
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ _COLOUR = ("red", "green", "blue")
 def find_masks(place: Place) -> Found:
     """Images below ``data.root`` with masks below ``data.masks``: ``a/b.jpg`` belongs to ``a/b.png``.
 
-    Folders train, val and test under ``data.root`` are splits, which the folder of the masks has too. The two folders
-    may be one, if images and masks differ by their suffix, or the masks' may lie within the images'. An image without
-    a mask is a bad image.
+    Folders train, val and test under ``data.root`` are splits, and the folder of the masks has the same folders. Both
+    folders may be the same, if images and masks differ by their suffix, or the masks may lie within the images' folder.
+    An image without a mask is a bad image.
 
     Raises:
         DataError: A folder or the palette is missing or cannot be used, there are no images, two images have one mask,
@@ -57,7 +57,7 @@ def find_masks(place: Place) -> Found:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split; ``{"train": root}`` without folders of that name."""
+    """The folder of each split; ``{"train": root}`` without split folders."""
     named = {path.name: path for path in subfolders(root) if path.name in SPLIT_WORDS}
     if not named:
         return {"train": root}
@@ -88,7 +88,7 @@ def _refuse_shared(images: Sequence[Path], masks: Sequence[Path]) -> None:
 
 
 def _codes(palette: Path | None, ignored: int | None) -> FileCodes:
-    """What stands for which class; without a palette every index for one."""
+    """How pixels of masks stand for classes; without a palette every index stands for a class."""
     if palette is None:
         indices = [index for index in range(MOST_CLASSES + 1) if index != ignored]
         return FileCodes(tuple(indices[:MOST_CLASSES]), ignored=ignored)
@@ -107,7 +107,7 @@ def _codes(palette: Path | None, ignored: int | None) -> FileCodes:
     else:
         cells = zip(*(table.columns[name] for name in _COLOUR), strict=True)
         colours = _checked(path, table, names, [_number(*channels) for channels in cells])
-        # In masks of indices a colour is called by its row, as in the palette of a PNG file.
+        # In masks of indices a colour is named by its row, as in the palette of a PNG file.
         indices = list(range(len(names)))
     kept = [k for k, index in enumerate(indices) if index != ignored]
     if not 2 <= len(kept) <= MOST_CLASSES:
@@ -125,7 +125,7 @@ def _codes(palette: Path | None, ignored: int | None) -> FileCodes:
 
 
 def _number(*cells: str) -> int | None:
-    """Numbers of a byte as those of a larger one; None if one is none."""
+    """Numbers of one byte each, joined to a larger number; None if a cell is no such number."""
     number = 0
     for cell in map(str.strip, cells):
         if not (cell.isascii() and cell.isdecimal() and int(cell) <= 255):
@@ -135,7 +135,7 @@ def _number(*cells: str) -> int | None:
 
 
 def _checked(path: Path, table: Table, names: Sequence[str], numbers: Sequence[int | None]) -> list[int]:
-    """The numbers of all rows, none of which is without a name or a number or repeats another."""
+    """The numbers of all rows, after a check that each row has a name and a number of its own."""
     faults: list[str] = []
     checked: list[int] = []
     for k, (place, name, number) in enumerate(zip(table.places, names, numbers, strict=True)):

@@ -13,10 +13,10 @@ from strategies import IGNORED, DataError
 from trainers.data.found import Content
 from trainers.data.pixels import check_pixels
 
-#: Of the class index (``IGNORED`` for one that does not count) and the ``segmentation`` of an annotation.
+#: The class index (``IGNORED`` for a region that does not count) and the ``segmentation`` of an annotation.
 Region: TypeAlias = tuple[int, Any]
 
-# What a polygon may reach beyond its image: annotation tools round.
+# Pixels that a polygon may reach beyond its image, because annotation tools round.
 _TOLERANCE = 1.0
 
 
@@ -25,34 +25,34 @@ class RegionCodes:
     """Masks that are drawn from the regions of an image.
 
     Args:
-        known: Names of the classes; the first is that of pixels outside every region.
+        known: Names of the classes; the first is the class of pixels outside every region.
     """
 
     known: tuple[str, ...]
 
     def key(self) -> str:
-        """Names all that the classes depend on besides the regions."""
+        """A key for all that the classes depend on besides the regions."""
         return "coco 1"
 
     def names(self, largest: int) -> tuple[str, ...]:
-        """Names of the classes, whether they occur or not."""
+        """Names of all classes, even of those that do not occur."""
         return self.known
 
     def size(self, content: Content) -> tuple[int, int]:
-        """Width and height of the image that the regions are of."""
+        """Width and height of the regions' image."""
         width, height, _ = _unpacked(content)
         return width, height
 
     def read(self, content: Content) -> NDArray[np.uint8]:
-        """Class indices (H, W); where regions overlap the smaller one counts, and any more than one that is ignored.
+        """Class indices (H, W). Where regions overlap, the smaller counts; an ignored region gives way to any other.
 
         Raises:
-            DataError: A region reaches outside the image, or its run lengths are not those of an image of that size.
+            DataError: A region reaches outside the image, or its run lengths do not fit an image of that size.
         """
         width, height, regions = _unpacked(content)
         check_pixels(width, height)
         drawn = [(number, _drawn(shape, width, height)) for number, shape in regions]
-        # Of equal size the one that stands last: the order in the file is no part of what an image shows.
+        # Among regions of equal size, the last one in sorted order: the order in the file must not matter.
         drawn.sort(key=lambda region: (region[0] != IGNORED, -int(region[1].sum())))
         mask = np.zeros((height, width), dtype=np.uint8)
         for number, covered in drawn:
@@ -61,13 +61,13 @@ class RegionCodes:
 
 
 def packed(width: int, height: int, regions: Sequence[Region]) -> bytes:
-    """The regions of an image as content that a mask is decoded from; equal ones give equal bytes."""
+    """The regions of an image as an encoded mask; equal regions give equal bytes."""
     ordered = sorted(json.dumps(region, sort_keys=True) for region in regions)
     return f"[{width},{height},[{','.join(ordered)}]]".encode()
 
 
 def region_fault(shape: Any, width: int, height: int) -> str:
-    """Why something is no ``segmentation`` of an image of that size; empty if it is one."""
+    """The reason why a value is no ``segmentation`` of an image of that size; empty if it is valid."""
     if isinstance(shape, dict):
         return _run_fault(shape, width, height)
     if not isinstance(shape, list) or not shape:
@@ -102,7 +102,7 @@ def _drawn(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
         return _polygons(shape, width, height)
     counts = shape["counts"]
     runs = _runs(counts) if isinstance(counts, str) else counts
-    # Unchecked, pycocotools (2.0.11) leaves the pixels that no run reaches as they happen to be in memory.
+    # Checked before, because pycocotools (2.0.11) does not initialise pixels that no run reaches.
     if min(runs, default=0) < 0 or sum(runs) != width * height:
         raise DataError(f"run lengths of a region are not those of {width} x {height} pixels")
     covered = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -113,7 +113,7 @@ def _runs(text: str) -> list[int]:
     """The run lengths in COCO's compressed text.
 
     Each character holds five bits of a number, the lowest first, and a sixth that says that more follow; the highest
-    bit is the sign. From the fourth number on each is the difference from the one two before it.
+    bit is the sign. From the fourth number on, each is the difference from the number two places before.
     """
     runs: list[int] = []
     value = shift = 0

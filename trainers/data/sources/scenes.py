@@ -1,4 +1,4 @@
-"""Scenes composed of what scikit-learn ships: its digits on crops of its photographs, with exact masks and boxes."""
+"""Scenes composed of scikit-learn's digits on crops of its photographs, with exact masks and boxes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ _WITHOUT_DIGITS = 0.08
 _MOST_DIGITS = 3
 _HEIGHTS = (26, 40)
 _MOST_DEGREES = 10.0
-# Of each digit's glyphs this share, those most like their mean: scrawled ones cannot be told at a glance.
+# The share of each digit's glyphs that is used, nearest to their mean: scrawled glyphs cannot be told at a glance.
 _CLEAN = 0.1
 _CROPS = (80, 400)
 _MOST_CLUTTER = 4
-# Digits are lighter than what they cover, by so much of 255 grey levels.
+# Digits are lighter than the pixels that they cover, by at least this many of 255 grey levels.
 _CONTRAST = 90.0
-# What is covered may itself be a light digit.
+# The covered pixels may themselves be of a light digit.
 _LIGHTEST = 215.0
-# Places that a digit is tried at.
+# Number of places that are tried for a digit.
 _TRIES = 32
-# Of any digit so much stays visible beneath those that are pasted later.
+# The share of a digit that stays visible beneath digits that are pasted later.
 _VISIBLE = 1 / 3
 _LUMA = np.asarray([0.299, 0.587, 0.114])
 
@@ -43,7 +43,7 @@ class Scenes:
     Args:
         images: (N, SIDE, SIDE, 3) uint8.
         masks: (N, SIDE, SIDE) uint8, 0 for the background and 1 + digit.
-        boxes: (N,) for each scene its digits' visible pixels as left, top, right, bottom and digit, sorted.
+        boxes: (N,) for each scene the bounds of its digits' visible pixels: left, top, right, bottom and digit, sorted.
     """
 
     images: NDArray[np.uint8]
@@ -52,13 +52,13 @@ class Scenes:
 
 
 def find_scenes(place: Place) -> Found:
-    """2,000 scenes of 64 x 64 pixels with up to three digits each and shapes that are none, always the same.
+    """2,000 scenes of 64 x 64 pixels with up to three digits each and other shapes, always the same.
 
-    Some have no digit. For segmentation class 0 is the background and the digits are ten more; for detection they are
-    the ten classes.
+    Some scenes have no digit. For segmentation class 0 is the background and the digits are ten more classes; for
+    detection the digits are the ten classes.
 
     Raises:
-        DataError: The task is neither.
+        DataError: The task is neither segmentation nor detection.
     """
     check_task(place, "scenes", "segmentation", "detection")
     scenes = make_scenes()
@@ -77,7 +77,7 @@ def find_scenes(place: Place) -> Found:
 
 @cache
 def make_scenes() -> Scenes:
-    """The scenes, composed once a process."""
+    """The scenes; each process composes them once."""
     rng = np.random.default_rng(_SEED)
     photographs, glyphs = _photographs(), _glyphs()
     images = np.empty((COUNT, SIDE, SIDE, 3), np.uint8)
@@ -96,7 +96,7 @@ def _photographs() -> list[Image.Image]:
 
 
 def _glyphs() -> list[tuple[int, Image.Image]]:
-    """Each of scikit-learn's digits that is written cleanly, cut out, and what it is."""
+    """The cleanly written digits of scikit-learn, cut out, each with its class."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -153,10 +153,10 @@ def _background(rng: np.random.Generator, photographs: list[Image.Image]) -> Ima
 
 
 def _drawn(rng: np.random.Generator, glyph: Image.Image) -> NDArray[np.float64]:
-    """How much each pixel (h, w) shows of a digit that was made as large as it is to be, and turned."""
+    """How much each pixel (h, w) shows of a digit after scaling and turning."""
     height = int(rng.integers(_HEIGHTS[0], _HEIGHTS[1] + 1))
     width = max(height // 4, round(height * glyph.width / glyph.height * rng.uniform(0.92, 1.08)))
-    # A margin, so that its edges are smooth too.
+    # A margin, so that the digit's edges are smooth too.
     drawn = Image.new("L", (width + 4, height + 4))
     drawn.paste(glyph.resize((width, height), Image.Resampling.BICUBIC), (2, 2))
     angle = rng.uniform(-_MOST_DEGREES, _MOST_DEGREES)
@@ -165,11 +165,11 @@ def _drawn(rng: np.random.Generator, glyph: Image.Image) -> NDArray[np.float64]:
 
 
 def _placed(rng: np.random.Generator, drawn: NDArray[np.float64], taken: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """How much each pixel (SIDE, SIDE) of the scene shows of a digit, at the place of some tried that covers least."""
+    """How much each pixel (SIDE, SIDE) of the scene shows of a digit, at the tried place that covers least."""
     height, width = drawn.shape
     places = [tuple(int(rng.integers(SIDE - length + 1)) for length in drawn.shape) for _ in range(_TRIES)]
     windows = np.lib.stride_tricks.sliding_window_view(taken, (height, width))
-    # Some overlap, but those that find room do not.
+    # Digits that find room do not overlap; some others do.
     top, left = min(places, key=lambda place: float(drawn[windows[place]].sum()))
     alpha = np.zeros((SIDE, SIDE))
     alpha[top : top + height, left : left + width] = drawn
@@ -183,7 +183,7 @@ def _hides(solid: NDArray[np.bool_], owners: NDArray[np.int64], pasted: list[tup
 
 
 def _colour(rng: np.random.Generator, covered: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A colour (3,) that stands out from the pixels (n, 3) that it covers."""
+    """A colour (3,) that stands out from the pixels (n, 3) beneath it."""
     grey = float((covered @ _LUMA).mean())
     while True:
         colour = rng.uniform(60, 255, 3)

@@ -17,8 +17,8 @@ class Table:
     """Some columns of a file.
 
     Args:
-        places: (N,) where each row stands: ``line 2`` of a CSV file, ``row 1`` of Parquet.
-        columns: (N,) cells of each column, by name; those of CSV are text.
+        places: (N,) the place of each row: ``line 2`` of a CSV file, ``row 1`` of Parquet.
+        columns: (N,) cells of each column, by name; cells of CSV are text.
     """
 
     places: Sequence[str]
@@ -43,10 +43,10 @@ def read_header(path: Path) -> list[str]:
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Table:
-    """The columns called ``names``, each of which the file has once.
+    """The columns called ``names``, each of which is in the file once.
 
     Raises:
-        DataError: The file cannot be read, or a line has more or fewer cells than the first.
+        DataError: The file cannot be read, or a line has more or fewer cells than the first line.
     """
     file_format = _format(path)
     return _attempt(lambda: file_format.columns(path, names), path, file_format)

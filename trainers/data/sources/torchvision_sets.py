@@ -27,8 +27,8 @@ def _by_split(train: str = "train", test: str = "test", val: str | None = None) 
     return {part: {"split": name} for part, name in names.items() if name is not None}
 
 
-# Arguments that choose each part; a part that a set lacks is cut from its train part. Left out are sets
-# without integer labels, and SUN397, whose order of images is the file system's: no seeded split repeats.
+# Arguments that choose each part; a part that a set lacks is cut from its train part. Sets without integer labels are
+# left out, and SUN397, whose order of images is the file system's, so that no seeded split can be repeated.
 _SETS: Mapping[str, dict[str, dict[str, Any]]] = {
     "CIFAR10": _by_train(),
     "CIFAR100": _by_train(),
@@ -120,7 +120,7 @@ def _parts(root: Path, name: str) -> dict[str, _Part]:
         try:
             dataset = _class(name)(root=str(root), download=False, **arguments)
         except Exception as error:
-            # Each data set has its own way to say that files are missing: RuntimeError, OSError, ...
+            # Each data set raises its own kind of error for missing files: RuntimeError, OSError, ...
             raise DataError(
                 f"data.dataset={name} was not found under data.root={root}, and nothing is downloaded; "
                 f"torchvision says: {type(error).__name__}: {error}"
@@ -136,7 +136,7 @@ def _class(name: str) -> Any:
 
 
 def _class_names(dataset: Any, targets: Sequence[int]) -> tuple[str, ...]:
-    """Names by index; a set that has none gets numbers, a name used twice gets its index."""
+    """Names by index; a set without names gets numbers, and a repeated name gets its index appended."""
     given = getattr(dataset, "classes", None) or range(max(targets) + 1)
     names = [name if isinstance(name, str) else name[0] if isinstance(name, tuple) else str(name) for name in given]
     return tuple(f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names))

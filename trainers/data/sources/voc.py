@@ -18,13 +18,13 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    """What an annotation says.
+    """The content of an annotation.
 
     Args:
-        size: Width and height of the image; None where it does not say.
+        size: Width and height of the image; None if the annotation does not say.
         boxes: Left, top, right, bottom and name of each object.
-        difficult: How many objects were left out.
-        fault: Why the annotation cannot be used; empty if it can.
+        difficult: Number of objects that were left out.
+        fault: The reason why the annotation cannot be used; empty if it can.
     """
 
     size: tuple[int, int] | None = None
@@ -42,7 +42,7 @@ def find_voc(place: Place) -> Found:
     counts as a bad image. Classes are in natural order.
 
     Raises:
-        DataError: A folder is missing, there are no images, a list names something twice, two images have one name, or
+        DataError: A folder is missing, there are no images, a list names an image twice, two images have one name, or
             the task is not detection.
     """
     check_task(place, "voc", "detection")
@@ -102,7 +102,7 @@ def _splits(root: Path) -> dict[str, str]:
         for number, line in enumerate(_lines(path), 1):
             if not line.strip():
                 continue
-            # Lists of one class have a second column.
+            # Lists of a single class have a second column.
             name = line.split()[0]
             fault = name_fault(name) or (f"'{name}' is in {splits[name]}.txt as well" if name in splits else "")
             if fault:
@@ -124,7 +124,7 @@ def _lines(path: Path) -> Sequence[str]:
 
 
 class _NoDocumentType(ElementTree.TreeBuilder):
-    """Refuses the declarations that entities come with: a few lines of them can fill the memory."""
+    """Refuses declarations of document types: a few lines of entities in them can fill the memory."""
 
     def doctype(self, name: str, pubid: str, system: str) -> None:
         raise ValueError("it declares a document type")
@@ -138,7 +138,7 @@ def _read(path: Path) -> _Labels:
     except OSError as error:
         return _Labels(fault=f"{shown(path)}: {error.strerror or type(error).__name__}")
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        # LookupError: an encoding that Python does not know.
+        # LookupError is for an encoding that Python does not know.
         return _Labels(fault=f"{shown(path)}: {error}")
 
 
@@ -161,7 +161,7 @@ def _box(entry: ElementTree.Element) -> tuple[float, float, float, float, str]:
     if box is None:
         raise ValueError(f"'{name}' has no bndbox")
     left, top, right, bottom = (_number(box, corner) for corner in _CORNERS)
-    # The pixel that is called 1 reaches from 0 to 1.
+    # The pixel with number 1 reaches from 0 to 1.
     return left - 1, top - 1, right, bottom, name
 
 

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar archives in which the files of one sample stand under one key, ``0001.jpg``, ``0001.cls``."""
+"""WebDataset shards: tar archives in which the files of a sample share a key, such as ``0001.jpg`` and ``0001.cls``."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from trainers.data.sources.folders import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-# A sample's key ends at the first dot of its files' names; a file whose name begins with the dot has none.
+# A sample's key ends at the first dot of its files' names; a file whose name begins with the dot has no key.
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 _WITHOUT_DOT = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _TEXT_SUFFIXES = frozenset({"cls", "json", "txt"})
@@ -35,7 +35,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """The files of one key, by suffix: where images lie, and what files of text hold."""
+    """The files of one key, by suffix: the places of images, and the contents of text files."""
 
     name: str
     split: str
@@ -44,15 +44,15 @@ class _Sample:
 
 
 def find_webdataset(place: Place) -> Found:
-    """The samples of the tar shards ``data.shards``, which names them all together or by split.
+    """The samples of the tar shards ``data.shards``, which are named all together or by split.
 
     Shards are named by braces (``train-{0000..0012}.tar``), a glob, a folder or a file, relative to ``data.root`` if
-    that is given. Not named by split, they belong to the splits that their names begin with if all of them do so,
-    else to train. Headers and labels alone are read; an image is later read from its place in the archive.
+    that is given. Shards that are not named by split belong to the split that their names begin with, if all names do,
+    else to train. Only headers and labels are read; an image is later read from its place in the archive.
 
     A sample's image is the file that has an image's suffix, or the suffix ``data.columns.image``. Its label is the
     text of ``.cls``; without any such file, the field ``label`` of ``.json``, or else the text of ``.txt``. Fields of
-    ``.json`` that ``data.columns.label`` names go before all. ``data.columns.group`` is a field of ``.json``.
+    ``.json`` that ``data.columns.label`` names take precedence. ``data.columns.group`` is a field of ``.json``.
 
     Raises:
         DataError: Shards are remote, missing, compressed, cut off or empty; samples lack an image, label or group.
@@ -77,7 +77,7 @@ def find_webdataset(place: Place) -> Found:
 
 
 def _shards(place: Place) -> list[tuple[Path, str]]:
-    """Every shard and its split, in the order in which they are named."""
+    """Every shard and its split, in the order of the user's names."""
     if not place.files:
         raise DataError("data.source=webdataset needs data.shards, a pattern such as train-{0000..0012}.tar")
     root = Path() if place.root is None else checked_root(place.root, "webdataset")
@@ -217,7 +217,7 @@ def _refuse_compressed(file: BinaryIO) -> None:
 
 
 def _check_end(file: BinaryIO, offset: int) -> None:
-    """Refuse an archive that does not end in zeros: tarfile takes one cut between two files for a whole one."""
+    """Refuse an archive that does not end in zeros: tarfile takes an archive cut between two files for a whole one."""
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"cut off or damaged at byte {offset:,}: the mark of an archive's end is not there")
@@ -246,7 +246,7 @@ def _images(samples: Sequence[_Sample]) -> list[Part]:
 
 
 def _fields(samples: Sequence[_Sample], place: Place) -> tuple[list[dict[str, Any]], set[str]]:
-    """The fields of each sample's ``.json`` that are asked for, and the names of all that there are."""
+    """The requested fields of each sample's ``.json``, and the names of all fields."""
     wanted = {*_columns(place), *([place.columns.group] if place.columns.group else [])}
     found: list[dict[str, Any]] = []
     known: set[str] = set()
@@ -275,7 +275,7 @@ def _columns(place: Place) -> tuple[str, ...]:
 def _rows(
     samples: Sequence[_Sample], fields: Sequence[dict[str, Any]], known: set[str], place: Place
 ) -> tuple[list[Row], tuple[str, ...]]:
-    """The label cells of each sample, and what they are called."""
+    """The label cells of each sample, and their names."""
     columns = _columns(place)
     suffixes = {suffix for sample in samples for suffix in sample.texts}
     if place.columns.label is None and (text := _text_suffix(suffixes, known)):
