@@ -14,7 +14,9 @@ from copies import Copies, Started
 
 # What `mlflow server` runs, less its supervisors; importing it takes seconds, a copy does not.
 _SERVE = """
-import os, sys
+import logging, os, sys
+# A line for each request would fill the pipe of standard error, which nobody reads.
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
 uri, artifacts, port = sys.argv[1:]
 os.environ.update(
     _MLFLOW_SERVER_FILE_STORE=uri,
