@@ -257,7 +257,7 @@ def test_killed_between_the_start_of_the_run_and_the_note_of_it_the_run_is_ended
 def test_retries_exhausted_show_in_both_stores_as_failed_and_count(lab, capsys):
     lab.train("budget.trials=1")
     _, run_id = leave_running(lab, **{ATTEMPT: 2})
-    lab.train("budget.trials=2")
+    assert lab.run("budget.trials=2") == 0
     assert lab.outcomes() == ["complete", "failed"]
     assert sum(map(is_counted, lab.trials())) == 2
     run = lab.client.get_run(run_id)
