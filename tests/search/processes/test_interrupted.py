@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from search.storage import ATTEMPT, OUTCOME, REASON, RUN_ID
 
 # Seconds of training, so that a signal sent on sight of its second epoch always finds it running.
-LONG = 40
+LONG = 24
 SPACE = SMALL["strategy"] | {"epochs": {"choices": [1, LONG]}}
 PRESETS = {"short": {"epochs": 1, "lr": 1e-3}, "long": {"epochs": LONG, "lr": 1e-3}}
 
