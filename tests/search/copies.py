@@ -24,6 +24,7 @@ _MODULES = (
     "search.study.lifecycle",
     "search.rerun",
     "mlflow.pyfunc",
+    "mlflow.server",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
     "scipy.stats",
@@ -31,6 +32,7 @@ _MODULES = (
     "timm.optim",
     "timm.scheduler",
     "torchmetrics",
+    "werkzeug.serving",
 )
 
 
