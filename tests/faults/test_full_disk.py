@@ -162,7 +162,7 @@ def test_a_trial_whose_checkpoint_has_no_room_is_tried_again_once_there_is(tmp_p
 @pytest.mark.slow
 def test_trials_train_on_where_their_states_have_no_room(tmp_path, empty_mlflow, small_disk):
     # Long enough for a trial to try, which it does not do more often than its cost allows.
-    lab = Lab(tmp_path, empty_mlflow, strategy=LONG | {"epochs": 60}, metric="loss", checkpoints=KEPT)
+    lab = Lab(tmp_path, empty_mlflow, strategy=LONG | {"epochs": 30}, metric="loss", checkpoints=KEPT)
     (tmp_path / "mlruns" / "cache").mkdir()
     disk = small_disk(tmp_path / "mlruns" / "cache" / "running")
     code, out, err = run_into_full(lab, disk)

@@ -146,7 +146,8 @@ def test_what_was_answered_with_500_or_not_at_all_is_there_once(lab):
     check_whole(lab)
 
 
-def test_where_it_is_still_away_at_the_end_the_same_command_delivers_and_crowns_later(lab, capsys):
+def test_where_it_is_still_away_at_the_end_the_same_command_delivers_and_crowns_later(lab, capsys, monkeypatch):
+    monkeypatch.setattr(writer, "_RETRY_SECONDS", 1.0)
     with at_tells({1: lab.server.kill}):
         assert lab.run() == 1
     (waiting,) = lab.waiting()

@@ -34,7 +34,7 @@ for module in list(sys.modules.values()):
             setattr(module, name, Ahead)
 """
 # Epochs that take long enough for something to happen in between.
-LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 30}, "metric": "loss"}
+LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 12}, "metric": "loss"}
 
 
 def start(lab: Lab, *overrides: str, first: str = ""):
@@ -80,7 +80,7 @@ def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared
     process = start(lab, "budget.trials=3")
     watch(lab, process, trains)
     server.crash()
-    time.sleep(3)
+    time.sleep(2)
     assert process.poll() is None
     server.start()
     out, err = process.communicate(timeout=900)

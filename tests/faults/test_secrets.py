@@ -1,15 +1,14 @@
 """A study with passwords in the addresses of its stores, which are nowhere to be found afterwards."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
+from werkzeug.security import generate_password_hash
 
 from search import compose_study
 from search.run import as_yaml, main
@@ -20,45 +19,27 @@ SECRET, ADMIN = "s3cret-Ab9-of-the-tests", "s3cret-Zk7-of-the-server"
 
 
 @pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory):
+def mlflow_server(tmp_path_factory, empty_mlflow):
     """The port of a server with basic authentication, and its folder."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    shutil.copy(empty_mlflow, folder / "mlflow.db")
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = MANAGE\ndatabase_uri = sqlite:///{folder}/auth.db\n"
         f"admin_username = ann\nadmin_password = {ADMIN}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
-    settings = {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests"}
-    words = ["--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    words += ["--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words],
-            env=inherited | settings,
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        while not answers(port):
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.2)
-        yield port, folder
-        os.killpg(process.pid, 15)
-        process.wait()
+    server = MlflowServer(folder, auth=folder / "auth.ini")
+    server.start()
+    hash_quickly(folder / "auth.db")
+    yield server.port, folder
+    server.kill()
 
 
-def answers(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-        return True
-    except (urllib.error.URLError, ConnectionError):
-        return False
+def hash_quickly(database: Path) -> None:
+    """Store the password's hash with one round; the server computes the hash at each of hundreds of requests."""
+    with closing(sqlite3.connect(database)) as users, users:
+        quick = generate_password_hash(ADMIN, "pbkdf2:sha256:1")
+        assert users.execute("UPDATE users SET password_hash = ? WHERE username = 'ann'", [quick]).rowcount == 1
 
 
 def holding(folder: Path, secret: str) -> list[Path]:

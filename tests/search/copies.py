@@ -1,7 +1,7 @@
 """Processes that begin with everything imported: copies of one that has done so once, which saves each some seconds.
 
 As a script this is that one process. What it is asked for it forks into; a copy has its own folder, variables, output
-and exit code, is signalled and killed like any process, and ends as Python ends.
+and exit code, is signalled and killed like any process, and runs what Python runs at its end.
 """
 
 import os
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from search.processes.forkserver import Copy, Forkserver, serve
+from search.processes.forkserver import Copy, Forkserver, _end_as_python_does, serve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MODULES = (
@@ -24,6 +24,7 @@ _MODULES = (
     "search.study.lifecycle",
     "search.rerun",
     "mlflow.pyfunc",
+    "mlflow.server",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
     "scipy.stats",
@@ -31,6 +32,7 @@ _MODULES = (
     "timm.optim",
     "timm.scheduler",
     "torchmetrics",
+    "werkzeug.serving",
 )
 
 
@@ -89,6 +91,7 @@ def _become(request: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    import gc
     import importlib
 
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
@@ -99,6 +102,10 @@ if __name__ == "__main__":
     warn_dependency_requirement_mismatches(["mlflow"])
     # A copy has this thread alone, and whatever the others held would be held for ever.
     assert threading.active_count() == 1, threading.enumerate()
+    # Else a copy's garbage collections would look at all that was imported, and so copy its memory.
+    gc.collect()
+    gc.freeze()
     asked = serve(socket.socket(fileno=int(sys.argv[1])))
     if asked is not None:
-        _become(asked)
+        # Python itself would take modules apart for some 3 s of a core.
+        _end_as_python_does(lambda: _become(asked))

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search import compose_study
 from search.config import StudyConfig
+from search.reporting import Terminal
 from search.run import main
+from search.scheduling import Ledger
 from search.storage import OWNER, outcome_of, score_of
+from search.study import prepare, run_trials
+from search.study.presets import _queue_presets
+from search.study.probe_sweep import sweep_probes
 from search.tracking import CHECKPOINT_FILE
+from search.trials import reconcile_runs, recover_trials
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -70,6 +75,28 @@ class Lab:
         """Run or resume the study in this process and return the exit code."""
         return main([f"study={self.file}", *overrides])
 
+    def train(self, *overrides: str) -> None:
+        """Run or resume the study in this process as far as its last trial.
+
+        What ends a study (winner, logged model, plots, report) takes longer than trials as small as these. Tests that
+        look at the end call :meth:`run`.
+        """
+        config = self.config(*overrides)
+        with Terminal(config.metric, costs=config.costs) as terminal:
+            open_study = prepare(config, terminal)
+            try:
+                recover_trials(open_study)
+                reconcile_runs(open_study)
+                sweep_probes(open_study)
+                _queue_presets(open_study)
+                ledger = Ledger(open_study.study)
+                terminal.study_started(ledger.counted, config.budget.trials)
+                run_trials(open_study, ledger, lambda: True, terminal.say)
+                open_study.tracker.finish(open_study.parent_run, "complete")
+                open_study.tracker.flush()
+            finally:
+                open_study.tracker.close()
+
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
 
@@ -96,12 +123,14 @@ class Lab:
 
     def wait_until(self, condition: Callable[[list[FrozenTrial]], bool], process: "subprocess.Popen[str]") -> None:
         """Poll the trials until the condition holds."""
+        # Opened once: to open a store takes longer than to read trials, of a core that the process has use for.
+        storage = optuna.storages.RDBStorage(self.optuna_url)
         end = time.monotonic() + 300
         while time.monotonic() < end:
             assert process.poll() is None, process.communicate()
-            if "lab" in optuna.get_all_study_names(self.optuna_url) and condition(self.trials()):
+            found = [study for study in storage.get_all_studies() if study.study_name == "lab"]
+            if found and condition(storage.get_all_trials(found[0]._study_id)):
                 return
-            # Looking takes some 20 ms of a core that the process has use for.
             time.sleep(0.1)
         raise AssertionError("it did not happen in time")
 
@@ -185,12 +214,7 @@ def scored(trials: list[FrozenTrial]) -> list[tuple[dict[str, Any], float | None
 
 def dead_owner() -> str:
     """What a process on this host wrote that has ended since."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from search.processes import owner; print(owner())"],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = copies().start("from search.processes import owner; print(owner())", [], REPOSITORY, os.environ)
     written = process.communicate()[0].strip()
     assert json.loads(written)["pid"] == process.pid
     return written

@@ -6,11 +6,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from copies import Copies, Started
+from copies import Started, copies
 
 # What `mlflow server` runs, less its supervisors; importing it takes seconds, a copy does not.
 _SERVE = """
@@ -18,6 +17,9 @@ import logging, os, sys
 # A line for each request would fill the pipe of standard error, which nobody reads.
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 uri, artifacts, port = sys.argv[1:]
+log = os.open("server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
 os.environ.update(
     _MLFLOW_SERVER_FILE_STORE=uri,
     _MLFLOW_SERVER_ARTIFACT_ROOT="mlflow-artifacts:/",
@@ -28,24 +30,25 @@ from mlflow.server import app
 from mlflow.server.handlers import initialize_backend_stores
 from werkzeug.serving import make_server
 initialize_backend_stores(uri, uri, "mlflow-artifacts:/")
+if "MLFLOW_AUTH_CONFIG_PATH" in os.environ:
+    from mlflow.server.auth import create_app
+    app = create_app(app)
 make_server("127.0.0.1", int(port), app, threaded=True).serve_forever()
 """
-
-
-@cache
-def _servers() -> Copies:
-    return Copies("mlflow.server", "werkzeug.serving")
 
 
 class MlflowServer:
     """An MLflow server on loopback that stores in a folder.
 
     Args:
-        folder: Where ``mlflow.db`` lies, which has been through its migrations, and ``artifacts`` will.
+        folder: Where ``mlflow.db`` lies, which has been through its migrations, and ``artifacts`` and ``server.log``
+            will.
+        auth: Configuration file of basic authentication; None for a server that anybody may use.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, auth: Path | None = None) -> None:
         self.folder = folder
+        self._auth = auth
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             self.port = one.getsockname()[1]
@@ -56,10 +59,16 @@ class MlflowServer:
         """Start it and wait until it answers."""
         artifacts = self.folder / "artifacts"
         arguments = [f"sqlite:///{self.folder}/mlflow.db", str(artifacts), str(self.port)]
-        self._process = _servers().start(_SERVE, arguments, self.folder, {"OMP_NUM_THREADS": "1"})
+        environment = {"OMP_NUM_THREADS": "1"}
+        if self._auth is not None:
+            environment |= {
+                "MLFLOW_AUTH_CONFIG_PATH": str(self._auth),
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
+            }
+        self._process = copies().start(_SERVE, arguments, self.folder, environment)
         end = time.monotonic() + 300
         while time.monotonic() < end:
-            assert self._process.poll() is None, self._process.communicate()
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()
             try:
                 urllib.request.urlopen(f"{self.url}/health", timeout=60).close()
                 return

@@ -107,7 +107,7 @@ def test_a_corrupt_image_is_refused_by_name_and_count_or_left_out(lab, refused, 
     assert f"{tmp_path}/cat/3.png: " in message
     assert leftovers(lab) == []
     skipping = [f"data.root={tmp_path}", *limits, "data.on_bad_image=skip", "strategy.batch_size=4", "budget.trials=1"]
-    assert lab.run(*skipping) == 0
+    lab.train(*skipping)
     assert "1 bad images left out" in capsys.readouterr().out
 
 
@@ -150,7 +150,7 @@ def test_every_kind_of_bad_image_is_named_in_one_message_and_none_ends_a_study_t
         (line,) = [line for line in lines if line.startswith(f"  {root}/犬/{name}: ")]
         assert reason in line
     assert leftovers(lab) == []
-    assert lab.run(*overrides, "data.on_bad_image=skip", "strategy.batch_size=4", "budget.trials=1") == 0
+    lab.train(*overrides, "data.on_bad_image=skip", "strategy.batch_size=4", "budget.trials=1")
     assert "7 bad images left out" in capsys.readouterr().out
     assert lab.outcomes() == ["complete"]
 
@@ -201,7 +201,7 @@ def test_weights_of_a_registry_that_has_none(lab, refused):
     assert message.startswith("model.weights: none available for test_resnet: models:/pets@champion: ")
     assert "pets" in message.rpartition("@champion: ")[2]
     assert leftovers(lab) == []
-    assert lab.run("model.weights=[models:/pets@champion, none]", "budget.trials=1") == 0
+    lab.train("model.weights=[models:/pets@champion, none]", "budget.trials=1")
     assert lab.parent().data.tags["unfreeze.weights"] == "none"
 
 
@@ -229,7 +229,7 @@ def tried(new_lab, tmp_path_factory):
     root = draw(tmp_path_factory.mktemp("pets"), *PETS)
     space = SMALL["strategy"] | {"batch_size": 4, "loss": {"choices": ["cross_entropy", "focal"]}}
     lab = new_lab(data={"root": str(root), "image_size": 32}, strategy=space)
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     return lab
 
 
@@ -258,7 +258,7 @@ def test_a_study_whose_scores_would_not_be_comparable(tried, capsys, overrides, 
 
 def test_images_changed_in_place_are_noticed(tried, capsys, tmp_path):
     root = shutil.copytree(tried.config().data.root, tmp_path / "copy")
-    assert tried.run("budget.trials=1", f"data.root={root}") == 0
+    tried.train("budget.trials=1", f"data.root={root}")
     Image.new("RGB", (12, 12), "red").save(root / "cat" / "0.png")
     assert tried.run("budget.trials=1", f"data.root={root}") == 2
     assert "data (fingerprint): " in capsys.readouterr().err

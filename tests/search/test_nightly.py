@@ -52,7 +52,7 @@ def test_three_nights(new_lab, tmp_path, capsys):
         assert json.loads(lab.client.get_model_version("lab", challenger).tags[COMPARED])["p_value"] >= 0.05
 
     # The third sees other images: more of them, from which more can be learnt.
-    more = ["data.limit_train=900", "strategy.epochs=20", "budget.trials=2"]
+    more = ["data.limit_train=900", "strategy.epochs=8", "budget.trials=2"]
     assert night(lab, *more, "--summary", str(summary)) == 0
     said = summary.read_text()
     assert "## lab.2" in said
@@ -67,9 +67,9 @@ def test_three_nights(new_lab, tmp_path, capsys):
 
 def test_a_night_ends_on_time_within_a_trial_which_the_next_one_goes_on_with(new_lab, tmp_path):
     long = {"depth": 1.0, "lr": 1e-3, "epochs": 400, "batch_size": 8}
-    lab = new_lab(strategy=long, data=SMALL["data"] | {"limit_train": 256})
+    lab = new_lab(strategy=long)
     summary = tmp_path / "night.md"
-    assert night(lab, "budget.trials=1", "budget.hours=0.002", "--summary", str(summary)) == 0
+    assert night(lab, "budget.trials=1", "budget.hours=0.0012", "--summary", str(summary)) == 0
     # What was put back and waits for the next night counts there.
     assert "- Trials: 0 new, 0 in all" in summary.read_text()
     assert lab.outcomes() == ["killed", None]
@@ -77,7 +77,7 @@ def test_a_night_ends_on_time_within_a_trial_which_the_next_one_goes_on_with(new
     assert 0 < done < 400
     assert lab.statuses() == ["KILLED"]
     # It counts no attempt, and goes on after the epoch with which the first night ended.
-    assert night(lab, "budget.trials=1", "budget.hours=0.001") == 0
+    assert night(lab, "budget.trials=1", "budget.hours=0.0006") == 0
     first, second, waiting = lab.trials()
     assert len(second.intermediate_values) > done
     assert list(second.intermediate_values.values())[:done] == list(first.intermediate_values.values())
@@ -116,7 +116,7 @@ def test_a_fault_that_nobody_foresaw_costs_one_study_its_night(new_lab, tmp_path
     good, bad = new_lab(), new_lab()
     other = bad.folder / "other.yaml"
     other.write_text(bad.file.read_text())
-    assert bad.run("name=other", "budget.trials=1") == 0
+    bad.train("name=other", "budget.trials=1")
     bad.open("other").set_user_attr("winner", {"trial": 0})
     words = [f"study={other},{good.file}", NIGHT, "budget.trials=1", "--summary", str(tmp_path / "night.md")]
     assert main(words) == 1
@@ -124,7 +124,7 @@ def test_a_fault_that_nobody_foresaw_costs_one_study_its_night(new_lab, tmp_path
     assert good.outcomes() == ["complete"]
 
 
-def test_the_summary_is_sent_to_who_asked_for_it(new_lab, tmp_path):
+def test_the_summary_is_sent_to_who_asked_for_it_whatever_cannot_be_reached(new_lab, tmp_path, caplog):
     received = []
 
     class Inbox(BaseHTTPRequestHandler):
@@ -136,19 +136,16 @@ def test_the_summary_is_sent_to_who_asked_for_it(new_lab, tmp_path):
     server = HTTPServer(("127.0.0.1", 0), Inbox)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     lab, summary = new_lab(), tmp_path / "night.md"
-    words = ["budget.trials=1", "--summary", str(summary), "--notify", f"json://127.0.0.1:{server.server_port}"]
+    # Nobody answers at the first address.
+    addresses = ["json://me:secret@127.0.0.1:9", f"json://127.0.0.1:{server.server_port}"]
+    words = ["budget.trials=1", "--summary", str(summary), *(f"--notify={address}" for address in addresses)]
     assert night(lab, *words) == 0
     server.shutdown()
     server.server_close()
     (message,) = received
     assert message["title"] == "Unfreeze: 1 new champion"
     assert message["message"].strip() == summary.read_text().strip()
-
-
-def test_a_summary_that_cannot_be_sent_is_said_and_the_night_was_none_the_worse(new_lab, caplog):
-    lab = new_lab()
-    assert night(lab, "budget.trials=1", "--notify", "json://me:secret@127.0.0.1:9") == 0
-    assert "the summary could not be sent to json://" in caplog.text
+    assert caplog.text.count("the summary could not be sent to json://") == 1
     assert "secret" not in caplog.text
 
 
@@ -162,8 +159,8 @@ def test_what_a_night_needs_is_asked_for_before_it_begins(lab, capsys):
 
 def test_a_new_study_begins_with_what_worked_on_similar_images(new_lab):
     lab = new_lab()
-    assert lab.run("budget.trials=3", "name=near", "data.split_seed=1") == 0
-    assert lab.run("budget.trials=1", "name=far", "data.limit_train=24") == 0
+    lab.train("budget.trials=3", "name=near", "data.split_seed=1")
+    lab.train("budget.trials=1", "name=far", "data.limit_train=24")
     near, far = lab.open("near"), lab.open("far")
     assert distance(near.user_attrs[FEATURES], near.user_attrs[FEATURES]) == 0
     gap = distance(near.user_attrs[FEATURES], far.user_attrs[FEATURES])

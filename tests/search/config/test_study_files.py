@@ -15,7 +15,7 @@ TINY = {
 
 def test_what_means_nothing_here_is_left_out_of_the_space_and_said(new_lab, capsys):
     lab = new_lab(strategy=TINY | {"co_tuning": {"choices": [0, 1]}, "distill_weight": {"low": 0.0, "high": 0.9}})
-    assert lab.run() == 0
+    lab.train()
     said = capsys.readouterr().out
     assert "Space   without distill_weight: there is no teacher" in said
     assert "Space   without co_tuning: the pretrained weights bring no classifier of their own" in said
@@ -53,7 +53,7 @@ def test_a_teacher_or_a_range_that_is_not_there_is_refused(lab, capsys, override
 def test_a_plain_value_is_refused_only_if_no_model_can_use_it(new_lab, capsys):
     model = {"name": ["test_resnet", "test_convnext"], "weights": "none"}
     lab = new_lab(strategy=TINY | {"batch_norm": "frozen"}, model=model)
-    assert lab.run() == 0
+    lab.train()
     said = capsys.readouterr().out
     assert "Space   without batch_norm: test_convnext has no BatchNorm" in said
     lab = new_lab(strategy=TINY | {"distill_weight": 0.5}, model=model)
@@ -70,12 +70,12 @@ def test_a_study_learns_from_the_winner_of_another(new_lab, capsys):
     # The same MLflow store, where the teacher is.
     tracking = {"uri": first.mlflow_uri, "artifacts": str(first.folder / "mlruns" / "artifacts")}
     student = new_lab(strategy=strategy, budget={"trials": 1}, tracking=tracking, teacher=teacher, name="student")
-    assert student.run() == 0
+    student.train()
     mlflow.set_tracking_uri(first.mlflow_uri)
     (run,) = [r for r in first.all_runs() if r.data.params.get("distill_weight") == "1.0"]
     assert run.info.status == "FINISHED"
     # The range test learns from the teacher too.
-    assert student.run("name=centred", "centre_lr=true", "strategy.lr={low: 1e-4, high: 1e-2, log: true}") == 0
+    student.train("name=centred", "centre_lr=true", "strategy.lr={low: 1e-4, high: 1e-2, log: true}")
     other = new_lab(
         data={"image_size": 32, "limit_train": 64, "limit_val": 64, "limit_test": 64},
         model={"name": "test_resnet", "weights": "none", "in_chans": 1},
@@ -91,7 +91,7 @@ def test_a_study_learns_from_the_winner_of_another(new_lab, capsys):
 @pytest.mark.slow
 def test_rates_are_centred_once_a_study(new_lab, capsys):
     lab = new_lab(strategy=TINY, centre_lr=True, budget={"trials": 1})
-    assert lab.run() == 0
+    lab.train()
     suggested = lab.study.user_attrs["suggested_lr"]
     said = capsys.readouterr().out
     assert "Rates   the range test" in said
@@ -99,6 +99,6 @@ def test_rates_are_centred_once_a_study(new_lab, capsys):
     if suggested is not None:
         assert suggested / 10 <= lr <= suggested * 10
     lab.study.set_user_attr("suggested_lr", 0.5)
-    assert lab.run("budget.trials=3") == 0
+    lab.train("budget.trials=3")
     assert all(0.05 <= trial.params["lr"] <= 5 for trial in lab.trials()[1:])
     assert "the range test suggests 5.0e-01; searched from 5.0e-02 to 5.0e+00" in capsys.readouterr().out

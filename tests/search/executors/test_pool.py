@@ -35,7 +35,7 @@ def test_a_worker_reads_the_configuration_that_the_command_has(lab, overrides):
 
 @pytest.mark.slow
 def test_two_workers_train_the_budget_and_no_more_and_equal_strategies_get_seeds_of_their_own(new_lab):
-    alike = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-3, "epochs": 20}
+    alike = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-3, "epochs": 8}
     lab = new_lab(strategy=alike, metric="loss", checkpoints={"keep": 2})
     code, out, err = finish(lab.start("budget.trials=7", TWO))
     assert code == 0, err
@@ -56,7 +56,7 @@ def test_two_workers_train_the_budget_and_no_more_and_equal_strategies_get_seeds
 @pytest.mark.slow
 def test_a_worker_killed_in_mid_trial_is_replaced_and_its_trial_tried_again(new_lab):
     lab = new_lab(**LONG)
-    process = lab.start("budget.trials=3", "strategy.epochs=100", TWO)
+    process = lab.start("budget.trials=3", "strategy.epochs=40", TWO)
     lab.wait_until(train_both, process)
     victim = owners(lab)[0]
     os.kill(victim, signal.SIGKILL)
@@ -129,7 +129,7 @@ def test_two_commands_that_begin_a_new_study_at_once_share_its_budget(new_lab):
     presets = {"one": {"depth": 1.0, "lr": 1e-3}, "two": {"depth": 1.0, "lr": 2e-3}}
     lab = new_lab(**LONG, presets=presets, probe_sweep=8)
     (lab.folder / "mlruns" / "mlflow.db").unlink()
-    both = [lab.start("budget.trials=8", "strategy.epochs=60", makes_tables=True) for _ in range(2)]
+    both = [lab.start("budget.trials=8", "strategy.epochs=12", makes_tables=True) for _ in range(2)]
     for process in both:
         code, out, err = finish(process)
         assert code == 0, err
@@ -145,7 +145,7 @@ def test_two_commands_that_begin_a_new_study_at_once_share_its_budget(new_lab):
 
 @pytest.mark.slow
 def test_auto_measures_and_says_what_it_chose(new_lab):
-    lab = new_lab(strategy=SMALL["strategy"] | {"depth": 1.0, "epochs": 10}, metric="loss")
+    lab = new_lab(strategy=SMALL["strategy"] | {"depth": 1.0, "epochs": 3}, metric="loss")
     code, out, err = finish(lab.start("budget.trials=16", "executor.trials_per_device=auto", "threads=2"))
     assert code == 0, err
     assert [outcome_of(trial) for trial in lab.trials()] == ["complete"] * 16

@@ -72,25 +72,27 @@ def cluster():
 
 
 @pytest.mark.slow
-def test_a_study_on_ray_that_ctrl_c_stops_goes_on_to_its_end(new_lab, capsys):
+def test_a_study_on_ray_that_ctrl_c_stops_goes_on_to_its_end(new_lab, capsys, request):
     lab = new_lab(**LONG)
-    words = ["executor=ray", "executor.workers=2"]
-    process = lab.start("budget.trials=2", *words, leads=True)
+    process = lab.start("budget.trials=2", "executor=ray", "executor.workers=2", leads=True)
     lab.wait_until(train_both, process)
     everyone = psutil.Process(process.pid).children(recursive=True)
     # As a terminal does, to all that were not put into a group of their own.
     os.killpg(process.pid, signal.SIGINT)
-    code, _, err = finish(process)
+    code, out, err = finish(process)
     assert code == 130, err
+    assert "Workers 2 processes train at once on Ray, 1 CPU threads each" in out
     assert not psutil.wait_procs(everyone, timeout=60)[1]
     assert lab.outcomes() == ["killed", "killed", None, None]
     assert [trial.user_attrs[ATTEMPT] for trial in lab.trials()[2:]] == [0, 0]
     assert lab.statuses() == ["KILLED", "KILLED"]
 
+    cluster = request.getfixturevalue("cluster")
+    words = [f"executor.address={cluster.address}", "executor.workers=1"]
     assert lab.run("budget.trials=3", "strategy.epochs=5", *words) == 0
     assert lab.outcomes() == ["killed", "killed", "complete", "complete", "complete"]
     out = capsys.readouterr().out
-    assert "Workers 2 processes train at once on Ray, 1 CPU threads each" in out
+    assert "Workers 1 processes train at once on Ray, 1 CPU threads each" in out
     assert out.count("complete  loss") == 3
     assert "Winner: trial " in out
 
@@ -106,7 +108,7 @@ def test_a_cluster_that_is_joined_leaves_signals_to_the_search(cluster):
 @pytest.mark.slow
 def test_the_trial_of_a_lost_node_is_killed_once_and_tried_again_once(new_lab, cluster):
     lab = new_lab(**LONG)
-    process = lab.start("budget.trials=2", "strategy.epochs=300", f"executor.address={cluster.address}")
+    process = lab.start("budget.trials=2", "strategy.epochs=150", f"executor.address={cluster.address}")
     lab.wait_until(train_both, process)
     victim = psutil.Process(owners(lab)[0])
     above = {parent.pid for parent in victim.parents()}

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import optuna
 import psutil
 import pytest
 from lab import SMALL
@@ -15,6 +16,16 @@ TWO = "executor.gpus_per_trial=2"
 PLAIN = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-2, "optimizer": "sgd", "batch_norm": "frozen_stats"}
 
 
+# The command, which waits for a collective after a signal for one second instead of five.
+IMPATIENT = """
+import sys
+from search.processes import rank_group
+from search.run import main
+rank_group._SIGNAL_SECONDS = 1.0
+sys.exit(main())
+"""
+
+
 def others_of(process) -> list[psutil.Process]:
     """The other ranks that a command has started."""
     return [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "search.rank"]
@@ -22,7 +33,7 @@ def others_of(process) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_trials_of_two_processes_score_as_those_of_one_and_a_killed_rank_costs_one_attempt(new_lab):
-    lab = new_lab(strategy=PLAIN | {"epochs": 40}, metric="loss", pruner={"name": "none"})
+    lab = new_lab(strategy=PLAIN | {"epochs": 24}, metric="loss", pruner={"name": "none"})
     process = lab.start("budget.trials=2", TWO)
     lab.wait_until(lambda trials: any(len(trial.intermediate_values) >= 2 for trial in trials), process)
     (other,) = others_of(process)
@@ -36,8 +47,8 @@ def test_trials_of_two_processes_score_as_those_of_one_and_a_killed_rank_costs_o
     assert again.user_attrs[ATTEMPT] == 1
     assert f"trial {killed.number} is tried again: rank 1 ended by SIGKILL" in out
     assert {run.info.status for run in lab.all_runs()} == {"FINISHED", "KILLED"}
-    alone = new_lab(strategy=PLAIN | {"epochs": 40}, metric="loss", pruner={"name": "none"})
-    assert alone.run("budget.trials=1") == 0
+    alone = new_lab(strategy=PLAIN | {"epochs": 24}, metric="loss", pruner={"name": "none"})
+    alone.train("budget.trials=1")
     found = next(trial for trial in lab.trials() if trial.state == TrialState.COMPLETE)
     (expected,) = alone.trials()
     assert found.intermediate_values == pytest.approx(expected.intermediate_values, rel=1e-3)
@@ -46,7 +57,8 @@ def test_trials_of_two_processes_score_as_those_of_one_and_a_killed_rank_costs_o
 @pytest.mark.slow
 def test_when_the_command_is_stopped_no_rank_is_left(new_lab):
     lab = new_lab(strategy=PLAIN | {"epochs": 1000}, metric="loss")
-    process = lab.start("budget.trials=2", TWO)
+    optuna.storages.RDBStorage(lab.optuna_url)
+    process = lab.start_code(IMPATIENT, f"study={lab.file}", "budget.trials=2", TWO)
     lab.wait_until(lambda trials: any(len(trial.intermediate_values) >= 2 for trial in trials), process)
     others = others_of(process)
     # It keeps rank 0 in a collective, where no signal is acted on.

@@ -45,7 +45,7 @@ def test_a_trial_that_takes_too_long_has_failed_and_the_study_goes_on(new_lab):
         assert trial.user_attrs[REASON] == "it took longer than budget.trial_minutes: 0.02"
     assert lab.statuses() == ["FAILED", "FAILED"]
     # Those that are in time are not hurt by those that were not.
-    assert lab.run("budget.trials=3", "budget.trial_minutes=1", "strategy.epochs=2") == 0
+    lab.train("budget.trials=3", "budget.trial_minutes=1", "strategy.epochs=2")
     assert lab.outcomes() == ["failed", "failed", "complete"]
 
 

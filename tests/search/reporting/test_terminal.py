@@ -1,14 +1,12 @@
 import io
 import os
 import pty
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import replace
 
 import optuna
 import pytest
-from lab import REPOSITORY
+from copies import copies
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -218,11 +216,24 @@ def test_the_size_of_a_download_is_said_once_and_its_bar_counts_megabytes(log):
     assert "23/46" in screen.text
 
 
+# Runs the command with a terminal, whose name comes first, as its three standard streams.
+ON_TERMINAL = """
+import os, sys
+from search.run import main
+terminal = os.open(sys.argv.pop(1), os.O_RDWR)
+print("opened", flush=True)
+for stream in range(3):
+    os.dup2(terminal, stream)
+os.close(terminal)
+sys.exit(main())
+"""
+
+
 def test_on_a_terminal_a_warning_says_its_level_once(lab):
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "search.run", f"study={lab.file}", "budget.trials=1"]
-    wide = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
-    process = subprocess.Popen(command, cwd=lab.folder, env=wide, stdin=theirs, stdout=theirs, stderr=theirs)
+    arguments = [os.ttyname(theirs), f"study={lab.file}", "budget.trials=1"]
+    process = copies().start(ON_TERMINAL, arguments, lab.folder, os.environ | {"COLUMNS": "200"})
+    assert process.stdout.readline() == "opened\n"
     os.close(theirs)
     shown = b""
     # Where all others have closed a terminal, reading from it is an error instead of an end.

@@ -56,7 +56,7 @@ def convolutions(blocks: int) -> Counter[tuple[int, ...]]:
 def test_over_all_presets_each_block_is_computed_once_for_an_image(new_lab):
     lab = study(new_lab, reuse="on")
     with counted() as runs:
-        assert lab.run() == 0
+        lab.train()
     assert [t.user_attrs[PRESET] for t in lab.trials()] == ["three", "two", "all", "one", "probe"]
     blocks = len(split_blocks(create_classifier("test_resnet", 10, 32)).body)
     assert runs == convolutions(blocks)
@@ -65,7 +65,7 @@ def test_over_all_presets_each_block_is_computed_once_for_an_image(new_lab):
 
 def test_without_reuse_the_order_is_the_same(new_lab):
     lab = study(new_lab, reuse="off")
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     queued = [trial.system_attrs["fixed_params"]["depth"] for trial in lab.trials()]
     assert queued == [3, 2, 5, 1, 0]
 

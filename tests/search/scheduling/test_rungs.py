@@ -22,7 +22,7 @@ RATES = [1e-5, 1e-4, 1e-3, 1e-2]
 def whole(new_lab):
     """Four trials that run to their end, by their rates: the loss after each epoch."""
     lab = new_lab(strategy=SPACE, metric="loss", presets={f"lr {lr:g}": {"depth": 0.5, "lr": lr} for lr in RATES})
-    assert lab.run("budget.trials=4") == 0
+    lab.train("budget.trials=4")
     return {trial.params["lr"]: trial.intermediate_values for trial in lab.trials()}
 
 
@@ -87,7 +87,7 @@ def test_a_trial_that_goes_on_scores_what_it_would_have_scored_without_the_break
 
 def test_paused_trials_go_on_with_what_is_frozen_read_from_the_cache(ladder, whole):
     lab = ladder(reuse="on")
-    assert lab.run() == 0
+    lab.train()
     check_ladder(lab, whole)
     assert lab.runs()[4].data.tags["unfreeze.reuse"].startswith("reuse")
 
@@ -101,7 +101,8 @@ def test_through_all_rungs_each_trial_does_what_it_would_have_done_alone(new_lab
         new_lab(strategy=space, metric="loss", presets=presets, pruner=pruner, budget={"trials": 8})
         for pruner in ({"name": "none"}, {"name": "rungs", "reduction": 2})
     )
-    assert alone.run() == climbing.run() == 0
+    alone.train()
+    climbing.train()
     whole = {(trial.params["depth"], trial.params["lr"]): trial.intermediate_values for trial in alone.trials()}
     told = climbing.trials()
     assert Ledger(climbing.study).counted == len(whole) == 8
@@ -120,24 +121,25 @@ def test_through_all_rungs_each_trial_does_what_it_would_have_done_alone(new_lab
 def test_linear_probes_are_paused_one_by_one(ladder):
     presets = {f"lr {lr:g}": {"depth": 0, "lr": lr} for lr in reversed(RATES)}
     lab = ladder(presets=presets, reuse="on")
-    assert lab.run() == 0
+    lab.train()
     assert lab.outcomes() == ["complete", "pruned", "pruned", "pruned", "complete"]
     assert lab.trials()[4].user_attrs[CONTINUES] == 1
 
 
 def test_what_cannot_go_on_within_the_budget_is_not_kept(ladder):
     lab = ladder()
-    assert lab.run("budget.trials=3") == 0
+    lab.train("budget.trials=3")
     assert lab.outcomes() == ["complete", "pruned", "pruned", None]
     assert kept(lab) == []
-    assert lab.run() == 0
+    lab.train()
     assert lab.outcomes() == ["complete", "pruned", "pruned", "pruned"]
 
 
 def test_a_run_whose_low_rungs_see_fewer_images_says_so(ladder, whole):
     shares = [{**RUNGS, "low_rung_images": share} for share in (0.5, 1.0)]
     short, full = (ladder(pruner=pruner) for pruner in shares)
-    assert short.run() == full.run() == 0
+    short.train()
+    full.train()
     assert {run.data.params.get("low_rung_images") for run in short.runs().values()} == {"0.5"}
     assert {run.data.params.get("low_rung_images") for run in full.runs().values()} == {None}
     first, other = (lab.trials()[0].intermediate_values for lab in (short, full))
@@ -165,7 +167,7 @@ def test_a_trial_whose_file_is_gone_stays_paused_and_one_whose_file_is_damaged_s
     else:
         file.write_bytes(file.read_bytes()[:5000] if harm == "truncated" else b"nothing of the kind")
     capsys.readouterr()
-    assert lab.run() == 0
+    lab.train()
     if harm == "gone":
         assert lab.outcomes() == ["complete", "pruned", "pruned", "pruned"]
     else:
@@ -177,7 +179,7 @@ def test_a_trial_that_cannot_be_kept_just_ends(ladder, capsys):
     lab = ladder()
     (lab.folder / "mlruns" / "cache").mkdir()
     (lab.folder / "mlruns" / "cache" / "paused").write_text("not a folder")
-    assert lab.run() == 0
+    lab.train()
     assert lab.outcomes() == ["complete", "pruned", "pruned", "pruned"]
     assert "trial 1 cannot resume later: " in capsys.readouterr().out
     assert all(PAUSED not in trial.user_attrs for trial in lab.trials())
@@ -231,7 +233,7 @@ def test_however_it_ends_nothing_is_lost_and_none_goes_on_twice(ladder, whole, e
     _, err = process.communicate()
     assert process.wait() == (-9 if signal_number == 9 else 130), err
     before = [trial for trial in lab.trials() if trial.state.is_finished()]
-    assert lab.run() == 0
+    lab.train()
     assert [lab.trials()[trial.number] for trial in before] == before
     check_ladder(lab, whole)
     if end == "between the file and tell":

@@ -20,18 +20,18 @@ def ending(said: str) -> str:
 
 def test_it_ends_with_the_number_once_the_startup_trials_are_complete_and_so_does_the_next_start(lab, capsys):
     wanted = ["budget.trials=30", "budget.min_improvement=10"]
-    assert lab.run(*wanted) == 0
+    lab.train(*wanted)
     assert lab.outcomes() == ["complete"] * 4
     said = ending(capsys.readouterr().out)
     bound = float(re.search(r"lacks at most (\S+), less than budget.min_improvement 10$", said).group(1))
     assert 0 < bound < 10
-    assert lab.run(*wanted) == 0
+    lab.train(*wanted)
     assert len(lab.trials()) == 4
     assert ending(capsys.readouterr().out) == said
     # A smaller one is not reached yet, and what is queued is tried in any case.
-    assert lab.run("budget.trials=5", f"budget.min_improvement={bound / 1e6:.12f}") == 0
+    lab.train("budget.trials=5", f"budget.min_improvement={bound / 1e6:.12f}")
     lab.study.enqueue_trial({"lr": 5e-4})
-    assert lab.run(*wanted) == 0
+    lab.train(*wanted)
     assert lab.outcomes() == ["complete"] * 6
     assert lab.trials()[5].params == {"lr": 5e-4}
 

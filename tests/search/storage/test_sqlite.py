@@ -1,9 +1,9 @@
+import os
 import sqlite3
-import subprocess
-import sys
 
 import optuna
 import sqlalchemy
+from copies import copies
 
 from search.storage import write_ahead
 
@@ -54,7 +54,7 @@ def test_what_was_told_survives_kill_9_of_the_process(tmp_path):
         "for number in range(20): study.tell(study.ask(), number)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    assert subprocess.run([sys.executable, "-c", script, url], check=False).returncode == -9
+    assert copies().start(script, [url], tmp_path, os.environ).wait() == -9
     assert (tmp_path / "optuna.db-wal").stat().st_size > 0
     trials = optuna.load_study(study_name="s", storage=url).trials
     assert [trial.value for trial in trials] == list(range(20))

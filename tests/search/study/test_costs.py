@@ -80,14 +80,14 @@ def test_seconds_are_those_of_training_and_come_before_parameters(new_lab, capsy
         assert trial.values == [metrics["score"], metrics["seconds"], metrics["parameters_trained"]]
         assert 0 < metrics["seconds"] < trial.duration.total_seconds()
     assert "Pareto front of validation loss and seconds and parameters trained" in capsys.readouterr().out
-    assert lab.run("budget.trials=2", "costs=[seconds, parameters_trained]") == 0
+    lab.train("budget.trials=2", "costs=[seconds, parameters_trained]")
 
 
 @pytest.fixture(scope="module")
 def plain(new_lab):
     """A study without costs."""
     lab = costly(new_lab, costs=[])
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     return lab
 
 
@@ -139,9 +139,9 @@ def test_a_pruner_that_nobody_chose_is_none(done):
 
 def test_a_killed_trial_is_tried_again(new_lab):
     lab = costly(new_lab)
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     killed = abandoned_trial(lab.study, dead_owner(), BETTER)
-    assert lab.run("budget.trials=2") == 0
+    lab.train("budget.trials=2")
     assert lab.outcomes() == ["complete", "killed", "complete"]
     again = lab.trials()[2]
     assert again.params == BETTER
@@ -152,5 +152,5 @@ def test_a_beaten_checkpoint_that_was_left_behind_is_removed_at_the_next_start_a
     checkpoint = done.artifact(done.runs()[0], CHECKPOINT_FILE)
     done.client.log_artifact(done.trials()[1].user_attrs[RUN_ID], str(checkpoint))
     assert done.checkpoints() == {0, 1, 3}
-    assert done.run("budget.trials=4") == 0
+    done.train("budget.trials=4")
     assert done.checkpoints() == {0, 3}

@@ -113,6 +113,6 @@ def test_a_classifier_has_no_decoder(lab, capsys):
 
 def test_a_study_goes_on_only_with_the_decoder_that_it_began_with(new_lab, capsys):
     lab = dense(new_lab, "segmentation")
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     assert lab.run("model.decoder=fpn") == 2
     assert "model.decoder: fcn -> fpn" in capsys.readouterr().err

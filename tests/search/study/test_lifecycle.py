@@ -10,8 +10,8 @@ FIXED = {"depth": 0, "lr": 1e-3, "epochs": 1, "batch_size": 32}
 
 def test_presets_come_first_and_once(new_lab, capsys):
     lab = new_lab(presets=PRESETS)
-    assert lab.run("budget.trials=1") == 0
-    assert lab.run("budget.trials=3") == 0
+    lab.train("budget.trials=1")
+    lab.train("budget.trials=3")
     assert [t.user_attrs.get(PRESET) for t in lab.trials()] == ["linear_probe", "all_blocks", None]
     assert [t.params for t in lab.trials()[:2]] == [{"depth": 0.0, "lr": 3e-3}, {"depth": 1.0, "lr": 1e-3}]
     assert "preset linear_probe" in capsys.readouterr().out
@@ -19,16 +19,16 @@ def test_presets_come_first_and_once(new_lab, capsys):
 
 def test_presets_that_the_space_makes_equal_are_tried_once(new_lab):
     lab = new_lab(presets=PRESETS, strategy=SMALL["strategy"] | {"depth": 0, "lr": {"choices": [1e-3]}})
-    assert lab.run("budget.trials=2") == 0
+    lab.train("budget.trials=2")
     assert [t.user_attrs.get(PRESET) for t in lab.trials()] == ["linear_probe", None]
 
 
 def test_a_study_resumed_tries_and_finds_what_one_without_a_break_does(new_lab):
     broken, whole = (new_lab(presets=PRESETS, sampler=TPE, metric="loss") for _ in range(2))
-    assert broken.run("budget.trials=3") == 0
+    broken.train("budget.trials=3")
     first = broken.trials()
-    assert broken.run("budget.trials=6") == 0
-    assert whole.run("budget.trials=6") == 0
+    broken.train("budget.trials=6")
+    whole.train("budget.trials=6")
     assert scored(broken.trials()) == scored(whole.trials())
     assert broken.trials()[:3] == first
     drawn = [tuple(trial.params.values()) for trial in whole.trials()]
@@ -37,7 +37,8 @@ def test_a_study_resumed_tries_and_finds_what_one_without_a_break_does(new_lab):
 
 def test_another_seed_tries_other_strategies(new_lab):
     labs = [new_lab(seed=seed) for seed in (0, 1)]
-    assert [lab.run("budget.trials=1") for lab in labs] == [0, 0]
+    for lab in labs:
+        lab.train("budget.trials=1")
     assert labs[0].trials()[0].params != labs[1].trials()[0].params
 
 
@@ -71,7 +72,7 @@ def test_a_budget_of_hours_ends_the_search(new_lab):
 
 def test_the_same_strategy_again_is_trained_with_the_next_seed(new_lab):
     lab = new_lab(strategy=FIXED, metric="loss")
-    assert lab.run("budget.trials=3", "seed=7") == 0
+    lab.train("budget.trials=3", "seed=7")
     assert [run.data.params["seed"] for _, run in sorted(lab.runs().items())] == ["7", "8", "9"]
     assert len({trial.value for trial in lab.trials()}) == 3
 
@@ -87,7 +88,7 @@ def test_metric_loss_is_minimised(new_lab, capsys):
 
 def test_the_score_of_a_trial_is_that_of_its_best_epoch(new_lab):
     lab = new_lab(metric="loss", strategy=SMALL["strategy"] | {"epochs": 3, "lr": 0.02, "depth": 1.0})
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     (trial,) = lab.trials()
     assert list(trial.intermediate_values) == [1, 2, 3]
     assert trial.value == min(trial.intermediate_values.values())
@@ -131,7 +132,7 @@ def test_a_pruned_trial_is_killed_in_mlflow_with_a_tag_and_counts(new_lab):
         presets={"sound": {"lr": 1e-3}, "hopeless": {"lr": 1.0}},
         pruner={"name": "median", "startup_trials": 1, "warmup_epochs": 0},
     )
-    assert lab.run("budget.trials=2") == 0
+    lab.train("budget.trials=2")
     assert lab.outcomes() == ["complete", "pruned"]
     assert lab.statuses() == ["FINISHED", "KILLED"]
     assert [run.data.tags["unfreeze.outcome"] for _, run in sorted(lab.runs().items())] == ["complete", "pruned"]
@@ -142,6 +143,6 @@ def test_a_pruned_trial_is_killed_in_mlflow_with_a_tag_and_counts(new_lab):
 
 def test_only_the_best_checkpoints_remain(new_lab):
     lab = new_lab(metric="loss", checkpoints={"keep": 2})
-    assert lab.run("budget.trials=6") == 0
+    lab.train("budget.trials=6")
     ranks = sorted(lab.trials(), key=lambda trial: trial.value)
     assert lab.checkpoints() == {trial.number for trial in ranks[:2]}

@@ -112,19 +112,19 @@ def test_the_list_may_be_written_in_another_order_but_is_the_studys(done, capsys
 def test_a_study_resumed_draws_the_models_that_one_without_a_break_does(new_lab):
     sampler = {"name": "tpe", "startup_trials": 2}
     broken, whole = (new_lab(model=MODELS, sampler=sampler, metric="loss") for _ in range(2))
-    assert broken.run("budget.trials=3") == 0
-    assert broken.run("budget.trials=5") == 0
-    assert whole.run("budget.trials=5") == 0
+    broken.train("budget.trials=3")
+    broken.train("budget.trials=5")
+    whole.train("budget.trials=5")
     assert scored(broken.trials()) == scored(whole.trials())
     assert set(drawn(whole)) == set(BLOCKS)
 
 
 def test_a_killed_trial_is_tried_again_with_its_model(new_lab):
     lab = new_lab(model=MODELS)
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     other = next(name for name in BLOCKS if name != drawn(lab)[0])
     abandoned_trial(lab.study, dead_owner(), {"model": other, **WEAK})
-    assert lab.run("budget.trials=2") == 0
+    lab.train("budget.trials=2")
     assert lab.outcomes() == ["complete", "killed", "complete"]
     assert lab.trials()[2].params == {"model": other, **WEAK}
     assert lab.runs()[2].data.params["model"] == other
@@ -147,7 +147,7 @@ def test_what_one_of_the_models_cannot_do_is_refused_by_its_name(new_lab, capsys
 
 def test_a_list_of_one_is_the_study_of_that_model(new_lab):
     lab = new_lab(model={"name": ["test_resnet"], "weights": "none"})
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     assert set(lab.trials()[0].params) == {"depth", "lr"}
     assert lab.config() == lab.config("model.name=test_resnet")
-    assert lab.run("budget.trials=1", f"model.name={SMALL['model']['name']}") == 0
+    lab.train("budget.trials=1", f"model.name={SMALL['model']['name']}")

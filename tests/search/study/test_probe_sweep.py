@@ -49,7 +49,7 @@ def test_whether_a_space_holds_linear_probes(depth, holds):
 @pytest.mark.slow
 def test_where_blocks_are_trained_in_any_case_the_best_probe_is_no_trial_but_seeds_the_presets(new_lab):
     lab = new_lab(strategy={**STRATEGY, "depth": 1.0}, presets={"deep": {"lr": 1e-3}}, probe_sweep=8)
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     (trial,) = lab.trials()
     assert trial.user_attrs["preset"] == "deep"
     assert trial.params["loss"] == lab.study.user_attrs[SWEEP]["values"]["loss"]
@@ -57,7 +57,7 @@ def test_where_blocks_are_trained_in_any_case_the_best_probe_is_no_trial_but_see
 
 def test_without_presets_there_is_nothing_to_seed_and_no_sweep(new_lab, capsys):
     lab = new_lab(strategy=STRATEGY, presets={}, probe_sweep=8)
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     assert "linear probes in" not in capsys.readouterr().out
     assert SWEEP not in lab.study.user_attrs
 
@@ -66,7 +66,7 @@ def test_without_presets_there_is_nothing_to_seed_and_no_sweep(new_lab, capsys):
 def test_the_best_probe_is_tried_first_and_what_it_found_goes_into_the_other_presets(new_lab, capsys):
     presets = {"deep": {"depth": 1.0, "lr": 1e-3}, "own": {"depth": 1.0, "lr": 2e-3, "loss": "cross_entropy"}}
     lab = new_lab(strategy=STRATEGY, presets=presets, probe_sweep=12, budget={"trials": 3})
-    assert lab.run() == 0
+    lab.train()
     found = lab.study.user_attrs[SWEEP]
     said = capsys.readouterr().out
     assert f"Probes  {found['probes']} linear probes in " in said
@@ -81,7 +81,7 @@ def test_the_best_probe_is_tried_first_and_what_it_found_goes_into_the_other_pre
     assert len(rows) == found["probes"] == 12
     assert max(float(row["val_accuracy"]) for row in rows) <= found["score"]
     # Going on, it is not made again.
-    assert lab.run("budget.trials=4") == 0
+    lab.train("budget.trials=4")
     assert "linear probes in" not in capsys.readouterr().out
     assert lab.study.user_attrs[SWEEP] == found
 
@@ -89,7 +89,7 @@ def test_the_best_probe_is_tried_first_and_what_it_found_goes_into_the_other_pre
 @pytest.mark.slow
 def test_a_probe_of_the_sweep_scores_as_a_trial_does(new_lab):
     lab = new_lab(strategy={**STRATEGY, "lr": {"low": 1e-4, "high": 1.0, "log": True}}, presets={"any": {"depth": 0}})
-    assert lab.run("probe_sweep=6", "budget.trials=1", "reuse=on") == 0
+    lab.train("probe_sweep=6", "budget.trials=1", "reuse=on")
     trial = lab.trials()[0]
     assert trial.user_attrs["preset"] == "probe_sweep"
     assert trial.value == pytest.approx(lab.study.user_attrs[SWEEP]["score"], abs=0.02)

@@ -33,7 +33,7 @@ def labs(new_lab):
     found = {}
     for reuse in ("on", "off"):
         lab = new_lab(strategy=STRATEGY, presets=PROBES, reuse=reuse, checkpoints={"keep": 2}, metric="loss")
-        assert lab.run("budget.trials=6") == 0
+        lab.train("budget.trials=6")
         found[reuse] = lab
     return found
 
@@ -76,10 +76,10 @@ def test_only_the_best_keep_their_checkpoints(labs):
 def test_the_same_strategy_twice_gets_two_seeds(new_lab):
     twin = {"depth": 0, "lr": 1e-2}
     lab = new_lab(strategy=STRATEGY, presets={})
-    lab.run("budget.trials=1")
+    lab.train("budget.trials=1")
     for _ in range(2):
         lab.study.enqueue_trial({**twin, "loss": "focal", "augment": "none"})
-    assert lab.run("budget.trials=3") == 0
+    lab.train("budget.trials=3")
     assert [lab.runs()[n].data.params["seed"] for n in (1, 2)] == ["0", "1"]
     assert score_of(lab.trials()[1]) != score_of(lab.trials()[2])
 
@@ -87,7 +87,7 @@ def test_the_same_strategy_twice_gets_two_seeds(new_lab):
 def test_the_budget_ends_among_them(new_lab):
     presets = {name: {"depth": 0, "lr": lr} for name, lr in (("a", 1e-3), ("b", 1e-2), ("c", 1e-1))}
     lab = new_lab(strategy=STRATEGY, presets=presets)
-    assert lab.run("budget.trials=2") == 0
+    lab.train("budget.trials=2")
     assert lab.outcomes() == ["complete", "complete", None]
 
 
@@ -99,7 +99,7 @@ def test_the_pruner_stops_each_for_itself(new_lab):
         new_lab(strategy=space, presets=presets, pruner=pruner, metric="loss", reuse=reuse) for reuse in ("on", "off")
     )
     for lab in (shared, alone):
-        assert lab.run("budget.trials=2") == 0
+        lab.train("budget.trials=2")
     assert "pruned" in shared.outcomes()
     assert shared.outcomes() == alone.outcomes()
     assert [t.last_step for t in shared.trials()] == [t.last_step for t in alone.trials()]
@@ -121,5 +121,5 @@ def test_interrupted_they_are_all_queued_again_and_finish_in_the_next_run(new_la
     assert [t.system_attrs["fixed_params"]["lr"] for t in waiting] == [t.params["lr"] for t in lab.trials()[:4]]
     for trial in waiting:
         assert trial.user_attrs["attempt"] == 0
-    assert lab.run("budget.trials=4", "strategy.epochs=600") == 0
+    lab.train("budget.trials=4", "strategy.epochs=4")
     assert lab.outcomes()[4:] == ["complete"] * 4

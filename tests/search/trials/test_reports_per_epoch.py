@@ -14,7 +14,7 @@ def labs(new_lab):
         for reports in (1, 4)
     ]
     for lab in found:
-        assert lab.run("budget.trials=4") == 0
+        lab.train("budget.trials=4")
     return found
 
 
@@ -57,7 +57,7 @@ def test_a_trial_is_pruned_within_an_epoch_but_not_within_the_warm_up(new_lab):
             presets={"sound": {"lr": 1e-3}, "hopeless": {"lr": 1.0}},
             pruner={**pruner, "warmup_epochs": warmup},
         )
-        assert lab.run("budget.trials=2") == 0
+        lab.train("budget.trials=2")
         assert lab.outcomes() == ["complete", "pruned"]
         assert list(lab.trials()[1].intermediate_values) == reports
         assert lab.statuses() == ["FINISHED", "KILLED"]

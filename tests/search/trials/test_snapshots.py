@@ -8,7 +8,7 @@ from lab import SMALL
 from search.storage import RETRY_OF
 
 ONE = {
-    "strategy": SMALL["strategy"] | {"depth": 1.0, "lr": 1e-3, "epochs": 40},
+    "strategy": SMALL["strategy"] | {"depth": 1.0, "lr": 1e-3, "epochs": 24},
     "metric": "loss",
     "checkpoints": {"every_minutes": 1e-6},
     "budget": {"trials": 1},
@@ -28,7 +28,7 @@ def snapshots(lab) -> list[str]:
 def plain(new_lab):
     """The same study, and nothing has happened to it."""
     lab = new_lab(**ONE)
-    assert lab.run() == 0
+    lab.train()
     return lab
 
 
@@ -36,13 +36,13 @@ def plain(new_lab):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "sigterm"])
 def test_a_killed_trial_goes_on_and_scores_as_if_nothing_had_happened(plain, new_lab, capsys, number):
     lab = new_lab(**ONE)
-    process = lab.start("strategy.epochs=40")
-    lab.wait_until(lambda trials: bool(trials) and len(trials[0].intermediate_values) >= 12, process)
+    process = lab.start("strategy.epochs=24")
+    lab.wait_until(lambda trials: bool(trials) and len(trials[0].intermediate_values) >= 6, process)
     process.send_signal(number)
     process.communicate()
     assert snapshots(lab) == ["0.pt"]
 
-    assert lab.run() == 0
+    lab.train()
     assert "trial 1 resumes after epoch" in capsys.readouterr().out
     killed, again = lab.trials()
     assert again.user_attrs[RETRY_OF] == killed.number
@@ -51,7 +51,7 @@ def test_a_killed_trial_goes_on_and_scores_as_if_nothing_had_happened(plain, new
     assert again.value == plain.trials()[0].value
     # What it has trained before is not trained again.
     seconds = lab.client.get_metric_history(lab.runs()[1].info.run_id, "seconds")
-    assert len(seconds) == 40
+    assert len(seconds) == 24
     assert snapshots(lab) == []
 
 
@@ -70,7 +70,7 @@ def test_a_state_of_another_strategy_is_not_taken_up(new_lab, capsys):
         trial = open_study.study.ask()
         interrupt(open_study.study, open_study.study.get_trials(deepcopy=False)[trial.number])
         save_state({"fingerprint": "of another", "seed": 0}, snapshot_of(open_study, trial.number))
-    assert lab.run("strategy.epochs=2") == 0
+    lab.train("strategy.epochs=2")
     assert "resumes after" not in capsys.readouterr().out
     assert [outcome_of(trial) for trial in lab.trials()] == ["killed", "complete"]
     assert snapshots(lab) == []
@@ -78,5 +78,5 @@ def test_a_state_of_another_strategy_is_not_taken_up(new_lab, capsys):
 
 def test_no_state_is_written_where_none_is_wanted(new_lab):
     lab = new_lab(**ONE)
-    assert lab.run("strategy.epochs=3", "checkpoints.every_minutes=0") == 0
+    lab.train("strategy.epochs=3", "checkpoints.every_minutes=0")
     assert not (lab.folder / "mlruns" / "cache" / "running").exists()

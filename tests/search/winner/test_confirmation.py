@@ -96,7 +96,7 @@ def test_what_is_not_asked_for_any_more_does_not_decide(searched):
 
 def test_a_strategy_that_fails_with_a_new_seed_comes_last(new_lab, capsys):
     lab = new_lab()
-    assert lab.run("budget.trials=3") == 0
+    lab.train("budget.trials=3")
     best = ranked(lab.study)
     # As an earlier end left it: the best of the search has failed with the new seed.
     known = {str(trial.number): {"100000": None if place == 0 else 0.1 * place} for place, trial in enumerate(best)}
@@ -110,7 +110,7 @@ def test_a_strategy_that_fails_with_a_new_seed_comes_last(new_lab, capsys):
 
 def test_a_training_that_diverges_is_recorded_with_its_reason(new_lab, capsys):
     lab = new_lab()
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     trial = lab.trials()[0]
     diverging = trial.user_attrs["strategy"] | {"depth": 1.0, "lr": 100.0, "optimizer": "sgd", "loss": "mse"}
     trial.user_attrs["strategy"] = diverging
@@ -124,7 +124,7 @@ def test_a_training_that_diverges_is_recorded_with_its_reason(new_lab, capsys):
 
 def test_equal_scores_are_no_certainty(new_lab):
     lab = new_lab()
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     lab.study.set_user_attr("confirmations", {"0": {"100000": 0.5, "100001": 0.5}})
     with opened(lab, "confirm.seeds=2", "confirm.top=1") as open_study:
         ((_, found),) = confirm(open_study, ranked(lab.study))
@@ -133,7 +133,7 @@ def test_equal_scores_are_no_certainty(new_lab):
 
 def test_what_mlflow_refuses_is_no_strategys_failure(new_lab):
     lab = new_lab()
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     best, keys = ranked(lab.study), ("confirm.seeds=1", "confirm.top=1")
     with closing(sqlite3.connect(lab.mlflow_uri.removeprefix("sqlite:///"))) as database:
         refusal = "CREATE TRIGGER full BEFORE INSERT ON metrics BEGIN SELECT RAISE(ABORT, 'no room'); END"
@@ -185,7 +185,7 @@ def test_only_seeds_count_that_all_had_before_the_hours_were_over(searched, caps
 
 def test_a_training_is_given_up_when_the_hours_end(new_lab, capsys):
     lab = new_lab()
-    assert lab.run("budget.trials=1") == 0
+    lab.train("budget.trials=1")
     trial = lab.trials()[0]
     trial.user_attrs["strategy"] = trial.user_attrs["strategy"] | {"epochs": 2000}
     keys = ("budget.hours=1", "budget.finish_trials=false", "confirm.seeds=1", "confirm.top=1")
@@ -199,7 +199,7 @@ def test_a_training_is_given_up_when_the_hours_end(new_lab, capsys):
 @pytest.mark.slow
 def test_what_was_confirmed_before_a_kill_is_kept_and_the_rest_trained_anew(new_lab):
     # Long enough to be killed in the second training, between the first one's end and its own.
-    lab = new_lab(strategy=SMALL["strategy"] | {"epochs": 100}, budget={"trials": 1})
+    lab = new_lab(strategy=SMALL["strategy"] | {"epochs": 30}, budget={"trials": 1})
     keys = ("confirm.seeds=2", "confirm.top=1")
     process = lab.start(*keys)
     lab.wait_until(lambda _: len(lab.study.user_attrs.get("confirmations", {}).get("0", {})) == 1, process)

@@ -27,7 +27,7 @@ def test_a_study_starts_from_a_run_or_a_registered_model_of_another(searched, ca
     run_id = searched.trials()[0].user_attrs[RUN_ID]
     uri = uri.format(model=searched.study.user_attrs[WINNER]["model_uri"], run=run_id)
     capsys.readouterr()
-    assert searched.run("budget.trials=1", "name=further", f"model.weights={uri}") == 0
+    searched.train("budget.trials=1", "name=further", f"model.weights={uri}")
     saved = digest(read_state_dict(searched.artifact(searched.client.get_run(run_id), CHECKPOINT_FILE)))
     assert f"weights {uri} ({saved})" in capsys.readouterr().out
 

@@ -1,10 +1,10 @@
-"""One study whose processes are killed fifty times in a row, at random moments, and which comes to its end."""
+"""One study whose processes are killed twenty times in a row, from its start on, and which comes to its end."""
 
 import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from random import Random
 
@@ -16,7 +16,10 @@ from optuna.trial import FrozenTrial, TrialState
 from search.storage import ATTEMPT, OUTCOME, OWNER, REASON, RETRY_OF, RUN_ID
 from search.tracking import CHECKPOINT_FILE
 
-KILLS, WITH_WORKERS, RETRIES, EPOCHS, KEPT = 50, 8, 2, 6, 3
+WITH_WORKERS, RETRIES, EPOCHS, KEPT = 5, 2, 6, 3
+# Seconds after the start of a process, and after the start of a trial: every tenth of a second of about two trials.
+AFTER_START, IN_TRAINING = (0.0, 0.5, 1.0), [k / 10 for k in range(12)]
+KILLS = WITH_WORKERS + len(AFTER_START) + len(IN_TRAINING)
 STUDY = {
     "strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": EPOCHS},
     "metric": "loss",
@@ -33,31 +36,28 @@ def kill(*processes: psutil.Process) -> None:
             process.send_signal(signal.SIGKILL)
 
 
-def kill_by_itself(lab: Lab, random: Random) -> int:
-    """Start the search in one process and kill that at some moment of its start or, more often, of its trials."""
+def kill_by_itself(lab: Lab, seconds: float, is_training: bool) -> None:
+    """Start the search in one process and kill that so many seconds after its start or after it trains."""
     process = lab.start()
-    if random.random() < 0.8:
+    if is_training:
         wait_for_training(lab, lambda: {process.pid})
-    time.sleep(random.uniform(0.0, 1.2))
+    time.sleep(seconds)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    return 1
 
 
-def kill_of_several(lab: Lab, random: Random) -> int:
-    """Start the search with two workers; kill a worker or two, then the command, alone or with all workers."""
+def kill_of_several(lab: Lab, random: Random, kills: int, ends_workers: bool) -> None:
+    """Start the search with two workers; kill a worker each time but the last, then the command, perhaps with all."""
     process = lab.start("executor.trials_per_device=2")
     command = psutil.Process(process.pid)
-    kills = random.randint(2, 3)
     for kill_number in range(kills):
         wait_for_training(lab, lambda: {child.pid for child in command.children(recursive=True)})
         time.sleep(random.uniform(0.0, 1.2))
         if kill_number < kills - 1:
             kill(random.choice(command.children(recursive=True)))
         else:
-            kill(command, *(command.children(recursive=True) if random.random() < 0.5 else ()))
+            kill(command, *(command.children(recursive=True) if ends_workers else ()))
     assert process.wait() == -signal.SIGKILL
-    return kills
 
 
 def wait_for_training(lab: Lab, pids: Callable[[], set[int]]) -> None:
@@ -78,15 +78,24 @@ def told(lab: Lab) -> dict[int, FrozenTrial]:
     return {trial.number: trial for trial in lab.trials() if trial.state.is_finished()}
 
 
+def all_kills(lab: Lab, random: Random) -> Iterator[None]:
+    """Kill, and stop after each process that was started for that."""
+    # The command alone, then the command with its workers. Workers take long to start.
+    for kills, ends_workers in ((2, False), (3, True)):
+        yield kill_of_several(lab, random, kills, ends_workers)
+    for seconds in AFTER_START:
+        yield kill_by_itself(lab, seconds, is_training=False)
+    for seconds in IN_TRAINING:
+        yield kill_by_itself(lab, seconds, is_training=True)
+
+
 @pytest.mark.slow
-def test_fifty_kills_lose_and_repeat_nothing(new_lab):
+def test_twenty_kills_lose_and_repeat_nothing(new_lab):
     lab, random = new_lab(**STUDY), Random(0)
     # So that there is a study to look at.
     assert lab.run("budget.trials=1") == 0
-    before, kills = told(lab), 0
-    while kills < KILLS:
-        # Workers take long to start.
-        kills += (kill_of_several if kills < WITH_WORKERS else kill_by_itself)(lab, random)
+    before = told(lab)
+    for _ in all_kills(lab, random):
         now = told(lab)
         assert {number: now.get(number) for number in before} == before
         before = now
