@@ -32,7 +32,7 @@ def sets(tmp_path_factory):
 def scenes(task: str, cache: Path):
     from search.config import DataConfig
 
-    limits = {"limit_train": 24, "limit_val": 12, "limit_test": 12}
+    limits = {"limit_train": 16, "limit_val": 8, "limit_test": 8}
     config = DataConfig(source="scenes", image_size=SIDE, cache=str(cache), workers=0, **limits)
     return open_data(task=task, in_chans=3, **config.model_dump())
 
@@ -62,7 +62,7 @@ def test_trials_score_the_same_whether_or_not_they_share_what_is_frozen(sets, tm
     assert run(shared) == [pytest.approx(epoch, abs=1e-5) for epoch in plain]
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "vit_tiny_patch16_224", "convnext_zepto_rms"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
 @pytest.mark.parametrize("task", LOSSES)
 def test_several_feature_levels_cross_the_cut_of_any_family(sets, tmp_path, task, name):
     data, strategy = sets[task], strategy_for(task, depth=1, batch_norm="frozen_stats")
@@ -81,7 +81,7 @@ def test_several_feature_levels_cross_the_cut_of_any_family(sets, tmp_path, task
 def test_training_lowers_the_loss(sets, task):
     data = sets[task]
     source = source_for(data, task, {"segmentation": "unet", "detection": "faster_rcnn"}[task])
-    strategy = Strategy(loss=LOSSES[task], batch_size=8, epochs=6, lr=3e-3, warmup_epochs=0.5)
+    strategy = Strategy(loss=LOSSES[task], batch_size=8, epochs=9, lr=3e-3, warmup_epochs=0.5)
     losses = [result.metrics["train_loss"] for result in Trainer(source, data, strategy, 0, DEVICE)]
     assert losses[-1] < 0.8 * losses[0]
 
