@@ -18,9 +18,8 @@ import psutil
 import yaml
 from scipy.stats import t
 
+from benchmarks.machine import REPOSITORY
 from search.storage import FINGERPRINT
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def run(
         study: What is written to that file.
         home: An empty folder for it.
         until: The score looked for.
-        longest: Seconds after which that is not looked for any more.
+        longest: Seconds after which that is not looked for any more, once any trial is told.
 
     Raises:
         RuntimeError: The command failed; with the end of its log.
@@ -90,7 +89,12 @@ def run(
     file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     words = [word.format(file=file) for word in command]
     began, end = datetime.now(), time.monotonic() + longest
-    stop = None if until is None else lambda: time.monotonic() > end or best_told(home / "optuna.db") >= until
+
+    def is_over(sought: float) -> bool:
+        best = best_told(home / "optuna.db")
+        return best >= sought or (time.monotonic() > end and best > -math.inf)
+
+    stop = None if until is None else lambda: is_over(until)
     seconds = seconds_of(words, home, stop)
     trials = optuna.load_study(study_name="study", storage=study["store"]["url"]).trials
     scored = [(t.values[0], t.datetime_complete) for t in trials if t.values and t.datetime_complete]

@@ -1,14 +1,17 @@
 """Trainings that share a CPU, each with a thread a core: as torch waits, and as Unfreeze has it wait.
 
 ``python -m benchmarks.sharing`` trains alone and then in two processes at once, either way, and counts training steps.
-On a fair CPU two at once make as many steps as one alone.
+On a fair CPU two at once make as many steps as one alone. Processes are forked, so it needs a system that can.
 """
 
 import argparse
+import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine, write_json
-from benchmarks.searches import REPOSITORY
+from benchmarks.machine import REPOSITORY, machine, write_json
 
-# What each side imports before torch; this module imports torch before it imports search.
+# What each side imports before torch, which this module imports.
 SIDES = {"as torch waits": "", "as Unfreeze waits": "import search; "}
-TRAIN = "from benchmarks.sharing import train; train({model!r}, {size}, {seconds})"
+COUNT = "from benchmarks.sharing import count; count({model!r}, {size}, {seconds})"
+TOGETHER = {"alone": 1, "two at once": 2}
 # Those that would decide instead.
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 
@@ -37,32 +40,39 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     result: dict[str, Any] = {"machine": machine(), "models": {}}
     for model in options.models:
-        code = TRAIN.format(model=model, size=options.image_size, seconds=options.seconds)
-        result["models"][model] = {
-            side: {"alone": steps_of(first + code, 1), "two at once": steps_of(first + code, 2)}
-            for side, first in SIDES.items()
-        }
+        code = COUNT.format(model=model, size=options.image_size, seconds=options.seconds)
+        result["models"][model] = {side: steps_of(first + code) for side, first in SIDES.items()}
         write_json(result, options.json)
     show(result)
 
 
-def steps_of(code: str, processes: int) -> float:
-    """Steps a second that processes make together when they run this code at once."""
+def steps_of(code: str) -> dict[str, float]:
+    """Steps a second, alone and of two processes at once, which a process that runs this code has counted."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment | {"PYTHONPATH": str(REPOSITORY)},
-        )
-        for _ in range(processes)
-    ]
-    return sum(float(process.communicate()[0]) for process in started)
+    counted = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    return dict(json.loads(counted.stdout))
 
 
-def train(model: str, size: int, seconds: float) -> None:
-    """Train on random images for some seconds, and print how many steps of 64 images were made in each."""
+def count(model: str, size: int, seconds: float) -> None:
+    """Train in copies of this process, which save the imports, and print the steps a second that they make together."""
+    # This process has not computed anything: each copy starts OpenMP's threads itself.
+    fork = multiprocessing.get_context("fork")
+    counted = {}
+    for name, processes in TOGETHER.items():
+        with ProcessPoolExecutor(processes, fork) as pool:
+            trained = [pool.submit(train, model, size, seconds) for _ in range(processes)]
+            counted[name] = sum(steps.result() for steps in trained)
+    print(json.dumps(counted))
+
+
+def train(model: str, size: int, seconds: float) -> float:
+    """Train on random images for some seconds; returns how many steps of 64 images were made in each."""
     torch.manual_seed(0)
     network: Any = timm.create_model(model, num_classes=10).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
@@ -76,7 +86,7 @@ def train(model: str, size: int, seconds: float) -> None:
         optimizer.step()
         steps += 1
         began = time.perf_counter() if steps == 0 else began
-    print(steps / (time.perf_counter() - began))
+    return steps / (time.perf_counter() - began)
 
 
 def show(result: dict[str, Any]) -> None:

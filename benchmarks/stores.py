@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from search.tracking import Event, TrialStarted
 from strategies import Strategy
 from trainers import Trainer
 
+FORK = multiprocessing.get_context("fork")
 STORES = ("sqlite", "postgresql", "proxy")
 STUDY = "stores"
 QUICK = ["--trials", "24", "--workers", "2"]
@@ -49,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for store in options.stores:
             (Path(folder) / store).mkdir()
             with STARTS[store](Path(folder) / store) as (url, tracking):
-                result["found"][store] = measure(config_of(Path(folder) / store, url, tracking, options), options)
+                config = config_of(Path(folder) / store, url, tracking, options)
+                # This process has imported everything and done nothing else; of a copy workers can be copies in turn.
+                with ProcessPoolExecutor(1, FORK) as copy:
+                    result["found"][store] = copy.submit(measure, config, options).result()
             # Each as soon as it is there: 10,000 trials take their time.
             write_json(result, options.json)
             show(result)
@@ -111,13 +116,10 @@ def config_of(folder: Path, url: str, tracking: str, options: argparse.Namespace
 
 def measure(config: StudyConfig, options: argparse.Namespace) -> dict[str, Any]:
     """Have workers spend a study's budget, and check and time what is there then."""
-    # One process that has imported everything, of which the workers are copies.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.stores"])
-    run(context, begin, config)
-    barrier, trained = context.Barrier(options.workers + 1), context.SimpleQueue()
+    run(begin, config)
+    barrier, trained = FORK.Barrier(options.workers + 1), FORK.SimpleQueue()
     found = [
-        context.Process(target=train, args=(config, options.trial_ms / 1000, barrier, trained))
+        FORK.Process(target=train, args=(config, options.trial_ms / 1000, barrier, trained))
         for _ in range(options.workers)
     ]
     for process in found:
@@ -133,8 +135,8 @@ def measure(config: StudyConfig, options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "ms_a_trial": 1000 * seconds / options.trials, "cpu_ms_a_trial": cpu, **checked}
 
 
-def run(context: Any, what: Callable[..., None], *arguments: Any) -> None:
-    process = context.Process(target=what, args=arguments)
+def run(what: Callable[..., None], *arguments: Any) -> None:
+    process = FORK.Process(target=what, args=arguments)
     process.start()
     process.join()
     assert process.exitcode == 0, f"{what.__name__} failed"

@@ -2,16 +2,29 @@
 
 import json
 import os
+import shutil
 import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from copies import Started, copies
+from mlflow import MlflowClient
 from optuna.study import StudyDirection
 
-from benchmarks import cache, dense_speed, executors, plain_loop, pruners, search_speed, sharing, trainer_speed
+from benchmarks import (
+    cache,
+    dense_speed,
+    executors,
+    plain_loop,
+    pruners,
+    search_speed,
+    searches,
+    sharing,
+    trainer_speed,
+)
 from search import StudyConfig, compose_study
 from search.config import PrunerConfig
 from search.run import main as search_main
@@ -23,6 +36,51 @@ ROOT = Path(__file__).parent.parent
 PARTLY: dict[str, Any] = {"depth": 2, "lr": 1e-3, "layer_decay": 0.7, "weight_decay": 0.1, "loss": "label_smoothing"}
 PARTLY |= {"batch_norm": "frozen_stats", "batch_size": 32, "epochs": 2, "warmup_epochs": 0.5}
 WHOLLY: dict[str, Any] = {"depth": 1.0, "lr": 1e-2, "optimizer": "sgd", "batch_size": 32, "epochs": 2}
+
+# A command of a benchmark, in a copy of a process that has imported everything. Arguments: its log, and the command.
+COMMAND = """
+import importlib, os, sys
+os.setsid()
+log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+os.dup2(log, 1), os.dup2(log, 2)
+sys.argv = sys.argv[4:]
+sys.exit(importlib.import_module(sys.argv[0]).main())
+"""
+SCRIPT = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database that has been through its migrations and holds nothing."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch, empty_mlflow: Path) -> None:
+    """Commands need not import anything, nor make MLflow's tables; one test has them start from nothing."""
+
+    def start(words: list[str], *, cwd: Path, env: dict[str, str], stdout: Any, **_: Any) -> Started:
+        return copies().start(COMMAND, [stdout.name, *words], cwd, env)
+
+    def fresh(folder: Path) -> Path:
+        folder.mkdir()
+        shutil.copy(empty_mlflow, folder / "mlflow.db")
+        return folder
+
+    monkeypatch.setattr(searches, "subprocess", SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT))
+    for benchmark in (dense_speed, search_speed):
+        monkeypatch.setattr(benchmark, "fresh", fresh)
+
+
+def run_script(name: str, *words: str) -> str:
+    """What a benchmark's file prints, run as ``python benchmarks/NAME.py``."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = copies().start(SCRIPT, [str(ROOT / "benchmarks" / f"{name}.py"), *words], ROOT, environment)
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    return out
 
 
 @pytest.fixture
@@ -69,6 +127,7 @@ def space_of(case: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_search_speed_runs_both_sides_on_one_list_of_strategies_and_until_ours_is_as_good(tmp_path: Path):
     search_speed.main(["--quick", "--json", str(tmp_path / "result.json")])
     cases = json.loads((tmp_path / "result.json").read_text())["cases"]
@@ -123,6 +182,7 @@ def test_the_benchmark_of_sharing_counts_steps(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_dense_speed_trains_the_same_with_and_without_reuse(tmp_path: Path):
     words = [
         "--quick",
@@ -187,19 +247,9 @@ def test_the_benchmark_of_the_cache_measures_every_cut_of_the_model(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path):
+def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path: Path):
     short = ["--trials", "5", "20", "--blocks", "1", "--block", "2", "--epoch-ms", "0"]
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "bookkeeping.py"),
-        *short,
-        "--json",
-        str(tmp_path / "out.json"),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "unfreeze beyond plain calls" in done.stdout
+    assert "unfreeze beyond plain calls" in run_script("bookkeeping", *short, "--json", str(tmp_path / "out.json"))
     sizes = json.loads((tmp_path / "out.json").read_text())["ms_a_trial"]
     assert list(sizes) == ["5", "20"]
     for ways in sizes.values():
@@ -208,12 +258,9 @@ def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_stores_finds_every_trial_once_behind_the_proxy(tmp_path):
+def test_the_benchmark_of_stores_finds_every_trial_once_behind_the_proxy(tmp_path: Path):
     short = ["--quick", "--trials", "6", "--stores", "proxy", "--json", str(tmp_path / "out.json")]
-    command = [sys.executable, "-m", "benchmarks.stores", *short]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "every trial was trained once, told once and has one run" in done.stdout
+    assert "every trial was trained once, told once and has one run" in run_script("stores", *short)
     found = json.loads((tmp_path / "out.json").read_text())["found"]["proxy"]
     assert found["trials"] == 6
     assert found["ms_a_trial"] > 0

@@ -1,21 +1,25 @@
 """Compiled trials end as others do, on code that is made once."""
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
 from small_training import DATA, DEVICE, pretrained
 from torch._dynamo.utils import counters
+from torch._inductor import config
 
 from strategies import ConfigError, Strategy
 from trainers import ActivationStore, Compiler, Reuse, Trainer
 
 
 @pytest.fixture
-def compiler(tmp_path) -> Compiler:
+def compiler(tmp_path) -> Iterator[Compiler]:
     torch._dynamo.reset()
     counters.clear()
-    return Compiler("default", DEVICE, tmp_path)
+    # Else torch starts processes that import it, which takes longer than they save.
+    with config.patch(compile_threads=1):
+        yield Compiler("default", DEVICE, tmp_path)
 
 
 def losses(trainer: Trainer) -> list[float]:
@@ -49,7 +53,7 @@ def test_trials_of_one_depth_share_code_and_train_as_uncompiled_ones(compiler, t
 def test_what_changes_while_a_trial_trains_is_compiled_too(compiler):
     source = pretrained("test_resnet")
     # Not by Adam, whose first step makes of a rounding error around zero a step of full length.
-    strategy = Strategy(depth=2, epochs=3, batch_size=16, lr=1e-2, optimizer="sgd", unfreeze_epochs=2)
+    strategy = Strategy(depth=1, epochs=2, batch_size=16, lr=1e-2, optimizer="sgd", unfreeze_epochs=1)
     strategy = strategy.replace(sam_rho=0.05, ema=0.5, dropout=0.5, clip_grad=1.0)
     found, expected, trainer = both_ways(source, strategy, compiler)
     assert trainer.forward.reason == "compile: default"

@@ -19,6 +19,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from copies import copies
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -47,6 +48,19 @@ try:
 except Exception as error:
     answer = {"error": f"{type(error).__name__}: {error}"}
 print(json.dumps({**answer, "seconds": time.perf_counter() - start, "mlflow": "mlflow" in sys.modules}))
+"""
+
+# The same in a copy of a process that has read the hub's variables: the first argument is the terminal or file that it
+# writes to, the next two are what the variables would say.
+FIND_WARM = f"""
+import os, sys
+from huggingface_hub import constants
+terminal = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_NOCTTY)
+os.dup2(terminal, 2)
+constants.ENDPOINT, constants.HF_HUB_CACHE = sys.argv.pop(1), sys.argv.pop(1)
+constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.ENDPOINT + "/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = False, True
+{FIND}
 """
 
 
@@ -198,8 +212,10 @@ def find(point_to):
     return find
 
 
-def command(*arguments):
-    return [sys.executable, "-c", FIND, MODEL, *arguments]
+def start_find(hub, home, *arguments, terminal=os.devnull):
+    """Find weights in another process, which has imported everything."""
+    given = [terminal, hub.url, str(home / "hub"), MODEL, *arguments]
+    return copies().start(FIND_WARM, given, ROOT, environment(home, TERM="xterm"))
 
 
 def environment(home, **variables):
@@ -214,8 +230,9 @@ def environment(home, **variables):
 
 def find_apart(home, **variables):
     """What ``find_weights`` answers and logs in a process of its own, where the hub's variables are read anew."""
+    command = [sys.executable, "-c", FIND, MODEL]
     ran = subprocess.run(
-        command(), env=environment(home, **variables), cwd=ROOT, capture_output=True, text=True, check=True
+        command, env=environment(home, **variables), cwd=ROOT, capture_output=True, text=True, check=True
     )
     return {**json.loads(ran.stdout.splitlines()[-1]), "log": ran.stderr}
 
@@ -237,8 +254,6 @@ def closed_port():
 
 @pytest.mark.slow
 def test_weights_are_downloaded_once_and_come_from_the_cache_afterwards(tmp_path, files, weights_file):
-    before = find_apart(tmp_path, HF_HUB_OFFLINE="1")
-    assert "hub: could not reach the hub (HF_HUB_OFFLINE is set); download model.safetensors of" in before["error"]
     with Serving(files=files) as hub:
         first = find_apart(tmp_path, HF_ENDPOINT=hub.url)
     assert first.get("source") == f"hub:{REPO}", first
@@ -249,7 +264,7 @@ def test_weights_are_downloaded_once_and_come_from_the_cache_afterwards(tmp_path
     assert later["digest"] == first["digest"]
     assert later["log"] == ""
     assert later["seconds"] < LIBRARY_GIVES_UP
-    assert not any(answer["mlflow"] for answer in (before, first, later))
+    assert not any(answer["mlflow"] for answer in (first, later))
 
 
 def test_a_repository_without_safetensors_gives_its_pickle(find, tmp_path, weights_file, caplog):
@@ -275,14 +290,8 @@ def test_on_a_terminal_the_library_shows_its_bar_unless_the_caller_shows_one(tmp
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     with Serving(files=files) as hub:
-        subprocess.run(
-            command(*(["tell"] if told else [])),
-            env=environment(tmp_path, HF_ENDPOINT=hub.url, TERM="xterm"),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=theirs,
-            check=True,
-        )
+        process = start_find(hub, tmp_path, *(["tell"] if told else []), terminal=os.ttyname(theirs))
+        assert process.wait() == 0
     shown = os.read(ours, 100_000).decode()
     os.close(theirs)
     os.close(ours)
@@ -396,13 +405,7 @@ def test_a_file_of_another_size_than_announced_is_refused(find, tmp_path, files)
 def test_a_download_that_was_killed_starts_anew(point_to, tmp_path, files, weights_file, monkeypatch):
     gate = threading.Event()
     with Serving(files=files, gate=gate) as hub:
-        killed = subprocess.Popen(
-            command(),
-            env=environment(tmp_path, HF_ENDPOINT=hub.url),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        killed = start_find(hub, tmp_path)
         deadline = time.monotonic() + 300
         while not bodies(hub.asked) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -412,7 +415,10 @@ def test_a_download_that_was_killed_starts_anew(point_to, tmp_path, files, weigh
         assert blobs(tmp_path), "it was killed in the middle"
         point_to(hub.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert find_weights(MODEL, ["hub", "none"]).source == "none", "half a file is no file"
+        offline = find_weights(MODEL, ["hub", "none"])
+        assert offline.source == "none", "half a file is no file"
+        reason = "hub: could not reach the hub (HF_HUB_OFFLINE is set); download model.safetensors of"
+        assert offline.refused[0].startswith(reason)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         assert find_weights(MODEL, ["hub"]).digest == digest(load_file(weights_file))
 

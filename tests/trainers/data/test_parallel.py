@@ -1,31 +1,32 @@
 """Two processes that train one model together come to what one comes to, at the same batch size."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from copies import copies
 from parallel_cases import CASES, SGD, data_of, train, trainer_of
 
 from strategies import ConfigError
 from trainers import Ranks
 
 HERE = Path(__file__).resolve().parents[1]
+# One of two processes, as ``python parallel_cases.py FOLDER RANK``, but with torch imported.
+RANK = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+sys.argv = ["parallel_cases.py", *sys.argv[2:]]
+runpy.run_module("parallel_cases", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two ranks have come to in each case; they take seconds to start, so they train all cases in turn."""
+    """What two ranks have come to in each case; both train all cases in turn."""
     folder = tmp_path_factory.mktemp("ranks")
-    paths = os.pathsep.join((str(HERE.parents[1]), str(HERE)))
-    words = [sys.executable, str(HERE / "parallel_cases.py"), str(folder)]
-    both = [
-        subprocess.Popen([*words, str(rank)], env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
+    both = [copies().start(RANK, [str(HERE), str(folder), str(rank)], folder, os.environ) for rank in range(2)]
     said = [process.communicate(timeout=1800)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     return folder

@@ -4,8 +4,6 @@ import os
 import resource
 import select
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from copies import copies
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -239,7 +238,8 @@ def batches():
 content = Content("w", "test_resnet", 3, 64, "2: layer1", "f", "train", "plain", 0, "cpu fp32")
 store = ActivationStore(Path(sys.argv[1]), 2**30)
 print("ready", flush=True)
-sys.stdin.readline()
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.001)
 entry = store.build(content, [RowLayout((256,), torch.float32, 0, 1, (0, 1))], 200, batches)
 (rows,) = next(entry.batches(torch.arange(200), 200, torch.device("cpu")))
 print("sum", float(rows.sum()), flush=True)
@@ -254,16 +254,12 @@ def slow_rows():
 @contextmanager
 def slow_builders(cache, count):
     """Processes that build the same entry, in one second, and that begin together."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", SLOWLY, str(cache)]
-    processes = [subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **streams) for _ in range(count)]
+    begin = cache / "begin"
+    processes = [copies().start(SLOWLY, [str(cache), str(begin)], cache, os.environ) for _ in range(count)]
     try:
         for process in processes:
             assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
+        begin.touch()
         yield processes
     finally:
         for process in processes:

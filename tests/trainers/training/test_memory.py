@@ -1,11 +1,13 @@
 """What does not fit into memory is done in parts, which come to the same."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from copies import copies
 
 from trainers.training import is_out_of_memory
 from trainers.training.memory import Fitting, in_parts
@@ -23,9 +25,9 @@ from trainers import ModelSource, Trainer, choose_device, find_weights, open_dat
 
 data = open_data(
     task="classification", in_chans=3,
-    **DataConfig(source="digits", image_size=64, limit_train=128, limit_val=128, cache=sys.argv[1]).model_dump(),
+    **DataConfig(source="digits", image_size=48, limit_train=128, limit_val=128, cache=sys.argv[1]).model_dump(),
 )
-source = ModelSource("resnet18", find_weights("resnet18", ["none"]), 10, 64)
+source = ModelSource("resnet10t", find_weights("resnet10t", ["none"]), 10, 48)
 strategy = Strategy(depth=1.0, lr=1e-3, batch_size=128, epochs=1, batch_norm="frozen_stats")
 trainer = Trainer(source, data, strategy, 0, choose_device("cpu"))
 
@@ -80,10 +82,10 @@ def test_onednn_that_had_no_memory_once_is_done_without():
 
 
 def trained(cache: Path, mebibytes: str) -> tuple[int, int, float, float]:
-    words = [sys.executable, "-c", TRAINING, str(cache), mebibytes]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    parts, taken, train_loss, val_loss = done.stdout.split()[-4:]
+    process = copies().start(TRAINING, [str(cache), mebibytes], ROOT, os.environ)
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    parts, taken, train_loss, val_loss = out.split()[-4:]
     return int(parts), int(taken), float(train_loss), float(val_loss)
 
 
