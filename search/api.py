@@ -167,9 +167,9 @@ class Study:
             ConfigError: No search of it has come to its end, or it cannot be written so.
             TrialError: What was written does not do what the model does.
         """
-        from search.export import export
+        from search.winner import export_model
 
-        export(self.winner.model_uri, Path(out), self.config.tracking.uri, None)
+        export_model(self.winner.model_uri, Path(out), self.config.tracking.uri)
         return Path(out)
 
     def _known(self) -> "StoredStudy":
