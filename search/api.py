@@ -71,7 +71,7 @@ class Study:
 
         from search.reporting import rows_of
 
-        return pd.DataFrame(rows_of(self._known(), top=None, everything=everything))
+        return pd.DataFrame(rows_of(self._stored(), top=None, everything=everything))
 
     @property
     def optuna(self) -> "optuna.Study":
@@ -80,7 +80,7 @@ class Study:
         Raises:
             ConfigError: It has not begun.
         """
-        return self._known().study
+        return self._stored().study
 
     @property
     def winner(self) -> "Winner":
@@ -92,10 +92,10 @@ class Study:
         from search.storage import WINNER
         from search.winner import Winner
 
-        stored = self.optuna.user_attrs.get(WINNER)
-        if stored is None:
+        winner = self.optuna.user_attrs.get(WINNER)
+        if winner is None:
             raise ConfigError(f"study {self.config.name!r} has no winner yet; run() has to come to its end")
-        return Winner.from_dict(stored)
+        return Winner.from_dict(winner)
 
     @property
     def strategy(self) -> Strategy:
@@ -133,7 +133,7 @@ class Study:
         from search.reporting import build, summarize
 
         path = Path(out)
-        path.write_text(build(summarize(self._known())), encoding="utf-8")
+        path.write_text(build(summarize(self._stored())), encoding="utf-8")
         return path
 
     def promote(self) -> "Verdict":
@@ -172,7 +172,7 @@ class Study:
         export_model(self.winner.model_uri, Path(out), self.config.tracking.uri)
         return Path(out)
 
-    def _known(self) -> "StoredStudy":
+    def _stored(self) -> "StoredStudy":
         from search.storage import open_one
 
         assert self.config.name is not None, "composition names every study"

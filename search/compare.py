@@ -36,13 +36,13 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
         from search.storage import open_stored
 
     studies = open_stored(words)
-    rows = [row for known in studies for row in rows_of(known, top, everything)]
+    rows = [row for stored in studies for row in rows_of(stored, top, everything)]
     if form == "table" and out is None:
         console = widened(Console(highlight=False))
         if not rows:
             console.print("No trial has completed yet")
             return 0
-        names = ", ".join(known.name for known in studies)
+        names = ", ".join(stored.name for stored in studies)
         print_table(console, f"Trials of {names}, the best first", table_of(rows, searched_fields(studies)))
         return 0
     text = as_csv(rows) if form == "csv" else as_json(rows) + "\n"

@@ -31,16 +31,16 @@ def promote(words: Sequence[str], is_back: bool) -> int:
     # The others are for what is done with it.
     studies = open_stored([word for word in words if "=" not in word or word.startswith(STORE_KEYS)])
     if len(studies) != 1:
-        raise ConfigError(f"one study is promoted at a time, not {', '.join(known.name for known in studies)}")
-    (known,) = studies
-    config = config_of(known, [word for word in words if "=" in word])
-    uri = reachable(known.tracking_uri)
+        raise ConfigError(f"one study is promoted at a time, not {', '.join(stored.name for stored in studies)}")
+    (stored,) = studies
+    config = config_of(stored, [word for word in words if "=" in word])
+    uri = reachable(stored.tracking_uri)
     if is_back:
         verdict = rollback(config, uri)
     else:
-        winner = known.study.user_attrs.get(WINNER)
+        winner = stored.study.user_attrs.get(WINNER)
         if winner is None:
-            raise ConfigError(f"study {known.name!r} has no winner yet; a search has one when it has ended")
+            raise ConfigError(f"study {stored.name!r} has no winner yet; a search has one when it has ended")
         device = choose_device(config.device, config.precision)
         verdict = propose(config, winner["model_uri"], None, uri, device)
     print(describe_verdict(verdict))

@@ -34,14 +34,14 @@ def write(words: Sequence[str], out: Path | None) -> int:
     studies = open_stored(words)
     if out is not None and len(studies) > 1:
         raise ConfigError(f"--out: {len(studies)} studies have a page each; name one study")
-    for known in studies:
-        file = out or Path(f"{known.name}-report.html")
-        page = build(summarize(known))
+    for stored in studies:
+        file = out or Path(f"{stored.name}-report.html")
+        page = build(summarize(stored))
         try:
             file.write_text(page, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--out: {file} cannot be written: {error.strerror}") from error
-        print(f"{known.name}: {file.absolute().as_uri()}")
+        print(f"{stored.name}: {file.absolute().as_uri()}")
     return 0
 
 

@@ -80,21 +80,21 @@ def _checkpoints(studies: Sequence["StoredStudy"]) -> Iterator[Checkpoint]:
 
     from search.storage import CHECKPOINT, RUN_ID, WINNER
 
-    for known in studies:
-        trials = known.study.get_trials(deepcopy=False)
+    for stored in studies:
+        trials = stored.study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.RUNNING for trial in trials):
             continue
-        winner = known.study.user_attrs.get(WINNER, {}).get("trial")
-        with known.reading_runs() as client:
+        winner = stored.study.user_attrs.get(WINNER, {}).get("trial")
+        with stored.reading_runs() as client:
             for trial in trials:
                 if CHECKPOINT not in trial.user_attrs or trial.number == winner or trial.datetime_complete is None:
                     continue
-                stored = _stored(client, trial.user_attrs[RUN_ID])
-                if stored is not None:
-                    yield Checkpoint(known.name, trial.number, *stored, trial.datetime_complete)
+                place = _place_of_checkpoint(client, trial.user_attrs[RUN_ID])
+                if place is not None:
+                    yield Checkpoint(stored.name, trial.number, *place, trial.datetime_complete)
 
 
-def _stored(client: "MlflowClient", run: str) -> tuple[str, int] | None:
+def _place_of_checkpoint(client: "MlflowClient", run: str) -> tuple[str, int] | None:
     """Folder and size of a run's checkpoint; None where that, or the whole run, is gone."""
     from mlflow.exceptions import MlflowException
 

@@ -51,11 +51,11 @@ def check_identity(study: Study, found: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Names what differs and offers a new study name.
     """
-    known = study.user_attrs.get(IDENTITY)
-    if known is None:
+    recorded = study.user_attrs.get(IDENTITY)
+    if recorded is None:
         study.set_user_attr(IDENTITY, dict(found))
         return
-    before = {**_BEFORE, **known}
+    before = {**_BEFORE, **recorded}
     differs = [f"{key}: {before.get(key)} -> {value}" for key, value in found.items() if before.get(key) != value]
     if differs:
         raise ConfigError(

@@ -75,8 +75,8 @@ def _generations(storage: BaseStorage, name: str) -> list[int]:
 
 
 def _is_of(study: Study, data: ImageData) -> bool:
-    known = study.user_attrs.get(IDENTITY)
-    return known is None or known["data (fingerprint)"] == data.fingerprint
+    identity = study.user_attrs.get(IDENTITY)
+    return identity is None or identity["data (fingerprint)"] == data.fingerprint
 
 
 def _warmed(config: StudyConfig, storage: BaseStorage, data: ImageData) -> StudyConfig:

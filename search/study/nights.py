@@ -85,24 +85,24 @@ def search_night(config: StudyConfig, hours: float, night: Night) -> Night:
         run_study(config.model_copy(update={"budget": budget}))
     except NoTrialFinishedError as error:
         nothing_yet = error
-    stored_study = open_one(config.store.url, config.tracking.uri, str(config.name))
+    stored = open_one(config.store.url, config.tracking.uri, str(config.name))
     # A trial may be longer than a night.
-    if nothing_yet is not None and not stored_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+    if nothing_yet is not None and not stored.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         raise nothing_yet
     removed: list[str] = []
     if config.housekeeping != HousekeepingConfig():
-        name = first_name(stored_study.name)
+        name = first_name(stored.name)
         everyone = open_stored([f"store.url={config.store.url}", f"tracking.uri={config.tracking.uri}"])
         generations = [other for other in everyone if first_name(other.name) == name]
         removed = tidy(generations, Path(config.data.cache), config.housekeeping)
-    best = ranked(stored_study.study)
-    winner = stored_study.study.user_attrs.get(WINNER)
+    best = ranked(stored.study)
+    winner = stored.study.user_attrs.get(WINNER)
     return replace(
         night,
-        trials=Ledger(stored_study.study).counted,
+        trials=Ledger(stored.study).counted,
         best=score_of(best[0]) if best else None,
         winner=Winner.from_dict(winner) if winner is not None else None,
-        verdict=last_verdict(stored_study.study) if config.champion.promote else None,
+        verdict=last_verdict(stored.study) if config.champion.promote else None,
         removed=len(removed),
     )
 

@@ -76,9 +76,9 @@ def strategies_of_similar(
     near = []
     for other in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=other, storage=storage)
-        known = study.user_attrs.get(FEATURES)
-        if other != name and known is not None and IDENTITY in study.user_attrs:
-            gap = distance(features, known)
+        others = study.user_attrs.get(FEATURES)
+        if other != name and others is not None and IDENTITY in study.user_attrs:
+            gap = distance(features, others)
             if gap <= _FAR:
                 near.append((gap, other, study))
     found: dict[str, dict[str, Any]] = {}
