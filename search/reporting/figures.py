@@ -222,7 +222,7 @@ def confusion(summary: Summary) -> go.Figure | None:
         return None
     classes = summary.evidence["classes"] if summary.evidence is not None else []
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    figure = _figure("what the model says", "what it is")
+    figure = _figure("the model's answer", "truth")
     figure.add_heatmap(
         z=shares,
         x=classes,
@@ -267,7 +267,7 @@ def truth_and_answer(summary: Summary) -> go.Figure | None:
     points = (summary.evidence or {}).get("points")
     if not points:
         return None
-    figure = _figure("what it is", "what the model says")
+    figure = _figure("truth", "the model's answer")
     for place, (name, both) in enumerate(points.items()):
         marker = {"color": _COLORS[place % len(_COLORS)], "opacity": 0.6}
         figure.add_scatter(x=both["truth"], y=both["answer"], mode="markers", name=name, marker=marker)
@@ -302,9 +302,9 @@ def time_spent(summary: Summary) -> go.Figure | None:
     if summary.seconds_spared:
         figure.add_bar(
             x=[sum(summary.seconds_spared.values())],
-            y=["spared by reuse"],
+            y=["saved by cached features"],
             orientation="h",
-            name="spared",
+            name="saved",
             marker_color=GREEN,
             hovertemplate="%{x:,.1f} s, estimated<extra></extra>",
         )

@@ -19,7 +19,7 @@ def confusion(evidence: Mapping[str, Any]) -> Figure | None:
         return None
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
     side = 3 + min(12.0, 0.4 * len(classes))
-    figure, axes = _figure("what the model says", "what it is", (side + 1, side))
+    figure, axes = _figure("the model's answer", "truth", (side + 1, side))
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(drawn, label="of its images")
     if len(classes) <= _MOST_NAMES:
@@ -50,7 +50,7 @@ def truth_and_answer(evidence: Mapping[str, Any]) -> Figure | None:
     points = evidence.get("points")
     if not points:
         return None
-    figure, axes = _figure("what it is", "what the model says")
+    figure, axes = _figure("truth", "the model's answer")
     for name, both in points.items():
         axes.plot(both["truth"], both["answer"], ".", alpha=0.6, label=name)
     low, high = axes.get_xlim()

@@ -119,9 +119,9 @@ def test_what_reuse_has_spared_is_counted_and_said(new_lab, tmp_path):
     (trial,) = lab.trials()
     assert 0 < trial.user_attrs[SPARED] < 100
     page = page_of(lab, tmp_path)
-    assert "in place of computing it, spared some" in page.text
+    assert "Caching the features of frozen blocks saved about" in page.text
     bars = page.figures["plot-time"]["data"]
-    assert [bar["name"] for bar in bars] == ["complete", "spared"]
+    assert [bar["name"] for bar in bars] == ["complete", "saved"]
 
 
 def test_a_study_without_a_winner_says_so(new_lab, tmp_path):
