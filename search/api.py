@@ -1,4 +1,4 @@
-"""A study from Python, with the powers of the command lines."""
+"""A study from Python: everything that the commands do."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Study:
-    """A search over ways of fine-tuning a pretrained model, and what has come of it.
+    """A search over strategies for fine-tuning a pretrained model, and its results.
 
-    What is searched is configured as by ``python -m search.run study=...``; all that is found is in the stores, so that
-    another process, or the command line, goes on with the same study.
+    It is configured as by ``python -m search.run study=...``. All results are in the stores, so that another process,
+    or the command line, can resume the same study.
 
     >>> study = Study("resnet_cls", data={"limit_train": 128}, budget={"trials": 4})
     >>> study.config.budget.trials
@@ -28,13 +28,13 @@ class Study:
     'resnet_cls'
 
     Args:
-        study: A study's name or file, or what would stand in one.
-        *overrides: Words of the command line, such as ``"strategy.lr.high=0.01"``; they come last.
-        **changes: Values by key: ``seed=1``, ``budget={"trials": 30}``. What is given of a section is merged with it; a
-            whole ``strategy``, or whole ``presets``, take the place of those there.
+        study: A study's name or file, or the content of a study file.
+        *overrides: Words of the command line, such as ``"strategy.lr.high=0.01"``; they are applied last.
+        **changes: Values by key: ``seed=1``, ``budget={"trials": 30}``. The given keys of a section replace those in
+            the study file; a ``strategy``, or ``presets``, replace the whole section.
 
     Raises:
-        ConfigError: One line a problem.
+        ConfigError: The configuration is wrong; a line for each problem.
     """
 
     def __init__(self, study: str | Path | Mapping[str, Any], *overrides: str, **changes: Any) -> None:
@@ -44,7 +44,7 @@ class Study:
         return f"Study({self.config.name!r}, {self.config.task}, {self.config.model.name})"
 
     def run(self) -> "Winner":
-        """Search, or go on, until the budget is spent; Ctrl-C loses nothing.
+        """Search, or resume the search, until the budget is spent; Ctrl-C loses nothing.
 
         Returns:
             The winner, with its score on the test split.
@@ -62,7 +62,7 @@ class Study:
         """A row a trial, the best first: outcome, score, seconds, every field of its strategy, its run in MLflow.
 
         Args:
-            everything: Those too that were pruned or killed or have failed.
+            everything: Whether pruned, killed and failed trials are included.
 
         Raises:
             ConfigError: The study has not begun.
@@ -71,38 +71,38 @@ class Study:
 
         from search.reporting import rows_of
 
-        return pd.DataFrame(rows_of(self._known(), top=None, everything=everything))
+        return pd.DataFrame(rows_of(self._stored(), top=None, everything=everything))
 
     @property
     def optuna(self) -> "optuna.Study":
-        """The study as Optuna has it.
+        """The study in Optuna.
 
         Raises:
-            ConfigError: It has not begun.
+            ConfigError: The study has not begun.
         """
-        return self._known().study
+        return self._stored().study
 
     @property
     def winner(self) -> "Winner":
         """The winner.
 
         Raises:
-            ConfigError: No search of it has come to its end.
+            ConfigError: No search of the study has ended.
         """
         from search.storage import WINNER
         from search.winner import Winner
 
-        stored = self.optuna.user_attrs.get(WINNER)
-        if stored is None:
-            raise ConfigError(f"study {self.config.name!r} has no winner yet; run() has to come to its end")
-        return Winner.from_dict(stored)
+        winner = self.optuna.user_attrs.get(WINNER)
+        if winner is None:
+            raise ConfigError(f"study {self.config.name!r} has no winner yet; run() has to end first")
+        return Winner.from_dict(winner)
 
     @property
     def strategy(self) -> Strategy:
         """The winner's strategy.
 
         Raises:
-            ConfigError: No search of it has come to its end.
+            ConfigError: No search of the study has ended.
         """
         from search.storage import STRATEGY
 
@@ -115,7 +115,7 @@ class Study:
             images: Paths, encoded bytes, or uint8 arrays (H, W, C).
 
         Raises:
-            ConfigError: No search of it has come to its end.
+            ConfigError: No search of the study has ended.
             DataError: An image cannot be read.
         """
         import pandas as pd
@@ -125,7 +125,7 @@ class Study:
         return pd.DataFrame(load(self.winner.model_uri, self.config.tracking.uri).predict(list(images)))
 
     def report(self, out: Path | str) -> Path:
-        """Write the page about the study, which needs nothing else, and return where it is.
+        """Write the report of the study, a page that needs no other file, and return its path.
 
         Raises:
             ConfigError: The study has not begun.
@@ -133,14 +133,14 @@ class Study:
         from search.reporting import build, summarize
 
         path = Path(out)
-        path.write_text(build(summarize(self._known())), encoding="utf-8")
+        path.write_text(build(summarize(self._stored())), encoding="utf-8")
         return path
 
     def promote(self) -> "Verdict":
-        """Make the winner the challenger, and the champion if it is better beyond chance.
+        """Register the winner as the challenger, and make it the champion if it is better beyond chance.
 
         Raises:
-            ConfigError: No search of it has come to its end, or the registry cannot be used.
+            ConfigError: No search of the study has ended, or the registry cannot be used.
         """
         from search.storage import reachable
         from search.winner import propose
@@ -150,10 +150,10 @@ class Study:
         return propose(self.config, self.winner.model_uri, None, reachable(self.config.tracking.uri), device)
 
     def rollback(self) -> "Verdict":
-        """Make the version champion that the present one replaced.
+        """Make the version champion that the present champion replaced.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: There is no champion, or it replaced no other.
         """
         from search.storage import reachable
         from search.winner import rollback
@@ -164,15 +164,15 @@ class Study:
         """Write the winner as ``.onnx``, as ``.pt2`` (torch.export) or as a folder that timm loads; see docs/using.md.
 
         Raises:
-            ConfigError: No search of it has come to its end, or it cannot be written so.
-            TrialError: What was written does not do what the model does.
+            ConfigError: No search of the study has ended, or the winner cannot be written in this form.
+            TrialError: What was written gives other answers than the model.
         """
-        from search.export import export
+        from search.winner import export_model
 
-        export(self.winner.model_uri, Path(out), self.config.tracking.uri, None)
+        export_model(self.winner.model_uri, Path(out), self.config.tracking.uri)
         return Path(out)
 
-    def _known(self) -> "StoredStudy":
+    def _stored(self) -> "StoredStudy":
         from search.storage import open_one
 
         assert self.config.name is not None, "composition names every study"

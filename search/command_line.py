@@ -1,4 +1,4 @@
-"""What every command does around its work: exit codes, and faults said in one line."""
+"""What every command does around its work: exit codes, and errors in one line."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from strategies import UnfreezeError
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
-_GO_ON = "the same command continues the study"
+_RESUME = "the same command resumes the study"
 
 
 def in_words(value: Any) -> str:
@@ -26,11 +26,11 @@ def in_words(value: Any) -> str:
 
 
 def report_fault(error: Exception, label: str = "") -> None:
-    """Print what went wrong that is no bad input: one line of a full disk, which a user can mend, else a traceback.
+    """Print an error that is no bad input: one line for a full disk, which a user can mend, else a traceback.
 
     Args:
-        error: It.
-        label: What the line begins with.
+        error: The error.
+        label: Begins the line.
     """
     from search.storage import is_no_room, reason_of
 
@@ -40,12 +40,12 @@ def report_fault(error: Exception, label: str = "") -> None:
         traceback.print_exception(error)
 
 
-def exit_code(work: Callable[[], int], go_on: str = _GO_ON) -> int:
-    """Do the work; what a user can mend or has asked for (Ctrl-C) ends in a message instead of a traceback.
+def exit_code(work: Callable[[], int], resume: str = _RESUME) -> int:
+    """Do the work; errors that a user can mend, and Ctrl-C, end in a message instead of a traceback.
 
     Args:
-        work: Returns the exit code.
-        go_on: What is said of an interrupt.
+        work: Does the work and returns the exit code.
+        resume: Printed after an interrupt: what is kept, and how to resume.
 
     Returns:
         The work's own code, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 after any other error and when
@@ -57,16 +57,16 @@ def exit_code(work: Callable[[], int], go_on: str = _GO_ON) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
-        # The reader, such as head, has seen enough; Python's own flush at exit must not complain of it again.
+        # The reader, such as head, has ended; Python's own flush at exit must not raise this again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print(f"interrupted; {go_on}", file=sys.stderr)
+        print(f"interrupted; {resume}", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
         # run_study turns SIGTERM into this, to unwind as after Ctrl-C.
-        print(f"stopped by a signal; {go_on}", file=sys.stderr)
+        print(f"stopped by a signal; {resume}", file=sys.stderr)
         return int(stop.code or 0)
-    except Exception as error:  # whatever it is, it is said
+    except Exception as error:  # every error is printed
         report_fault(error)
         return FAILED

@@ -5,28 +5,24 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from search.command_line import exit_code
 from search.processes import importing
 from search.reporting import as_csv, as_json, rows_of, searched_fields, table_of
 from strategies import ConfigError
 
-if TYPE_CHECKING:
-    pass
-
 _USAGE = """\
-A study is named as for search.run, or by the name it has in the store; without one, all studies of the store are shown.
-Where the stores are, a study file says, or store.url=... and tracking.uri=....
+A study is named as for search.run, or by its name in the store; without one, all studies of the store are shown. A
+study file says where the stores are, or store.url=... and tracking.uri=... do.
 
-The table shows what differs among the trials; csv and json have every field of their strategies."""
+The table shows the fields that differ among the trials; csv and json have every field of their strategies."""
 
 
 def compare(words: Sequence[str], form: str, top: int | None, everything: bool, out: Path | None) -> int:
     """Print the comparison, or write it to a file.
 
     Raises:
-        ConfigError: A study is nowhere, or the file cannot be written.
+        ConfigError: A study is in no store, or the file cannot be written.
     """
     # Only here: they take seconds to import.
     with importing():
@@ -36,13 +32,13 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
         from search.storage import open_stored
 
     studies = open_stored(words)
-    rows = [row for known in studies for row in rows_of(known, top, everything)]
+    rows = [row for stored in studies for row in rows_of(stored, top, everything)]
     if form == "table" and out is None:
         console = widened(Console(highlight=False))
         if not rows:
             console.print("No trial has completed yet")
             return 0
-        names = ", ".join(known.name for known in studies)
+        names = ", ".join(stored.name for stored in studies)
         print_table(console, f"Trials of {names}, the best first", table_of(rows, searched_fields(studies)))
         return 0
     text = as_csv(rows) if form == "csv" else as_json(rows) + "\n"
@@ -58,7 +54,7 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
 
 
 def _form_of(options: argparse.Namespace) -> str:
-    """The form that was asked for, or that a file's name asks for."""
+    """The format that --format names, or that the ending of --out names."""
     if options.format is not None:
         return str(options.format)
     if options.out is None:
@@ -78,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="studies, and where their stores are")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="completed trials of each; 0 for all")
-    parser.add_argument("--all", action="store_true", help="those too that were pruned, killed or have failed")
-    parser.add_argument("--format", choices=("table", "csv", "json"), help="table by default, or what --out ends in")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="completed trials of each study; 0 for all")
+    parser.add_argument("--all", action="store_true", help="also trials that were pruned, killed or failed")
+    parser.add_argument("--format", choices=("table", "csv", "json"), help="table by default, or the ending of --out")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write csv or json there")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

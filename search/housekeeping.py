@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from search.command_line import exit_code
 from search.config import HousekeepingConfig
@@ -13,24 +12,21 @@ from search.processes import importing
 from search.study import tidy
 from strategies import ConfigError
 
-if TYPE_CHECKING:
-    pass
-
 _USAGE = """\
-A study is named as for search.run, or by the name it has in the store; without one, all studies of the store are meant.
+A study is named as for search.run, or by its name in the store; without one, all studies of the store are meant.
 
-Checkpoints are those of the best trials of each study, which only further choosing among them needs. A winner's
-stays, as do all models, and everything of studies that are running. Cached images and activations are made anew where
-they are needed."""
+The checkpoints are those of the best trials of each study; only mixing weights and choosing another winner needs them.
+The winner's checkpoint stays, as do all models, and everything of running studies. Cached images and activations are
+computed again where they are needed."""
 
 _CACHE = "mlruns/cache"
 
 
 def housekeeping(words: Sequence[str], cache: Path, days: float | None, gib: float | None, only_says: bool) -> int:
-    """Remove, and say what.
+    """Remove old checkpoints and caches, and print a line for each.
 
     Raises:
-        ConfigError: Neither an age nor a size is given, one of them cannot be, or a study is nowhere.
+        ConfigError: Neither an age nor a size is given, one of them is out of range, or a study is in no store.
     """
     if days is None and gib is None:
         raise ConfigError("say what is too old or too much: --days N, --gib N")
@@ -54,22 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m search.housekeeping",
-        description="Remove old checkpoints, and cached images and activations that nobody used for long.",
+        description="Remove old checkpoints, and cached images and activations that were not used for long.",
         epilog=_USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="studies, and where their stores are")
-    parser.add_argument("--days", type=float, metavar="N", help="what was made, or used last, before so many days goes")
+    parser.add_argument("--days", type=float, metavar="N", help="remove what was last used more than N days ago")
     parser.add_argument(
-        "--gib", type=float, metavar="N", help="checkpoints go, the oldest first, until they are so few"
+        "--gib", type=float, metavar="N", help="remove checkpoints, the oldest first, until they take N GiB"
     )
     parser.add_argument("--cache", type=Path, default=Path(_CACHE), metavar="FOLDER", help=f"{_CACHE} by default")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     return exit_code(
         lambda: housekeeping(options.words, options.cache, options.days, options.gib, options.dry_run),
-        "what was removed is gone, the rest is there",
+        "what was removed so far is gone, the rest is still there",
     )
 
 

@@ -1,15 +1,15 @@
-"""A process that trains trials beside another: ``python -m search.rank``.
+"""A process that trains trials together with others, its rank group: ``python -m search.rank``.
 
 :mod:`search.processes.rank_group` starts it.
 
 Its environment has ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, as torchrun sets them. Its standard input is a JSON
-line, :class:`RankOrders`, and then one for each thing to do: ``train`` makes a trainer, ``state`` lets it go on from a
-state, ``epoch`` trains until its next result, ``end`` drops it. The end of the input, which comes when the process that
-started it is gone, ends it at once, with all that it has started. Its standard output is a JSON line once it is ready,
-and one that says why it failed, after which it ends: no rank goes on without the others.
+line, :class:`RankOrders`, and then a line for each order: ``train`` makes a trainer, ``state`` loads a snapshot,
+``epoch`` trains until its next result, ``end`` drops it. The input ends when the process that started this one has
+ended; then this process ends at once, with all processes that it has started. Its standard output is a JSON line once
+it is ready, and a line with the reason if it fails, after which it ends: no rank trains without the others.
 
-What is raised on all ranks alike, such as for a loss that is not finite, the process with rank 0 says; this one waits
-for the next trial then.
+An error that is raised on all ranks, such as for a loss that is not finite, is reported by rank 0; this process then
+waits for the next trial.
 """
 
 import json
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 def _follow(lines: Iterator[str], orders: "queue.SimpleQueue[str]") -> None:
-    """Take orders in until they end, which ends the process, whatever it waits for."""
+    """Queue orders until the input ends; then end the process, whatever it waits for."""
     for line in lines:
         orders.put(line)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _train(first: RankOrders, orders: "queue.SimpleQueue[str]", say: Any) -> None:
-    # Only here: importing torch takes seconds, in which the process that started this one may go away.
+    # Only here: importing torch takes seconds, in which the process that started this one may end.
     with importing():
         from search.executors import JsonWatcher
         from search.study import gather
@@ -61,7 +61,7 @@ def _train(first: RankOrders, orders: "queue.SimpleQueue[str]", say: Any) -> Non
 
 @dataclass(slots=True)
 class _Beside:
-    """One trial after another, as rank 0 has them."""
+    """Trains one trial after another, together with rank 0."""
 
     config: StudyConfig
     found: "Materials"
@@ -69,7 +69,7 @@ class _Beside:
     trainer: "Trainer | None" = None
 
     def do(self, order: str, facts: dict[str, Any]) -> None:
-        """Do what rank 0 does too."""
+        """Carry out an order, as rank 0 does too."""
         from search.trials import make_trainer
         from strategies import ConfigError, Strategy, TrialError
         from trainers import load_state
@@ -93,7 +93,7 @@ class _Beside:
 
 def main() -> None:
     """Train until the input ends."""
-    # A terminal's Ctrl-C or a scheduler's SIGTERM may reach every process; who started this one ends it.
+    # A terminal's Ctrl-C or a scheduler's SIGTERM may reach every process; the one that started this one ends it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     output = take_stdout()
@@ -101,7 +101,7 @@ def main() -> None:
     first = RankOrders.model_validate_json(next(lines))
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_follow, args=(lines, orders), name="orders", daemon=True).start()
-    # What there is to warn of rank 0 says.
+    # Rank 0 logs the same warnings.
     logging.disable(logging.WARNING)
 
     def say(**facts: Any) -> None:
@@ -109,13 +109,13 @@ def main() -> None:
 
     try:
         _train(first, orders, say)
-    except BaseException as error:  # whatever it is, rank 0 gives it as the trial's reason
+    except BaseException as error:  # rank 0 reports any error as the trial's reason
         from trainers import is_out_of_memory
 
         reason = (str(error).splitlines() or [""])[0]
         say(event="failed", kind=type(error).__name__, reason=reason, short=is_out_of_memory(error))
     finally:
-        # Not by way of libraries that would wait for the other ranks, or for loaders.
+        # Killed, since libraries would wait for other ranks or for data loaders at exit.
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""References made from the code: ``python -m search.reference`` writes fields of strategies and keys into the docs."""
+"""Reference tables made from the code: ``python -m search.reference`` writes them to the docs."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from search.command_line import in_words
 from search.config import Key, StudyConfig, load_space, schema_keys
 from strategies import CHOICES, CONDITIONS, Strategy
 
-#: By the page, what is made between its two markers: the table of strategies' fields, or those of all other keys.
+#: By page, the table between its two markers: that of strategies' fields, or that of all other keys.
 PAGES = {"docs/strategies.md": "fields", "docs/configuration.md": "keys"}
 _COLUMNS = ("key", "default", "accepts", "range in `full`", "what it does", "only if", "source", "when it helps")
 
@@ -39,7 +39,7 @@ def _keys(found: Sequence[Key]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A default in a few characters; long ones are looked up with ``--cfg job``."""
+    """A default in at most 60 characters; ``--cfg job`` shows it whole."""
     text = _cell(in_words(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -85,7 +85,7 @@ _MAKERS = {"fields": fields, "keys": keys}
 
 
 def with_reference(text: str, what: str) -> str:
-    """A page with what stands between its two markers, ``fields`` or ``keys``, made anew."""
+    """A page whose text between its two markers, ``fields`` or ``keys``, is written again."""
     begin, end = f"<!-- begin: {what} -->", f"<!-- end: {what} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)

@@ -1,30 +1,26 @@
-"""One page about a study that needs nothing else: ``python -m search.report STUDY``."""
+"""A report of a study, a page that needs no other file: ``python -m search.report STUDY``."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from search.command_line import exit_code
 from search.processes import importing
 from search.reporting import build
 from strategies import ConfigError
 
-if TYPE_CHECKING:
-    pass
-
 _USAGE = """\
-The study is named as for search.run, or by the name it has in the store. Where the stores are, a study file says, or
-store.url=... and tracking.uri=.... A search writes the page to its run's artifacts by itself, as report.html."""
+The study is named as for search.run, or by its name in the store. A study file says where the stores are, or
+store.url=... and tracking.uri=... do. A search writes the page to its run's artifacts by itself, as report.html."""
 
 
 def write(words: Sequence[str], out: Path | None) -> int:
     """Build the page of each study and write it.
 
     Raises:
-        ConfigError: A study is nowhere, its stores cannot be read, or the file cannot be written.
+        ConfigError: A study is in no store, its stores cannot be read, or the file cannot be written.
     """
     # Only here: they take seconds to import.
     with importing():
@@ -34,14 +30,14 @@ def write(words: Sequence[str], out: Path | None) -> int:
     studies = open_stored(words)
     if out is not None and len(studies) > 1:
         raise ConfigError(f"--out: {len(studies)} studies have a page each; name one study")
-    for known in studies:
-        file = out or Path(f"{known.name}-report.html")
-        page = build(summarize(known))
+    for stored in studies:
+        file = out or Path(f"{stored.name}-report.html")
+        page = build(summarize(stored))
         try:
             file.write_text(page, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--out: {file} cannot be written: {error.strerror}") from error
-        print(f"{known.name}: {file.absolute().as_uri()}")
+        print(f"{stored.name}: {file.absolute().as_uri()}")
     return 0
 
 
@@ -49,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m search.report",
-        description="Write one page about a study: the answer, what led to it, and how to reproduce it.",
+        description="Write one page about a study: the result, what led to it, and how to reproduce it.",
         epilog=_USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

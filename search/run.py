@@ -66,7 +66,7 @@ def help_text() -> str:
 
 
 def listing() -> str:
-    """One line a study and a space: its name and what its file says about itself."""
+    """A line for each study and space: its name and its description."""
     studies, spaces = list_studies(), list_spaces()
     width = max(map(len, (*studies, *spaces)), default=0)
     lines = {
@@ -87,7 +87,7 @@ def describe(path: Path) -> str:
 
 
 def as_yaml(config: StudyConfig) -> str:
-    """The configuration as a study file that composes to an equal one, but that passwords are left out."""
+    """The configuration as a study file that composes to an equal one, except that passwords are left out."""
     return OmegaConf.to_yaml(OmegaConf.create(config.to_show()))
 
 
@@ -99,7 +99,7 @@ def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None])
         run: Runs one study.
 
     Returns:
-        The worst exit code: 0, 1 after a failure that is no user's, 2 after bad input.
+        The worst exit code: 0, 1 after a failure that is not the user's, 2 after bad input.
 
     Raises:
         KeyboardInterrupt: At once; the remaining studies are not run.
@@ -112,7 +112,7 @@ def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None])
             worst = max(worst, FAILED if isinstance(error, TrialError) else BAD_INPUT)
             label = f"study {config.name}: " if len(configs) > 1 else ""
             print(f"error: {label}{error}", file=sys.stderr)
-        except Exception as error:  # whatever it is, the other studies are searched
+        except Exception as error:  # after any error the other studies are searched
             worst = max(worst, FAILED)
             report_fault(error, f"study {config.name}: " if len(configs) > 1 else "")
     return worst
@@ -125,9 +125,9 @@ def _set_up_logging(verbose: int) -> None:
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     if sys.stderr.isatty():
-        # On a terminal there are progress bars to print above, which only rich knows how to do.
+        # On a terminal, only rich can print above the progress bars.
         handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
-        # It has the level in a column of its own.
+        # rich prints the level in a column of its own.
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
@@ -151,7 +151,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         print("---\n".join(map(as_yaml, configs)), end="")
         return 0
     _set_up_logging(options.verbose)
-    # Only here: torch, optuna and mlflow take many times longer to import than everything above.
+    # Only here: torch, optuna and mlflow take many times longer to import than all of the above.
     with importing():
         from search.executors import may_start_processes
         from search.processes import warm_forkserver

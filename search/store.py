@@ -1,4 +1,4 @@
-"""A proxy before the study's database, for many workers: ``python -m search.store store.url=postgresql://...``."""
+"""A proxy in front of the study's database, for many workers: ``python -m search.store store.url=postgresql://...``."""
 
 import argparse
 import logging
@@ -36,7 +36,7 @@ def run_store(overrides: Sequence[str], host: str, port: int) -> int:
         raise ConfigError(f"store.url: {url!r} is a proxy itself")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        # Those who ask know how often a trial may be tried again, and queue it.
+        # Clients queue retries, not the proxy: only they know how often a trial may be tried again.
         storage = get_storage(open_storage(absolute_sqlite(url)))
     except Exception as error:  # each database driver has errors of its own
         raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {first_line(error)}") from error

@@ -1,11 +1,11 @@
-"""A process that trains trials of a study beside others: ``python -m search.worker``.
+"""A worker of the pool, which trains trials of a study: ``python -m search.worker``.
 
 :mod:`search.executors.pool` starts it.
 
-Its standard input is a JSON line, :class:`Orders`, and then words: ``threads N`` is the number of CPU threads from the
-next trial on, ``cores 0,1`` are those that it runs on from now on, ``leave`` ends the process after its trial. The end
-of the input, which comes when the command that started it is gone, stops it as SIGTERM does. Its standard output is a
-JSON line for each thing that happens.
+Its standard input is a JSON line, :class:`Orders`, and then words: ``threads N`` sets the number of CPU threads from
+the next trial on, ``cores 0,1`` sets the cores from now on, ``leave`` ends the process after its trial. The input ends
+when the command that started the worker has ended; that stops the worker as SIGTERM does. Its standard output is a JSON
+line for each event.
 """
 
 import logging
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Wishes:
-    """What the words that came so far ask for."""
+    """The orders that came so far."""
 
     threads: int | None = None
     leave: bool = False
 
     def follow(self, lines: Iterator[str]) -> None:
-        """Take words in until they end, which ends the process."""
+        """Follow words until the input ends; then stop the process."""
         for line in lines:
             match line.split():
                 case ["threads", count]:
@@ -45,7 +45,7 @@ class _Wishes:
 
 
 def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO) -> None:
-    # Only here: importing torch takes seconds, in which the time that is left goes by.
+    # Only here: importing torch takes seconds of the time that is left.
     with importing():
         import torch
 
@@ -68,7 +68,7 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
         threading.Thread(target=wishes.follow, args=(lines,), name="orders", daemon=True).start()
         try:
             watcher.send("ready", owner=owner())
-            # What there is to warn of in configuration, data and weights the command has said.
+            # The command has logged the warnings about configuration, data and weights.
             logging.disable(logging.WARNING)
             open_study = prepare(orders.config, watcher, joins=True)
             cleanup.callback(open_study.tracker.close)
@@ -83,7 +83,7 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
 
 
 def _set_up_logging(level: int) -> None:
-    # A copy of the command has that one's handlers.
+    # A process forked from the command has the command's handlers.
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )

@@ -1,6 +1,6 @@
-"""Who trains the trials: a pool of worker processes on this machine, or on a Ray cluster.
+"""Who trains the trials: this process, or a pool of worker processes on this machine or on a Ray cluster.
 
-How a worker trains one is in :mod:`search.trials`; how processes start is in :mod:`search.processes`.
+Workers train trials with :mod:`search.trials`; processes are started by :mod:`search.processes`.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""What an executor is: it starts workers and says what each may use."""
+"""The executor protocol: an executor starts workers and says what each may use."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from search.executors.process import WorkerProcess
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a worker may use of its machine: CPU threads, and the cores that these run on; no cores for any."""
+    """A worker's share of its machine: CPU threads, and the cores that these run on; no cores for any core."""
 
     threads: int
     cores: tuple[int, ...] = ()
@@ -24,18 +24,18 @@ class Executor(Protocol):
 
     @property
     def description(self) -> str:
-        """What a line about all workers ends with, such as ``" on 2 GPUs"``; empty for one device of this machine."""
+        """The end of a line about all workers, such as ``" on 2 GPUs"``; empty for one device of this machine."""
 
     def config_for_worker(self, config: StudyConfig) -> StudyConfig:
-        """What a worker makes its study ready with."""
+        """The configuration with which a worker opens the study."""
 
     def share(self, place: int, beside: int) -> Share:
-        """What the worker at a place has, where there are so many."""
+        """The share of the worker at ``place`` among ``beside`` workers."""
 
     def start(self, place: int, share: Share) -> WorkerProcess:
-        """Start the worker at a place; those of one device are as many places apart as there are devices."""
+        """Start the worker at a place. It gets the device ``place`` modulo the number of devices."""
 
 
 def for_worker(executor: ExecutorConfig) -> ExecutorConfig:
-    """What a worker is told of the executor's keys: it trains by itself, with as many GPUs a trial."""
+    """The executor's keys for a worker: it trains by itself, with the same number of GPUs a trial."""
     return ExecutorConfig(name="inline", gpus_per_trial=executor.gpus_per_trial)

@@ -1,4 +1,4 @@
-"""What a worker says of its trials, as JSON lines."""
+"""A worker's messages about its trials, as JSON lines."""
 
 import json
 from contextlib import suppress
@@ -13,24 +13,24 @@ class JsonWatcher:
     """A watcher that writes a JSON line for each trial that begins or ends, and for each epoch.
 
     Args:
-        output: Where lines go.
+        output: The stream that gets the lines.
     """
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
-        #: Whose memory is measured, once it is known.
+        #: The device whose memory is measured; None until the study is open.
         self.device: Device | None = None
 
     def send(self, event: str, **facts: Any) -> None:
         """Write one line."""
-        # Where nobody reads any more the command has ended; that is noticed elsewhere, and is no fault of the trial.
+        # A broken pipe means that the command has ended. The end of the input tells the worker so; no trial fails here.
         with suppress(BrokenPipeError):
-            # In one piece: what waits for MLflow is said from another thread.
+            # In one write, since another thread writes messages about MLflow.
             self._output.write(json.dumps({"event": event, **facts}) + "\n")
             self._output.flush()
 
     def say(self, text: str) -> None:
-        """Something worth a line; what was said before there was a device, the command has said itself."""
+        """Send a message. Before there is a device nothing is sent: the command prints the same messages itself."""
         if self.device is not None:
             self.send("said", text=text)
 
@@ -41,7 +41,7 @@ class JsonWatcher:
         """The command has downloaded everything by then."""
 
     def hear(self, event: Event) -> None:
-        """What happens to a trial."""
+        """Send an event of a trial."""
         if isinstance(event, TrialEnded) and self.device is not None:
             event = replace(event, peak_bytes=self.device.peak_bytes)
         facts = as_json(event)

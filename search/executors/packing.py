@@ -1,40 +1,40 @@
-"""How many trials one device takes at once, from what was measured with fewer."""
+"""How many trials one device trains at once, from measurements with fewer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from search.config import MOST_WORKERS
 
-# Of the memory that is free before the first worker begins, what workers may take together.
+# The share of free memory, before the first worker begins, that all workers may take together.
 _SHARE = 0.8
-# What one more worker has to bring, in images a second of all.
+# One more worker has to raise the images a second of all workers by this factor.
 _GAIN = 1.1
-# Trials that a number of workers is judged by, for each of them and at least. They train different strategies, so fewer
-# would say more about these than about the number.
+# A number of workers is judged by so many trials for each worker, and at least so many. Trials train different
+# strategies, so fewer trials would measure the strategies rather than the number of workers.
 _TRIALS_EACH, _TRIALS_LEAST = 2, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What workers have to share: free bytes of the device's memory, and how many there can be for other reasons."""
+    """What all workers share: free bytes of the device's memory; and the most workers for other reasons."""
 
     bytes: int
     most: int
 
     def workers(self, peak_bytes: int) -> int:
-        """How many of a peak fit; at least one, which trains whether it fits or not."""
+        """How many workers with this peak fit; at least one, which trains whether it fits or not."""
         return max(1, min(self.most, MOST_WORKERS, int(self.bytes * _SHARE) // max(1, peak_bytes)))
 
 
 @dataclass(slots=True)
 class Level:
-    """What a number of workers did, each with a trial of its own.
+    """The throughput of a number of workers, each with a trial of its own.
 
     Args:
-        workers: How many.
-        trials: That ended.
-        images: That these trained on, over all epochs.
-        seconds: That these took, from begin to end, together.
+        workers: Number of workers.
+        trials: Trials that ended.
+        images: Images that these trained on, over all epochs.
+        seconds: Sum of these trials' seconds.
     """
 
     workers: int
@@ -44,18 +44,18 @@ class Level:
 
     @property
     def images_per_second(self) -> float:
-        """Of all workers together."""
+        """Images a second of all workers together."""
         return self.workers * self.images / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def is_measured(self) -> bool:
-        """Whether enough trials ended."""
+        """Whether enough trials have ended."""
         return self.trials >= max(_TRIALS_LEAST, _TRIALS_EACH * self.workers)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many workers there are to be, whether that stays, and why."""
+    """The new number of workers, whether it is final, and why."""
 
     workers: int
     is_final: bool
@@ -63,12 +63,12 @@ class Decision:
 
 
 def decide(levels: Sequence[Level], peak_bytes: int, limits: Limits) -> Decision:
-    """One worker more as long as each brought a tenth or more, and memory allows it.
+    """One worker more while each raised the throughput by a tenth or more, and memory allows it.
 
     Args:
-        levels: What was measured with 1, 2, ... workers; at least one.
-        peak_bytes: The most that one worker has taken so far.
-        limits: What they share.
+        levels: Measurements with 1, 2, ... workers; at least one.
+        peak_bytes: The most memory that one worker has taken so far.
+        limits: What the workers share.
     """
     last = levels[-1]
     room = limits.workers(peak_bytes)
@@ -86,7 +86,7 @@ class Packer:
     """Counts workers up from one while that pays, and down when memory runs out.
 
     Args:
-        limits: What they share.
+        limits: What the workers share.
     """
 
     limits: Limits
@@ -99,12 +99,12 @@ class Packer:
         """Count a trial that began when all workers had a trial.
 
         Args:
-            images: That it trained on, over all epochs.
-            seconds: It took.
-            peak_bytes: The most that its worker has taken so far.
+            images: Images that it trained on, over all epochs.
+            seconds: Seconds that it took.
+            peak_bytes: The most memory that its worker has taken so far.
 
         Returns:
-            What follows, when something does.
+            The decision; None while more trials are needed, or after a final decision.
         """
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
         if self.is_final:
@@ -120,7 +120,7 @@ class Packer:
         return decision
 
     def ran_out(self) -> Decision | None:
-        """One worker less for good, since memory ran out; None where there is one only."""
+        """One worker less for good, since memory ran out; None where there is only one."""
         if self.workers == 1:
             return None
         decision = Decision(self.workers - 1, True, f"memory ran out with {self.workers}")

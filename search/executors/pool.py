@@ -1,4 +1,4 @@
-"""Several processes that train trials of one study, and the command that looks after them."""
+"""The worker pool: processes that train trials of one study, started and replaced by the command."""
 
 import json
 import logging
@@ -23,33 +23,33 @@ from strategies import TrialError, UnfreezeError
 
 #: Tag of the study's run: how many trials are trained at once, and why where that was measured.
 TAG = "unfreeze.trials_per_device"
-# Workers that end one after another before any of them has told a trial; what ends them is no trial then.
+# So many workers may end in a row before any trial ends; after more, the cause is no trial.
 _MOST_DEATHS = 3
-# What a worker has to queue its trial again and to write that down, after it was asked to stop.
+# The time that a worker has, after it was asked to stop, to queue its trial again and to log that.
 _STOP_SECONDS = 120.0
-# What may take in the last lines of a worker that has ended.
+# The time for reading the last lines of a worker that has ended.
 _LISTEN_SECONDS = 5.0
-# How long after a trial's time limit its worker may take to give it up by itself.
+# The time after a trial's time limit in which its worker may give the trial up by itself.
 _GRACE_SECONDS = 20.0
 
 logger = logging.getLogger(__name__)
 
 
 class PoolWatcher(Protocol):
-    """Is told what workers do, to show it."""
+    """Shows what workers do."""
 
     def say(self, text: str) -> None:
-        """Something worth a line."""
+        """Show a message."""
 
     def hear(self, event: Event) -> None:
-        """What happens to a worker's trial."""
+        """Show an event of a worker's trial."""
 
     def worker_ended(self, worker: int) -> None:
-        """A worker trains no more."""
+        """Remove a worker that has ended."""
 
 
 class PoolError(TrialError):
-    """Workers end whatever they train."""
+    """Workers keep ending before any trial ends."""
 
 
 @dataclass(slots=True)
@@ -58,23 +58,23 @@ class _Running:
 
     began: float
     epochs: float = 0.0
-    # Such as one that began while another worker was not there yet: it says nothing about the number of workers.
+    # Whether it measures the number of workers; not if, for example, it began before all workers had started.
     counts: bool = True
 
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """A process, the trials that it trains (of linear probes several), and what is known of its end."""
+    """A worker process, the trials that it trains (several linear probes at once), and how it ends."""
 
     place: int
     process: WorkerProcess
-    #: What it calls itself in the trials that it asks for; None until it runs.
+    #: Its name as owner of trials; None until it runs.
     owner: str | None = None
     running: dict[int, _Running] = field(default_factory=dict)
     has_begun: bool = False
     leaves: bool = False
     is_done: bool = False
-    # It was ended here, since its trial hung.
+    # Whether the pool killed it, since its trial hung.
     was_ended: bool = False
 
 
@@ -84,14 +84,14 @@ def run_pool(open_study: OpenStudy, executor: Executor, watcher: PoolWatcher, le
     A worker that dies is replaced, and its trial queued again.
 
     Args:
-        open_study: What the study's trials share; this process trains none of them.
+        open_study: The study; this process trains none of its trials.
         executor: Starts workers.
         watcher: Shows what workers do.
         ledger: The study's.
 
     Raises:
         UnfreezeError: A worker was refused.
-        PoolError: Workers keep dying, whatever they train.
+        PoolError: Workers keep ending before any trial ends.
     """
     pool = _Pool(open_study, executor, watcher, ledger)
     try:
@@ -101,7 +101,7 @@ def run_pool(open_study: OpenStudy, executor: Executor, watcher: PoolWatcher, le
 
 
 class _Pool:
-    """Workers and what they say; see :func:`run_pool`."""
+    """Workers and their messages; see :func:`run_pool`."""
 
     def __init__(self, open_study: OpenStudy, executor: Executor, watcher: PoolWatcher, ledger: Ledger) -> None:
         self._open_study, self._executor, self._watcher = open_study, executor, watcher
@@ -118,11 +118,11 @@ class _Pool:
         self._wanted = executor.devices * (1 if asked == "auto" else asked)
 
     def run(self) -> None:
-        """Start workers and follow what they say until the last has ended."""
+        """Start workers and follow their messages until the last has ended."""
         most = self._open_study.config.budget.trials
         if time.monotonic() >= self._open_study.deadline or (most is not None and self._ledger.counted >= most):
             return
-        # Where others train the last of the budget, one is there in case that they end before their time.
+        # Where other processes train the last of the budget, one worker waits in case they end early.
         first = max(1, min(self._wanted, self._room()))
         where = self._executor.description
         if self._packer is None:
@@ -145,7 +145,7 @@ class _Pool:
                 self._ended(worker)
 
     def stop(self) -> None:
-        """Ask workers that are there to stop, which queues their trials again, and wait for them."""
+        """Ask all workers to stop, which queues their trials again, and wait for them."""
         for worker in self._workers:
             worker.process.stop()
         until = time.monotonic() + _STOP_SECONDS
@@ -160,7 +160,7 @@ class _Pool:
                 lost.append(worker.owner)
         self._workers.clear()
         for listener in self._listeners:
-            # Of workers that have ended; a cluster is left only when nobody asks it anything any more.
+            # Their workers have ended. A cluster may be left only when no thread asks it for anything.
             listener.join(_LISTEN_SECONDS)
         for owner in lost:
             recover_trials(self._open_study, owner)
@@ -168,16 +168,16 @@ class _Pool:
             reconcile_runs(self._open_study)
 
     def _until_overdue(self) -> float | None:
-        """Seconds until a worker has let its trial's time pass and has not given it up itself; None for no limit."""
+        """Seconds until a trial is overdue that its worker has not given up; None without a limit or a trial."""
         minutes = self._open_study.config.budget.trial_minutes
         began = [running.began for worker in self._workers for running in worker.running.values()]
         if minutes is None or not began:
-            # Who begins a trial says so, and wakes this.
+            # A message that a trial begins ends the wait.
             return None
         return max(0.0, min(began) + minutes * 60 + _GRACE_SECONDS - time.monotonic())
 
     def _end_overdue(self) -> None:
-        """Give up what hangs where no signal reaches it, with its worker, which is replaced."""
+        """Give up trials that hang where no signal reaches them, and kill their workers, which are replaced."""
         minutes = self._open_study.config.budget.trial_minutes
         assert minutes is not None, "nothing is overdue without a limit"
         late = time.monotonic() - minutes * 60 - _GRACE_SECONDS
@@ -186,7 +186,7 @@ class _Pool:
         for worker in self._workers:
             numbers = [number for number, running in worker.running.items() if running.began <= late]
             if numbers:
-                # First, since another worker would take the trial of one that has ended for one to try again.
+                # Before the kill, since another worker would queue the trial of an ended worker again.
                 for number in numbers:
                     give_up(self._open_study.study, trials[number], over_the_limit(minutes))
                 worker.process.kill()
@@ -199,7 +199,7 @@ class _Pool:
             self._watcher.hear(TrialEnded.of(trials[number], trials[number].user_attrs.get(RUN_ID, "")))
 
     def _room(self) -> int:
-        """How many trials may begin; more than there are workers where the budget has no number."""
+        """How many trials may still begin; ``sys.maxsize`` where the budget has no number."""
         most = self._open_study.config.budget.trials
         if time.monotonic() >= self._open_study.deadline:
             return 0
@@ -209,7 +209,7 @@ class _Pool:
         return most - self._ledger.counted - len(self._ledger.running)
 
     def _start(self, beside: int) -> None:
-        """Start a worker, which is to be one of so many."""
+        """Start a worker, which is to be one of ``beside`` workers."""
         taken = {worker.place for worker in self._workers}
         place = min(set(range(len(taken) + 1)) - taken)
         share = self._executor.share(place, beside)
@@ -220,7 +220,7 @@ class _Pool:
         listener.start()
 
     def _listen(self, worker: _Worker, share: Share) -> None:
-        """Give a worker its orders, pass on what it says, and an empty line when it has ended."""
+        """Send a worker its orders; queue its lines, and an empty line when it has ended."""
         if worker.process.is_placed():
             left = self._open_study.deadline - time.monotonic()
             config = self._executor.config_for_worker(self._open_study.config)
@@ -240,7 +240,7 @@ class _Pool:
             case "ready":
                 worker.owner = facts["owner"]
             case "said":
-                # Such as that the search ends, at which all workers arrive.
+                # Printed once, since several workers may say the same, such as that the search ends.
                 if facts["text"] not in self._texts:
                     self._texts.add(facts["text"])
                     self._watcher.say(facts["text"])
@@ -256,7 +256,7 @@ class _Pool:
                     self._hear(worker, event)
 
     def _hear(self, worker: _Worker, event: Event) -> None:
-        """Pass on what happens to a worker's trial, and count it."""
+        """Show an event of a worker's trial, and count it."""
         match event:
             case TrialStarted():
                 self._watcher.hear(replace(event, worker=worker.place))
@@ -270,7 +270,7 @@ class _Pool:
                 self._trial_ended(worker, event)
 
     def _dismiss_unplaced(self) -> None:
-        """Wait no longer for workers that do not run yet, such as no node has had room for: the search has ended."""
+        """Stop waiting for workers that do not run yet, for example for lack of a free node: the search has ended."""
         for worker in self._workers:
             if worker.owner is None:
                 worker.is_done = True
@@ -278,7 +278,7 @@ class _Pool:
 
     def _trial_started(self, worker: _Worker, number: int) -> None:
         worker.has_begun = True
-        # Linear probes that are trained together would pass for many fast trials.
+        # Linear probes that are trained together would count as many fast trials.
         is_alone = not worker.running
         for other in worker.running.values():
             other.counts = False
@@ -295,21 +295,21 @@ class _Pool:
         if event.reason.startswith(OUT_OF_MEMORY):
             decision = self._packer.ran_out()
         elif running.counts and event.continues is None and not event.is_retry:
-            # One that resumes another has not trained all of its epochs itself.
+            # A trial that resumes another has not trained all of its epochs itself.
             images = round(running.epochs * len(self._open_study.materials.data.train))
             decision = self._packer.trial_ended(images, time.monotonic() - running.began, event.peak_bytes)
         if decision is not None:
             self._repack(decision)
 
     def _repack(self, decision: Decision) -> None:
-        """Go over to another number of workers."""
+        """Change the number of workers."""
         self._wanted = decision.workers * self._executor.devices
         for running in (running for worker in self._workers for running in worker.running.values()):
             running.counts = False
         until = "" if decision.is_final else ", to measure"
         what = f"{decision.workers} at once{until}: {decision.reason}"
         self._note(what, what)
-        # By place, which is what tells the device.
+        # Sorted by place, which says the device.
         staying = sorted((one for one in self._workers if not one.leaves), key=lambda worker: worker.place)
         for worker in staying[self._wanted :]:
             worker.leaves = True
@@ -324,15 +324,15 @@ class _Pool:
                 self._start(self._wanted)
 
     def _ended(self, worker: _Worker) -> None:
-        """Replace a worker whose output has ended, unless it was done."""
+        """Replace a worker that has ended, unless it was done."""
         code = worker.process.wait()
         self._workers.remove(worker)
         self._watcher.worker_ended(worker.place)
         if worker.is_done:
             return
         self._deaths += not worker.was_ended
-        self._watcher.say(f"A worker has ended before its time ({_in_words(code)})")
-        # Of a worker on another host nobody else could tell that it has ended before its heartbeats are missed.
+        self._watcher.say(f"A worker has ended early ({_in_words(code)})")
+        # Other processes would notice the end of a worker on another host only by missing heartbeats.
         recover_trials(self._open_study, worker.owner)
         reconcile_runs(self._open_study)
         if (
@@ -341,15 +341,13 @@ class _Pool:
             and not worker.was_ended
             and (decision := self._packer.ran_out()) is not None
         ):
-            # As a system does that has no memory left.
+            # A system without free memory kills processes so.
             self._repack(decision)
         room = self._room()
         if room > 0 and self._deaths <= _MOST_DEATHS and len(self._workers) < self._wanted:
             self._start(self._wanted)
         elif room > 0 and not self._workers:
-            raise PoolError(
-                f"{self._deaths} workers have ended before any of them told a trial; the last: {_in_words(code)}"
-            )
+            raise PoolError(f"{self._deaths} workers have ended before any trial ended; the last: {_in_words(code)}")
 
     def _note(self, tag: str, line: str) -> None:
         self._open_study.tracker.log(self._open_study.parent_run, tags={TAG: tag})

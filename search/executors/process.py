@@ -1,4 +1,4 @@
-"""Processes that train trials, of this host or of a Ray cluster, and what is said to them and by them."""
+"""Worker processes, on this host or on a Ray cluster, and the lines sent to them and read from them."""
 
 import signal
 import subprocess
@@ -10,16 +10,16 @@ from search.processes import start_process
 
 
 class WorkerProcess(Protocol):
-    """A ``python -m search.worker``, wherever it runs."""
+    """A ``python -m search.worker`` on any machine."""
 
     def is_placed(self) -> bool:
-        """Whether it runs somewhere; waits until that is known."""
+        """Wait until it runs somewhere or cannot; return whether it runs."""
 
     def tell(self, line: str) -> None:
-        """Send a line; to one that has ended nothing is sent."""
+        """Send a line; nothing is sent if it has ended."""
 
     def lines(self) -> Iterator[str]:
-        """What it says, line by line, until it has ended."""
+        """Its output, line by line, until it has ended."""
 
     def stop(self) -> None:
         """Ask it to queue its trials again and to end."""
@@ -31,7 +31,7 @@ class WorkerProcess(Protocol):
         """Its exit code, negative for a signal.
 
         Raises:
-            TimeoutError: It has not ended by then.
+            TimeoutError: It has not ended in ``seconds``.
         """
 
 
@@ -39,8 +39,8 @@ class LocalProcess:
     """A worker on this host.
 
     Args:
-        environment: Variables besides those that this process has.
-        folder: Where it runs; None for where this process does.
+        environment: Variables besides those of this process.
+        folder: Its working folder; None for that of this process.
     """
 
     def __init__(self, environment: Mapping[str, str], folder: str | None = None) -> None:
@@ -51,13 +51,13 @@ class LocalProcess:
         return True
 
     def tell(self, line: str) -> None:
-        """Send a line; to one that has ended nothing is sent."""
-        # Its end is dealt with where its output ends.
+        """Send a line; nothing is sent if it has ended."""
+        # The end of its output tells that it has ended.
         with suppress(BrokenPipeError):
             print(line, file=cast(IO[str], self._process.stdin), flush=True)
 
     def lines(self) -> Iterator[str]:
-        """What it says, line by line, until it has ended."""
+        """Its output, line by line, until it has ended."""
         return iter(cast(IO[str], self._process.stdout))
 
     def stop(self) -> None:

@@ -23,18 +23,18 @@ from strategies import ConfigError, first_line
 _PLACED_SECONDS = 900.0
 # Ray itself gives up on an address after half a minute, or after two, and may end the process then.
 _ANSWER_SECONDS = 5.0
-# What a worker needs of the environment of the command: where MLflow and the hub are, and who asks.
+# Variables of the command that a worker needs: addresses and credentials of MLflow and the hub.
 _PASSED_ON = ("MLFLOW_", "HF_")
 
 logger = logging.getLogger(__name__)
 
 
 class _Host:
-    """An actor: runs a worker on the node that Ray has put it on, and passes on what is said.
+    """An actor: runs a worker on the node where Ray has placed it, and passes lines on.
 
     Args:
         environment: Variables that the worker needs.
-        folder: Where it is to run, if that is there on the node.
+        folder: The worker's working folder, if the node has it.
     """
 
     def __init__(self, environment: Mapping[str, str], folder: str) -> None:
@@ -44,7 +44,7 @@ class _Host:
         self._lines = self._worker.lines()
 
     def ready(self) -> None:
-        """Answers, as soon as it is placed."""
+        """Return as soon as the actor is placed."""
 
     def tell(self, line: str) -> None:
         self._worker.tell(line)
@@ -63,23 +63,23 @@ class _Host:
 
 
 class RayProcess:
-    """A worker on some node, beside an actor; one whose node is lost was killed.
+    """A worker on some node, beside an actor. A worker whose node is lost counts as killed.
 
     Args:
         ray: The module, connected.
-        options: By which the actor is placed.
+        options: Options by which Ray places the actor.
         environment: Variables that the worker needs.
     """
 
     def __init__(self, ray: Any, options: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         self._ray = ray
         self._placed, self._lost = threading.Event(), False
-        # One thread waits for lines, one for the end, and others are told things meanwhile.
+        # Threads of the actor: one waits for lines, one for the end, the others answer further calls.
         host = ray.remote(_Host).options(**options, max_restarts=0, max_concurrency=4)
         self._actor = host.remote(dict(environment), str(Path.cwd()))
 
     def is_placed(self) -> bool:
-        """Whether some node has it; waits for that, but not for ever."""
+        """Wait, with a time limit, until a node runs it; return whether one does."""
         if not self._placed.is_set() and not self._lost:
             try:
                 self._ray.get(self._actor.ready.remote(), timeout=_PLACED_SECONDS)
@@ -91,11 +91,11 @@ class RayProcess:
         return not self._lost
 
     def tell(self, line: str) -> None:
-        """Send a line; to one that has ended nothing is sent."""
+        """Send a line; nothing is sent if it has ended."""
         self._call("tell", line)
 
     def lines(self) -> Iterator[str]:
-        """What it says, line by line, until it has ended."""
+        """Its output, line by line, until it has ended."""
         while line := self._call("next_line"):
             yield line
 
@@ -114,20 +114,20 @@ class RayProcess:
             self._give_up()
 
     def wait(self, seconds: float | None = None) -> int:
-        """Its exit code, negative for a signal; what it had of its node is free for others then."""
+        """Its exit code, negative for a signal; its resources on the node are then free for others."""
         code = None if self._lost else self._call("wait", seconds=seconds)
         self._give_up()
         return -signal.SIGKILL if code is None else int(code)
 
     def _call(self, name: str, *values: Any, seconds: float | None = None) -> Any:
-        """What a method of the actor gives; None where the actor is lost."""
+        """The result of a method of the actor; None where the actor is lost."""
         if self._lost:
             return None
         try:
             return self._ray.get(getattr(self._actor, name).remote(*values), timeout=seconds)
         except self._ray.exceptions.RayActorError as error:
             logger.info("a worker is lost: %s", error)
-            # One that is out of reach for a moment only must not go on by itself.
+            # A worker that was unreachable only for a moment must not continue by itself.
             self._give_up()
             return None
 
@@ -176,17 +176,17 @@ class RayExecutor:
         return " on Ray"
 
     def config_for_worker(self, config: StudyConfig) -> StudyConfig:
-        """The study's, as if the worker were alone on what it is shown."""
-        # Without a GPU of its own it would take one that Ray gives to others.
+        """The study's configuration, as if the worker were alone on the resources that it sees."""
+        # Without a GPU of its own, "auto" would choose a GPU that Ray gives to others.
         device = "cpu" if config.device == "auto" and not self._fit.gpus else config.device
         return config.model_copy(update={"device": device, "executor": for_worker(config.executor)})
 
     def share(self, place: int, beside: int) -> Share:
-        """The same for each, wherever it is; Ray counts cores, and does not say which."""
+        """The same for each worker; Ray counts cores, and does not say which."""
         return Share(self._fit.threads)
 
     def start(self, place: int, share: Share) -> WorkerProcess:
-        """Start a worker where there is room for it."""
+        """Start a worker on a node that has room for it."""
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
         return RayProcess(self._ray, self._options, passed_on | {"OMP_NUM_THREADS": str(share.threads)})
 
@@ -213,15 +213,15 @@ def connected(config: StudyConfig) -> Iterator[RayExecutor]:
 
 
 def _connect(ray: Any, config: StudyConfig) -> None:
-    # As Ray does, and so do its jobs, which have it set.
+    # Ray reads the same variable, and sets it for its jobs.
     address = config.executor.address or os.environ.get("RAY_ADDRESS")
     here = Path(__file__).resolve().parents[2]
     packages = [str(here / name) for name in ("search", "strategies", "studies", "trainers")]
     options: dict[str, Any] = {"runtime_env": {"py_modules": packages, "excludes": ["__pycache__"]}}
     if address is None:
-        # A cluster of this command's own, which is nobody else's business.
+        # A cluster of this command's own sends no usage statistics.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray's own 15 leaves to a worker what nothing else on the machine has use for.
+        # Ray's default, 15, gives a worker only CPU time that no other process wants.
         os.environ.setdefault("RAY_worker_niceness", "0")
         workers = config.executor.workers or 1
         options |= {"include_dashboard": False, "num_cpus": max(workers * (config.threads or 1), _own_cores())}
@@ -231,10 +231,10 @@ def _connect(ray: Any, config: StudyConfig) -> None:
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", logging_level=logging.ERROR, **options)
-    except Exception as error:  # it has no one family of errors for what may be wrong with an address
+    except Exception as error:  # Ray raises unrelated types of errors for a wrong address
         raise ConfigError(f"executor.address: {address or 'null'}: {first_line(error)}") from error
     finally:
-        # Ray's own would end this process without a word to anybody.
+        # Ray's own handler would end this process without queueing trials again.
         signal.signal(signal.SIGTERM, terminated)
 
 
@@ -243,10 +243,10 @@ def _own_cores() -> int:
 
 
 def _probe(address: str) -> None:
-    """Ask whether there is anybody at all at an address.
+    """Check that something listens at an address.
 
     Raises:
-        ConfigError: Nobody answers.
+        ConfigError: Nothing answers.
     """
     found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
     if found is None:
@@ -260,17 +260,17 @@ def _probe(address: str) -> None:
 
 
 def fit(config: StudyConfig, nodes: Sequence[Mapping[str, float]]) -> Fit:
-    """What each worker of a study is to have, and how many there are to be.
+    """The number of workers of a study, and the resources of each.
 
-    Without a word about either, a worker has a GPU, or as many as train a trial, and its share of the node's CPUs, or
-    where there is none a node.
+    By default a worker has a GPU, or as many as train a trial, and its share of the node's CPUs; without GPUs, it has a
+    whole node.
 
     Args:
-        config: The study's.
+        config: The study's configuration.
         nodes: Resources of each node, as Ray counts them.
 
     Raises:
-        ConfigError: No node has room for one, and nobody says how many there are to be.
+        ConfigError: No node has room for a worker, and ``executor.workers`` is not set.
     """
     asked, gpus = config.executor, config.executor.gpus
     if gpus is None:
@@ -278,7 +278,7 @@ def fit(config: StudyConfig, nodes: Sequence[Mapping[str, float]]) -> Fit:
         gpus = whole if config.device != "cpu" and any(node.get("GPU", 0) >= whole for node in nodes) else 0.0
     needs = {name: amount for name, amount in {"GPU": gpus, **asked.resources}.items() if amount > 0}
     most = math.inf if config.threads or needs else 1
-    # CPUs of each node that has anything to give, and for how many workers the rest would do.
+    # CPUs of each node, and for how many workers its other resources suffice.
     rooms = [
         (int(node.get("CPU", 0)), min((node.get(name, 0) // amount for name, amount in needs.items()), default=most))
         for node in nodes
@@ -290,13 +290,13 @@ def fit(config: StudyConfig, nodes: Sequence[Mapping[str, float]]) -> Fit:
         need = ", ".join(f"{name} {amount:g}" for name, amount in {"CPU": threads, **needs}.items())
         raise ConfigError(
             f"executor.workers: none of the cluster's {len(nodes)} nodes has room for a worker, which needs {need}; "
-            "where nodes come when they are needed, say how many workers there are to be"
+            "on a cluster that adds nodes on demand, set the number of workers"
         )
     return Fit(min(workers, MOST_RAY_WORKERS), threads, gpus)
 
 
 def _fair_threads(able: Sequence[tuple[int, float]], workers: int | None) -> int:
-    """CPUs for each worker where nobody says: those of the node that has the fewest, divided among its workers."""
+    """CPUs for each worker by default: those of the node that has the fewest, divided among its workers."""
     if not able:
         return 1
     if workers is not None:
@@ -309,7 +309,7 @@ def refuse_files(config: StudyConfig, hosts: Iterable[str]) -> None:
     """Refuse stores in files where workers may be on other hosts.
 
     Raises:
-        ConfigError: Names the first of them.
+        ConfigError: Names the first such store.
     """
     others = sorted(set(hosts) - {socket.gethostname()})
     for key, url in (("store.url", config.store.url), ("tracking.uri", config.tracking.uri)):

@@ -11,7 +11,7 @@ from search.executors.local import _local
 
 
 def may_start_processes(config: StudyConfig) -> bool:
-    """Whether a study may train in other processes of this machine than the command's, as far as its keys tell."""
+    """Whether a study may train in worker processes of this machine, as far as its keys tell."""
     executor = config.executor
     finds_gpus = executor.name == "auto" and torch.version.cuda is not None and config.device in ("auto", "cuda")
     return executor.name == "local" or executor.gpus_per_trial > 1 or finds_gpus
@@ -19,13 +19,13 @@ def may_start_processes(config: StudyConfig) -> bool:
 
 @contextmanager
 def executor_of(config: StudyConfig) -> Iterator[Executor | None]:
-    """The executor that a study asks for, in a ``with`` block; None where this process is to train by itself.
+    """The executor of a study, in a ``with`` block; None where this process trains by itself.
 
     Raises:
-        ConfigError: It asks for a device, a library or a cluster that is not there.
+        ConfigError: The study asks for a device, a library or a cluster that is missing.
     """
     if config.executor.name == "ray":
-        # Only here: the library is an extra.
+        # Only here: the library is an optional extra.
         from search.executors.ray_cluster import connected
 
         with connected(config) as executor:

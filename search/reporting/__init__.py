@@ -1,6 +1,7 @@
-"""What people read of a study: terminal, tables, the report page, its figures, MLflow's note, notifications.
+"""What people read about a study: terminal, tables, report page, figures, MLflow's note, notifications.
 
-Nothing is decided here, and nothing is written that a later search depends on.
+The servers of MLflow's and Optuna's pages are here too. Nothing is decided here, and no later search depends on what is
+written here.
 """
 
 import lazy_loader

@@ -3,6 +3,13 @@ from .mlflow_note import write_note as write_note
 from .notify import check_addresses as check_addresses
 from .notify import send as send
 from .page import build as build
+from .page_servers import PageServer as PageServer
+from .page_servers import end_servers as end_servers
+from .page_servers import free_port as free_port
+from .page_servers import last_line as last_line
+from .page_servers import serve_mlflow as serve_mlflow
+from .page_servers import serve_optuna as serve_optuna
+from .page_servers import wait_until_served as wait_until_served
 from .rows import as_csv as as_csv
 from .rows import as_json as as_json
 from .rows import rows_of as rows_of

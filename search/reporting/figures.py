@@ -1,4 +1,10 @@
-"""The report's figures, each from a study's summary; None where there is nothing to draw."""
+"""The report's figures, each from a study's summary; None where there is nothing to draw.
+
+``optuna.visualization`` draws similar ones from a study. They lack: pruned trials and names of strategies (history);
+depth in blocks, means and intervals (slice); the choice of fields that differ (parallel coordinates); the choice of
+fields that most trials drew (importances); seconds where there is one objective (Pareto front); the best trials in
+colour before all others in grey (intermediate values).
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +16,12 @@ import plotly.graph_objects as go
 from search.reporting.summary import Curve, Summary
 from search.winner import half_width
 
-# Colours that are told apart by all kinds of sight (Okabe and Ito, 2008), on light and dark.
+# Colours that people with any colour vision can tell apart (Okabe and Ito, 2008), on light and dark.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#888888"
 _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
 _OF_OUTCOME = {"complete": BLUE, "pruned": ORANGE, "failed": VERMILION, "killed": PURPLE}
 
-# More lines than these are a smear.
+# More than these could not be told apart.
 _MOST_CURVES, _MOST_AXES, _MOST_CLASSES, _MOST_NUMBERS = 30, 8, 60, 20
 
 
@@ -70,7 +76,7 @@ def of_importances(summary: Summary) -> go.Figure | None:
 
 
 def parallel(summary: Summary) -> go.Figure | None:
-    """A line a completed trial through the values of the fields that were searched, coloured by its score."""
+    """Parallel coordinates: a line a completed trial through the searched fields, coloured by its score."""
     rows = [row for row in summary.complete if _is_finite(row["score"])]
     names = [name for name in summary.searched if len({str(row.get(name)) for row in rows}) > 1][:_MOST_AXES]
     if len(rows) < 2 or not names:
@@ -84,7 +90,7 @@ def parallel(summary: Summary) -> go.Figure | None:
             dimensions=axes,
         )
     )
-    # Names of axes stand above them.
+    # Room for the names of axes, which stand above them.
     figure.update_layout(margin={"t": 60, "b": 30, "l": 60, "r": 40}, height=380)
     return figure
 
@@ -99,7 +105,7 @@ def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
             logs = [math.log10(value) for value in values]
             return {"label": label, "values": logs, "tickvals": ticks, "ticktext": [f"1e{tick}" for tick in ticks]}
         return {"label": label, "values": list(values)}
-    # A field that a trial did not draw has a place of its own.
+    # A field that a trial did not draw has a tick of its own.
     texts = ["-" if value is None else str(value) for value in values]
     kinds = sorted(set(texts))
     return {
@@ -111,7 +117,7 @@ def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def history(summary: Summary) -> go.Figure | None:
-    """Scores in the order in which strategies were tried, the best so far, and what was pruned where."""
+    """Scores in the order of trials, the best so far, and the last scores of pruned trials."""
     complete = sorted((row for row in summary.complete if _is_finite(row["score"])), key=lambda row: row["trial"])
     if not complete:
         return None
@@ -152,7 +158,7 @@ def history(summary: Summary) -> go.Figure | None:
 
 
 def against_seconds(summary: Summary) -> go.Figure | None:
-    """Scores against what they took, and the trials that none was both better and cheaper than."""
+    """Scores against the first cost, or seconds, and the Pareto front of both."""
     cost = summary.costs[0] if summary.costs else "seconds"
     rows = [row for row in summary.complete if row.get(cost) is not None and _is_finite(row["score"])]
     if len(rows) < 2:
@@ -182,7 +188,7 @@ def against_seconds(summary: Summary) -> go.Figure | None:
 
 
 def learning_curves(summary: Summary) -> go.Figure | None:
-    """Scores by step of the best trials, and of some of the others behind them."""
+    """Learning curves of the best trials, and behind them those of some others."""
     by_number = {curve.trial: curve for curve in summary.curves if len(curve.steps) > 1}
     best = [by_number[row["trial"]] for row in summary.complete if row["trial"] in by_number][:5]
     others = [curve for curve in by_number.values() if curve not in best]
@@ -210,13 +216,13 @@ def _add_curve(figure: go.Figure, curve: Curve, line: Mapping[str, Any], **how: 
 
 
 def confusion(summary: Summary) -> go.Figure | None:
-    """How often the winner says which class of test images of which."""
+    """Confusion matrix of the test images."""
     counts = (summary.evidence or {}).get("confusion")
     if counts is None or len(counts) > _MOST_CLASSES:
         return None
     classes = summary.evidence["classes"] if summary.evidence is not None else []
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    figure = _figure("what the model says", "what it is")
+    figure = _figure("the model's answer", "truth")
     figure.add_heatmap(
         z=shares,
         x=classes,
@@ -230,14 +236,14 @@ def confusion(summary: Summary) -> go.Figure | None:
         colorbar={"tickformat": ".0%", "title": {"text": "of its images"}},
     )
     figure.update_layout(yaxis_autorange="reversed", height=max(360, 24 * len(classes) + 140))
-    # Classes may be called by numbers.
+    # Names of classes may be numbers, which are no positions.
     figure.update_xaxes(type="category")
     figure.update_yaxes(type="category")
     return figure
 
 
 def reliability(summary: Summary) -> go.Figure | None:
-    """How often the winner is right on test images, against how sure it is."""
+    """Reliability diagram of the test images: how often the winner is right, against its probabilities."""
     bins = (summary.evidence or {}).get("reliability")
     if not bins:
         return None
@@ -257,11 +263,11 @@ def reliability(summary: Summary) -> go.Figure | None:
 
 
 def truth_and_answer(summary: Summary) -> go.Figure | None:
-    """What the winner says of numbers, against what they are, on test images."""
+    """The winner's numbers against the true ones, on test images."""
     points = (summary.evidence or {}).get("points")
     if not points:
         return None
-    figure = _figure("what it is", "what the model says")
+    figure = _figure("truth", "the model's answer")
     for place, (name, both) in enumerate(points.items()):
         marker = {"color": _COLORS[place % len(_COLORS)], "opacity": 0.6}
         figure.add_scatter(x=both["truth"], y=both["answer"], mode="markers", name=name, marker=marker)
@@ -277,7 +283,7 @@ def _add_ideal(figure: go.Figure, low: float, high: float) -> None:
 
 
 def time_spent(summary: Summary) -> go.Figure | None:
-    """Seconds that trials took, by how they ended, and what reading in place of computing spared."""
+    """Seconds of all trials by outcome, and the seconds that cached features saved."""
     seconds: dict[str, float] = {}
     for row in summary.rows:
         seconds[row["outcome"]] = seconds.get(row["outcome"], 0.0) + (row["seconds"] or 0.0)
@@ -296,9 +302,9 @@ def time_spent(summary: Summary) -> go.Figure | None:
     if summary.seconds_spared:
         figure.add_bar(
             x=[sum(summary.seconds_spared.values())],
-            y=["spared by reuse"],
+            y=["saved by cached features"],
             orientation="h",
-            name="spared",
+            name="saved",
             marker_color=GREEN,
             hovertemplate="%{x:,.1f} s, estimated<extra></extra>",
         )
@@ -306,7 +312,7 @@ def time_spent(summary: Summary) -> go.Figure | None:
     return figure
 
 
-#: By the place in the page, what is drawn there.
+#: By its name in the page, the function that draws a figure.
 FIGURES: Mapping[str, Callable[[Summary], go.Figure | None]] = {
     "depth": by_depth,
     "importances": of_importances,

@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Share of each field by Optuna's default evaluator; empty when trials are too few or all alike.
+    """Share of each field by Optuna's default evaluator; empty when trials are too few or all have the same score.
 
-    Of a space with conditions a field may have been drawn by two trials, of which anything can be said. Only those that
-    at least half of the completed trials drew take part.
+    In a space with conditions a field may have been drawn by two trials only, too few to judge by. Only fields that at
+    least half of the completed trials drew take part.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < 4 or len({score_of(t) for t in complete}) == 1:
         return {}
-    # Told what to look at, Optuna 5.0 looks for low values, and says so; by itself it goes in the study's direction.
+    # With a target, Optuna 5.0 takes low values for good, and warns of it; without one it takes the study's direction.
     sign = 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
     target = (lambda trial: sign * trial.values[0]) if len(study.directions) > 1 else None
     try:

@@ -1,4 +1,4 @@
-"""What MLflow's pages show of a study that has ended: a note with the best, learning curves, the report."""
+"""What MLflow's pages show about a study that has ended: a note, learning curves and the report."""
 
 from collections.abc import Sequence
 
@@ -16,31 +16,31 @@ from strategies import ConfigError
 #: Artifact of the study's run.
 REPORT_FILE = "report.html"
 
-# MLflow's tag of what its pages show, as Markdown, above a run.
+# MLflow's tag for the Markdown text that its pages show above a run.
 _NOTE_TAG = "mlflow.note.content"
 _BEST = 10
 
 
 def write_note(open_study: OpenStudy, best: Sequence[FrozenTrial], winner: Winner) -> None:
-    """Log to the study's run what is to be looked at first; what was there of an earlier end is replaced.
+    """Log the note, the learning curves and the report to the study's run; those of an earlier end are replaced.
 
     Args:
-        open_study: Of the study, whose winner was crowned.
+        open_study: The study, whose winner was crowned.
         best: Its completed trials, best first.
         winner: The winner.
 
     Raises:
         AwayError: MLflow cannot be reached.
     """
-    known = StoredStudy(open_study.study, open_study.tracker.uri)
-    open_study.tracker.log(open_study.parent_run, tags={_NOTE_TAG: note(open_study, known, winner)})
+    stored = StoredStudy(open_study.study, open_study.tracker.uri)
+    open_study.tracker.log(open_study.parent_run, tags={_NOTE_TAG: note(open_study, stored, winner)})
     curves = plots.learning_curves(best, open_study.config.metric)
     if curves is not None:
         open_study.tracker.log_file(open_study.parent_run, "winner/learning_curves.png", plots.as_png(curves))
-    # The report is made of what is written.
+    # The report is made from what MLflow has stored.
     open_study.tracker.flush()
     try:
-        page = build(summarize(known))
+        page = build(summarize(stored))
     except ConfigError as error:
         if isinstance(error.__cause__, Exception) and is_outage(error.__cause__):
             raise open_study.tracker.writer.away(error.__cause__) from error
@@ -48,11 +48,11 @@ def write_note(open_study: OpenStudy, best: Sequence[FrozenTrial], winner: Winne
     open_study.tracker.log_file(open_study.parent_run, REPORT_FILE, page.encode())
 
 
-def note(open_study: OpenStudy, known: StoredStudy, winner: Winner) -> str:
-    """The winner, the way to the report, and the best strategies, as Markdown with links into MLflow's pages."""
-    rows = rows_of(known, top=_BEST)
+def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
+    """The winner, a link to the report, and the best strategies, as Markdown with links into MLflow's pages."""
+    rows = rows_of(stored, top=_BEST)
     metric = open_study.config.metric.replace("_", " ")
-    # The way to the report first: MLflow folds all but the first lines.
+    # The link to the report comes first: MLflow folds all but the first lines.
     above = [
         f"[Report]({_page(open_study, open_study.parent_run)}/artifacts/{REPORT_FILE}) · "
         f"[all trials, the best first]({page_of(open_study.tracker.experiment_id)}) · {open_study.config.description}",
@@ -68,5 +68,5 @@ def note(open_study: OpenStudy, known: StoredStudy, winner: Winner) -> str:
 
 
 def _page(open_study: OpenStudy, run: str) -> str:
-    """Where MLflow shows a run, from any of its pages."""
+    """Address of a run's page, relative to any page of MLflow."""
     return f"#/experiments/{open_study.tracker.experiment_id}/runs/{open_study.tracker.reader.id_of(run)}"

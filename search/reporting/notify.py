@@ -1,4 +1,4 @@
-"""Messages to wherever apprise can send them: mail, chat, a phone."""
+"""Messages to any address that apprise can send to: mail, chat, a phone."""
 
 import logging
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_addresses(urls: Sequence[str]) -> None:
-    """Refuse addresses that nothing can be sent to, before there is anything to send.
+    """Refuse addresses that apprise cannot send to, before the search begins.
 
     Raises:
-        ConfigError: One cannot be read, or apprise is not installed.
+        ConfigError: apprise does not know an address, or is not installed.
     """
     if not urls:
         return
@@ -27,7 +27,7 @@ def check_addresses(urls: Sequence[str]) -> None:
 
 
 def send(urls: Sequence[str], title: str, text: str) -> None:
-    """Send a message; where that fails it is logged, since the night's work is done."""
+    """Send a message; a failure is only logged, since the night's work is done."""
     if not urls:
         return
     import apprise

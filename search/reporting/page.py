@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from search.reporting.summary import Summary
 
 
-# Rows of the table of the best.
+# Rows in the table of the best trials.
 _BEST = 20
 
 
 def build(summary: "Summary") -> str:
-    """The page about a study, as HTML that loads nothing."""
+    """The page about a study, as HTML that needs no other file and no network."""
     import jinja2
     import plotly.offline
 
@@ -49,7 +49,7 @@ def build(summary: "Summary") -> str:
 
 
 def _as_json(figure: Any) -> str:
-    """A figure's JSON that cannot end the element it stands in."""
+    """A figure's JSON, escaped so that it cannot end its ``script`` element."""
     return str(figure.to_json()).replace("</", "<\\/")
 
 
@@ -71,7 +71,7 @@ def _outcomes(summary: "Summary") -> dict[str, int]:
 
 
 def _pasteable(summary: "Summary") -> str:
-    """The best strategy as a preset of a study file: what differs from the defaults, and depth and rate in any case."""
+    """The best strategy as a preset of a study file: depth, learning rate, and all that differs from the defaults."""
     best, defaults = summary.best, Strategy()
     if best is None:
         return ""

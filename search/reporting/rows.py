@@ -1,4 +1,4 @@
-"""The trials of studies as rows: of the terminal's table, of CSV and of JSON."""
+"""The trials of studies as rows, for the terminal's table, CSV and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 _MAX_FIELDS = 8
 
 
-def rows_of(known: "StoredStudy", top: int | None, everything: bool = False) -> list[dict[str, Any]]:
+def rows_of(stored: "StoredStudy", top: int | None, everything: bool = False) -> list[dict[str, Any]]:
     """A study's trials as flat records, the best first.
 
     Args:
-        known: The study.
-        top: So many of the completed trials at most; None for all.
-        everything: Those that did not complete follow, in the order in which they were tried.
+        stored: The stored study.
+        top: Number of completed trials at most; None for all.
+        everything: Whether trials that did not complete follow, in their order.
     """
     from search.scheduling import ranked
     from search.storage import outcome_of
 
-    # Each of them is read from the store.
-    shared, costs = {"study": known.name, "metric": known.metric}, known.costs
-    best = ranked(known.study)
+    # Read once, since each access reads the store.
+    shared, costs = {"study": stored.name, "metric": stored.metric}, stored.costs
+    best = ranked(stored.study)
     found = [_row(shared, costs, trial, rank) for rank, trial in enumerate(best[:top], start=1)]
     if everything:
-        others = known.study.get_trials(deepcopy=False)
+        others = stored.study.get_trials(deepcopy=False)
         found += [_row(shared, costs, trial, None) for trial in others if outcome_of(trial) not in (None, "complete")]
     return found
 
@@ -40,7 +40,7 @@ def _row(shared: Mapping[str, str], costs: Sequence[str], trial: "FrozenTrial", 
     from strategies import Strategy, one_line
 
     attrs = trial.user_attrs
-    # A trial that was killed at once may have drawn nothing, or have noted a part of what it had.
+    # A trial that was killed at once may have drawn no parameters, or have stored only some attributes.
     strategy = dict(attrs[STRATEGY]) if attrs.keys() >= {STRATEGY, DEPTH} else {}
     model = trial.params.get(MODEL)
     label = ""
@@ -67,26 +67,26 @@ def _row(shared: Mapping[str, str], costs: Sequence[str], trial: "FrozenTrial", 
 
 
 def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The records as a JSON list; what is not a number of JSON's, such as infinity, is null."""
+    """The records as a JSON list; values that JSON lacks, such as infinity, become null."""
     import pandas as pd
 
-    # Through a frame, lest a record that lacks a field lack its key.
+    # Through a data frame, so that every record has every key.
     return json.dumps(json.loads(pd.DataFrame(list(rows)).to_json(orient="records")), indent=1, ensure_ascii=False)
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The records as CSV with a line of names."""
+    """The records as CSV with a header."""
     import pandas as pd
 
     return str(pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n"))
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], searched: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of a table: what identifies a trial, its score, and the first searched fields in which trials differ.
+    """Columns of a table: study and trial, score, and the first searched fields in which trials differ.
 
     Args:
-        rows: Of :func:`rows_of`.
-        searched: Fields that were searched, the most telling first.
+        rows: Rows of :func:`rows_of`.
+        searched: Searched fields, the most important first.
     """
 
     def texts(name: str) -> list[str]:
@@ -113,15 +113,15 @@ def _in_words(value: Any) -> str:
 
 
 def searched_fields(studies: Sequence["StoredStudy"]) -> list[str]:
-    """Fields that any of the studies searched, depth and learning rate first."""
+    """Fields that any of the studies searched: model, depth and learning rate first, then the most important."""
     from search.reporting.importance import importances
     from search.storage import MODEL
 
     shares: dict[str, float] = {}
-    for known in studies:
-        for trial in known.study.get_trials(deepcopy=False):
+    for stored in studies:
+        for trial in stored.study.get_trials(deepcopy=False):
             shares |= {name: 0.0 for name in trial.params if name not in shares}
-        for name, share in importances(known.study).items():
+        for name, share in importances(stored.study).items():
             shares[name] = max(shares[name], share)
     names = sorted(shares, key=lambda name: (name not in (MODEL, "depth", "lr"), -shares[name]))
     return ["depth_blocks" if name == "depth" else name for name in names]

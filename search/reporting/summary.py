@@ -1,4 +1,4 @@
-"""All that is known of a study, gathered from its stores for the report."""
+"""Everything about a study, gathered from its stores for the report."""
 
 import json
 import tempfile
@@ -25,9 +25,9 @@ class Curve:
 
     Args:
         trial: Its number.
-        label: What it was.
-        steps: Where it reported.
-        scores: What it reported.
+        label: Its strategy in one line.
+        steps: Steps at which it reported.
+        scores: Scores that it reported.
         outcome: How it ended.
     """
 
@@ -45,22 +45,22 @@ class Summary:
     Args:
         name: The study's.
         metric: What trials are ranked by.
-        is_lower_better: Of the metric.
-        costs: What is minimised beside it.
-        rows: Its trials that were told, as :func:`search.reporting.rows.rows_of` has them, the best first.
+        is_lower_better: Whether lower values of the metric are better.
+        costs: Values that are minimised beside the metric.
+        rows: Its ended trials, as :func:`search.reporting.rows.rows_of` has them, the best first.
         curves: Scores by step, in the order of trials.
         front: Numbers of the trials on the Pareto front of score and costs, or of score and seconds.
         importances: Share of each field.
-        searched: Fields that were searched, the most telling first.
+        searched: Searched fields, the most important first.
         winner: None until the search has ended once.
-        evidence: What the winner says of the test images; None where that is not kept.
+        evidence: The winner's answers for the test images; None where they are not kept.
         mistakes: Pictures of its worst mistakes, PNG.
-        pictures: Of a dense task, images with truth and prediction side by side, PNG.
+        pictures: For a dense task, images with truth and prediction side by side, PNG.
         config: The study's configuration.
-        tags: Of the study's run.
-        seconds_spared: By trial, what reading in place of computing spared, as estimated.
-        began: When the first trial did.
-        ended: When the last did.
+        tags: Tags of the study's run.
+        seconds_spared: By trial, seconds that cached features saved (estimated).
+        began: When the first trial began.
+        ended: When the last trial ended.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Summary:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the strategy that won, or of the best so far where none has won yet."""
+        """The row of the winner, or of the best trial so far where there is no winner yet."""
         if self.winner is not None:
             return self.row(self.winner.trial)
         return self.complete[0] if self.complete else None
@@ -102,27 +102,27 @@ class Summary:
         return [row for row in self.rows if row["outcome"] == "complete"]
 
 
-def summarize(known: StoredStudy) -> Summary:
-    """Gather what the stores say of a study.
+def summarize(stored: StoredStudy) -> Summary:
+    """Gather everything about a study from its stores.
 
     Raises:
-        ConfigError: MLflow's store cannot be read, or has no such study.
+        ConfigError: MLflow's store cannot be read, or the study has no run there yet.
     """
-    study, trials = known.study, known.study.get_trials(deepcopy=False)
-    rows = rows_of(known, top=None, everything=True)
+    study, trials = stored.study, stored.study.get_trials(deepcopy=False)
+    rows = rows_of(stored, top=None, everything=True)
     labels = {row["trial"]: row["name"] for row in rows}
     told = [trial for trial in trials if outcome_of(trial) is not None]
-    stored = study.user_attrs.get(WINNER)
+    winner = study.user_attrs.get(WINNER)
     is_lower_better = study.directions[0] == StudyDirection.MINIMIZE
-    front = pareto_front(study) if known.costs else _front_of_seconds(ranked(study))
+    front = pareto_front(study) if stored.costs else _front_of_seconds(ranked(study))
     began = [trial.datetime_start for trial in told if trial.datetime_start is not None]
     ended = [trial.datetime_complete for trial in told if trial.datetime_complete is not None]
-    of_runs = _read_runs(known)
+    of_runs = _read_runs(stored)
     return Summary(
-        name=known.name,
-        metric=known.metric,
+        name=stored.name,
+        metric=stored.metric,
         is_lower_better=is_lower_better,
-        costs=known.costs,
+        costs=stored.costs,
         rows=rows,
         curves=[
             Curve(
@@ -137,8 +137,8 @@ def summarize(known: StoredStudy) -> Summary:
         ],
         front=[trial.number for trial in front],
         importances=importances(study),
-        searched=searched_fields([known]),
-        winner=Winner.from_dict(stored) if stored is not None else None,
+        searched=searched_fields([stored]),
+        winner=Winner.from_dict(winner) if winner is not None else None,
         seconds_spared={t.number: t.user_attrs[SPARED] for t in told if SPARED in t.user_attrs},
         began=min(began, default=None),
         ended=max(ended, default=None),
@@ -152,7 +152,7 @@ def summarize(known: StoredStudy) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class _OfRuns:
-    """What MLflow has of a study."""
+    """The part of a summary that MLflow stores."""
 
     evidence: dict[str, Any] | None
     mistakes: list[bytes]
@@ -161,11 +161,11 @@ class _OfRuns:
     tags: dict[str, str]
 
 
-def _read_runs(known: StoredStudy) -> _OfRuns:
-    parent = known.study.user_attrs.get(PARENT_RUN)
+def _read_runs(stored: StoredStudy) -> _OfRuns:
+    parent = stored.study.user_attrs.get(PARENT_RUN)
     if parent is None:
-        raise ConfigError(f"study {known.name!r} has no run in MLflow yet")
-    with known.reading_runs() as client, tempfile.TemporaryDirectory() as name:
+        raise ConfigError(f"study {stored.name!r} has no run in MLflow yet")
+    with stored.reading_runs() as client, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = client.get_run(parent)
         config = json.loads(_fetched(client, parent, "study.json", folder).read_text(encoding="utf-8"))
@@ -192,7 +192,7 @@ def _fetched(client: MlflowClient, run: str, path: str, folder: Path) -> Path:
 
 
 def _front_of_seconds(best: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Of trials ranked by score, those that none with as good a score was faster than."""
+    """The Pareto front of score and seconds, of trials ranked by score."""
     front: list[FrozenTrial] = []
     fastest = float("inf")
     for trial in best:

@@ -1,4 +1,4 @@
-"""What a search shows: progress while it runs, a line a trial, and the answer at the end."""
+"""The terminal's output of a search: progress, a line a trial, and the result at the end."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -15,7 +15,7 @@ from search.storage import DEPTH, ENDINGS, MODEL, REASON, STRATEGY, outcome_of, 
 from search.tracking import EpochEnded, Event, TrialEnded, TrialStarted
 from search.winner import TRIAL, Confirmed, Winner
 
-# Of a large space a table would be wider than any terminal, and a list longer; MLflow has everything.
+# For a large space, a table of all fields would be wider than any terminal. MLflow has everything.
 _MAX_FIELDS, _MAX_IMPORTANCES, _LEAST_SHARE = 8, 10, 0.005
 
 # Lines in a log file are not wrapped at 80 columns.
@@ -37,9 +37,9 @@ class Terminal:
         self._console = widened(console or Console(highlight=False))
         self._metric = metric
         self._costs = costs
-        # By trial: linear probes are trained together.
+        # By trial, since linear probes are trained together.
         self._labels: dict[int, str] = {}
-        # By the process that trains; this one is 0.
+        # By worker; this process is 0.
         self._newest: dict[int, str] = {}
         self._trial_bars: dict[int, TaskID] = {}
         self._progress = Progress(
@@ -69,26 +69,26 @@ class Terminal:
         self._console.print(escape(text), soft_wrap=True)
 
     def reading(self, what: str, done: int, total: int) -> None:
-        """Show how far reading the images has come."""
+        """Show how many images have been read, or how far another preparation is."""
         if self._study_bar is None:
             self._study_bar = self._progress.add_task(what, total=total, note="")
         self._progress.update(self._study_bar, description=what, completed=done, total=total)
 
     def downloading(self, what: str, done: int, total: int) -> None:
-        """Say how large a download is, once, and show how far it has come; in bytes."""
+        """Print a download's size once, and show its progress; both in bytes."""
         if what not in self._downloads:
             self._downloads.add(what)
             self.say(f"{what}, {total / 1e6:,.1f} MB")
         self.reading(f"{what} (MB)", done // 10**6, max(1, total // 10**6))
 
     def study_started(self, done: int, total: int | None) -> None:
-        """Begin the bar of trials."""
+        """Begin the progress bar of trials."""
         if self._study_bar is not None:
             self._progress.remove_task(self._study_bar)
         self._study_bar = self._progress.add_task("trials", total=total, completed=done, note="")
 
     def hear(self, event: Event) -> None:
-        """Show what happens to a trial."""
+        """Show an event of a trial."""
         match event:
             case TrialStarted():
                 self._trial_started(event)
@@ -121,13 +121,13 @@ class Terminal:
             soft_wrap=True,
         )
         if self._study_bar is not None:
-            # A trial that resumes another was counted when that was paused.
+            # A trial that resumes another is not counted again: the paused one was.
             self._progress.advance(self._study_bar, 0 if event.continues is not None else 1)
             if event.best is not None:
                 self._progress.update(self._study_bar, note=f"best {self._metric} {event.best:.4f}")
 
     def worker_ended(self, worker: int) -> None:
-        """Remove the bar of a worker that trains no more."""
+        """Remove the progress bar of a worker that has ended."""
         if worker in self._trial_bars:
             self._progress.remove_task(self._trial_bars.pop(worker))
 
@@ -136,7 +136,7 @@ class Terminal:
 
         Args:
             trials: From best to worst.
-            names: Searched fields, the most telling first; of those that differ the first few are shown.
+            names: Searched fields, the most important first; the first few that differ are shown.
             count: Rows at most.
         """
         shown = trials[:count]
@@ -159,7 +159,7 @@ class Terminal:
             "trial": [str(trial.number) for trial in trials],
             self._metric: [f"{score_of(trial):.4f}" for trial in trials],
             **{name: searched[name] for name in names if name in differing},
-            # With the cost of that name it is the training alone.
+            # All of a trial's time. The cost "seconds" is the training alone.
             "seconds": [f"{trial.duration.total_seconds():.1f}" if trial.duration else "" for trial in trials],
             **costs,
         }
@@ -176,7 +176,7 @@ class Terminal:
             self._console.print(f"  {name:<{width}} {share:6.1%}  {'█' * round(share * 30)}")
 
     def counts(self, trials: Sequence[FrozenTrial]) -> None:
-        """Print how many trials ended in which way, and why the failed ones did."""
+        """Print the number of trials of each outcome, and the reason of each failed one."""
         outcomes = [outcome_of(trial) for trial in trials]
         parts = [f"{outcomes.count(o)} {o}" for o in ENDINGS if outcomes.count(o)]
         self._console.print("Trials: " + (", ".join(parts) or "none"))
@@ -185,7 +185,7 @@ class Terminal:
                 self._console.print(f"  trial {trial.number} failed: {escape(trial.user_attrs.get(REASON, ''))}")
 
     def winner(self, winner: Winner, how_to_look: str) -> None:
-        """Print the winner's test score, where its model is and how to look at everything."""
+        """Print the winner's test score, its model's address and the command that shows everything."""
         if winner.confirmed:
             metric = winner.metric.replace("_", " ")
             count = len(winner.confirmed[0].scores)
@@ -209,7 +209,7 @@ class Terminal:
         self._console.print(f"Look:   {how_to_look}", soft_wrap=True)
 
     def _candidates(self, winner: Winner) -> None:
-        """Print what was scored on validation after the search; a star marks the winner."""
+        """Print the candidates that were scored on validation after the search; a star marks the winner."""
         table = Table(
             title="After the search, by validation", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
         )
@@ -250,7 +250,7 @@ def _searched_value(trial: FrozenTrial, name: str) -> str:
 
 
 def widened(console: Console) -> Console:
-    """The console, whose lines in a file or a pipe are as long as those of a wide terminal."""
+    """The console, with the width of a wide terminal if it writes to a file or a pipe."""
     if not console.is_terminal:
         console.width = _LOG_WIDTH
     return console
@@ -258,7 +258,7 @@ def widened(console: Console) -> Console:
 
 def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]]) -> None:
     """Print a table by its columns; its words and numbers are never cut, however narrow the terminal."""
-    # As a title of rich's it would be broken to the width of a narrow table.
+    # rich would break a table's own title at the width of a narrow table.
     console.print(title, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     needed = 0
@@ -271,7 +271,7 @@ def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     before = console.width
-    # What is too wide even so the terminal breaks; rich would cut words.
+    # The terminal breaks lines that are still too wide; rich would cut words.
     console.width = max(before, needed)
     console.print(table, crop=False)
     console.width = before

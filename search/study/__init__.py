@@ -1,6 +1,7 @@
 """One study's life: opened, presets queued, probes swept, trials run until the budget ends, the winner crowned.
 
-How a single trial runs is in :mod:`search.trials`; what is shown of a study in :mod:`search.reporting`.
+Nights, generations, clean-up and the repetition of a logged trial are here too. A single trial runs in
+:mod:`search.trials`; :mod:`search.reporting` shows a study.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Checkpoints that nobody needs any more, over all studies."""
+"""Clean-up over all studies: old checkpoints, and caches that were not used for long."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that may go.
+    """A checkpoint that may be removed.
 
     Args:
-        study: Its study.
-        trial: Its trial.
+        study: Name of its study.
+        trial: Number of its trial.
         uri: Folder of its run's artifacts.
         bytes: Its size.
-        ended: When the trial did.
+        ended: When the trial ended.
     """
 
     study: str
@@ -35,16 +35,16 @@ class Checkpoint:
 
 
 def tidy(studies: Sequence["StoredStudy"], cache: Path, how: HousekeepingConfig, only_says: bool = False) -> list[str]:
-    """Remove what is too old, and of checkpoints the oldest until they are within their bound.
+    """Remove checkpoints and caches that are too old, and the oldest checkpoints until they are within their limit.
 
     Args:
-        studies: Whose checkpoints are meant.
+        studies: Studies whose checkpoints may be removed.
         cache: Folder of cached images and activations.
-        how: What is too old and too much.
-        only_says: Nothing is removed.
+        how: The limits of age and size.
+        only_says: Whether nothing is removed.
 
     Returns:
-        What was removed, or would be, a line each.
+        A line for each checkpoint and cache entry that was, or would be, removed.
     """
     said = []
     for found in too_many(list(_checkpoints(studies)), how):
@@ -61,7 +61,7 @@ def tidy(studies: Sequence["StoredStudy"], cache: Path, how: HousekeepingConfig,
 
 
 def too_many(checkpoints: Sequence[Checkpoint], how: HousekeepingConfig) -> list[Checkpoint]:
-    """The checkpoints that go, the oldest first."""
+    """The checkpoints to remove, the oldest first."""
     in_order = sorted(checkpoints, key=lambda one: one.ended)
     left = sum(one.bytes for one in in_order)
     oldest = datetime.min if how.days is None else datetime.now() - timedelta(days=how.days)
@@ -75,27 +75,27 @@ def too_many(checkpoints: Sequence[Checkpoint], how: HousekeepingConfig) -> list
 
 
 def _checkpoints(studies: Sequence["StoredStudy"]) -> Iterator[Checkpoint]:
-    """Those of trials of studies that are not running, but for winners'."""
+    """Checkpoints of studies without running trials, except winners'."""
     from optuna.trial import TrialState
 
     from search.storage import CHECKPOINT, RUN_ID, WINNER
 
-    for known in studies:
-        trials = known.study.get_trials(deepcopy=False)
+    for stored in studies:
+        trials = stored.study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.RUNNING for trial in trials):
             continue
-        winner = known.study.user_attrs.get(WINNER, {}).get("trial")
-        with known.reading_runs() as client:
+        winner = stored.study.user_attrs.get(WINNER, {}).get("trial")
+        with stored.reading_runs() as client:
             for trial in trials:
                 if CHECKPOINT not in trial.user_attrs or trial.number == winner or trial.datetime_complete is None:
                     continue
-                stored = _stored(client, trial.user_attrs[RUN_ID])
-                if stored is not None:
-                    yield Checkpoint(known.name, trial.number, *stored, trial.datetime_complete)
+                place = _place_of_checkpoint(client, trial.user_attrs[RUN_ID])
+                if place is not None:
+                    yield Checkpoint(stored.name, trial.number, *place, trial.datetime_complete)
 
 
-def _stored(client: "MlflowClient", run: str) -> tuple[str, int] | None:
-    """Folder and size of a run's checkpoint; None where that, or the whole run, is gone."""
+def _place_of_checkpoint(client: "MlflowClient", run: str) -> tuple[str, int] | None:
+    """Folder and size of a run's checkpoint; None where the checkpoint or the whole run is gone."""
     from mlflow.exceptions import MlflowException
 
     from search.tracking import CHECKPOINT_FILE, find_run, is_absent

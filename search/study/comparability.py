@@ -1,4 +1,4 @@
-"""What makes trials comparable: a study refuses to go on when any of it has changed."""
+"""What makes trials comparable: a study refuses to resume when any of it has changed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,21 +17,21 @@ from search.storage import IDENTITY
 from strategies import Choice, ConfigError, Entry, Fixed, FloatRange, IntRange, Space
 from trainers import ImageData, ModelSource
 
-# What held for studies of before there were such keys.
+# Values of keys that studies of earlier versions lack.
 _BEFORE = {"pruner.reports_per_epoch": 1, "pruner.low_rung_images": 1.0}
 
 
 def identity(config: StudyConfig, data: ImageData, sources: Sequence[ModelSource]) -> dict[str, Any]:
-    """The facts that all trials of a study have in common, by the key a user would change.
+    """The facts that all trials of a study have in common, by the key that a user would change.
 
-    Several models are told in the order of the alphabet, since another order chooses among the same.
+    Several models are listed in alphabetical order, since their order does not matter.
     """
     digests = {source.name: source.weights.digest for source in sorted(sources, key=lambda source: source.name)}
     names: list[str] = list(digests)
     return {
         "task": config.task,
         "metric": config.metric,
-        # A study without costs is one of before there were any.
+        # Only if there are costs, since studies of earlier versions lack the key.
         **({"costs": list(config.costs)} if config.costs else {}),
         "pruner.reports_per_epoch": config.pruner.reports_per_epoch,
         "pruner.low_rung_images": config.pruner.low_rung_images,
@@ -46,30 +46,30 @@ def identity(config: StudyConfig, data: ImageData, sources: Sequence[ModelSource
 
 
 def check_identity(study: Study, found: Mapping[str, Any]) -> None:
-    """Record the identity of a new study; refuse to continue one whose identity was another.
+    """Record the identity of a new study; refuse to resume a study that has another identity.
 
     Raises:
         ConfigError: Names what differs and offers a new study name.
     """
-    known = study.user_attrs.get(IDENTITY)
-    if known is None:
+    recorded = study.user_attrs.get(IDENTITY)
+    if recorded is None:
         study.set_user_attr(IDENTITY, dict(found))
         return
-    before = {**_BEFORE, **known}
+    before = {**_BEFORE, **recorded}
     differs = [f"{key}: {before.get(key)} -> {value}" for key, value in found.items() if before.get(key) != value]
     if differs:
         raise ConfigError(
-            f"study {study.study_name!r} has trials that would not be comparable; what changed:\n  "
+            f"study {study.study_name!r} has trials that would not be comparable; these keys changed:\n  "
             + "\n  ".join(differs)
-            + f"\nKeep it as it was, or begin a new study with name={study.study_name}-2"
+            + f"\nUse the earlier values, or begin a new study with name={study.study_name}-2"
         )
 
 
 def check_space(study: Study, space: Space) -> None:
-    """Refuse a space that Optuna cannot join with the trials that are there.
+    """Refuse a space that Optuna cannot combine with the trials of the study.
 
-    Ranges may move; a field may become fixed or searched. The list of a field's choices, and whether it is a range or a
-    list, must stay.
+    Ranges may move; a field may become fixed or searched. A field's list of choices must stay, and a range must stay a
+    range.
 
     Raises:
         ConfigError: Names the field and offers a new study name.

@@ -1,4 +1,4 @@
-"""Generations of a study: a new one begins where its images have changed, with what the one before has found."""
+"""Generations of a study: where its images have changed, a new one begins with the best strategies so far."""
 
 import re
 from dataclasses import dataclass
@@ -15,18 +15,19 @@ from search.study.similar import features_of, strategies_of_similar
 from search.winner import rescore
 from trainers import ImageData, choose_device, open_data
 
-# Strategies of other studies that a new one begins with.
+# Strategies of other studies that a new study begins with.
 _WARM = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a night goes on with.
+    """The generation of a study that a night searches.
 
     Args:
-        config: The study's, under its generation's name; a new one has presets from studies of similar images.
-        trials: How many count against its budget already.
-        rescored: Where images have changed, what the champion scores on them, in words; else empty.
+        config: The study's configuration, under the generation's name; a new generation has presets from studies of
+            similar images.
+        trials: Trials that count against the budget already.
+        rescored: Where images have changed, the champion's score on them, in words; else empty.
     """
 
     config: StudyConfig
@@ -35,7 +36,7 @@ class Generation:
 
 
 def generation_of(config: StudyConfig) -> Generation:
-    """The newest generation of a study, or a new one where its images have changed.
+    """The newest generation of a study, or a new generation where its images have changed.
 
     Raises:
         UnfreezeError: The images cannot be opened.
@@ -64,7 +65,7 @@ def name_of(study: str, generation: int) -> str:
 
 
 def first_name(name: str) -> str:
-    """The study whose generation has this name, or would have."""
+    """The name of the study that a generation's name belongs to."""
     return re.sub(r"\.[1-9]\d*$", "", name)
 
 
@@ -75,18 +76,18 @@ def _generations(storage: BaseStorage, name: str) -> list[int]:
 
 
 def _is_of(study: Study, data: ImageData) -> bool:
-    known = study.user_attrs.get(IDENTITY)
-    return known is None or known["data (fingerprint)"] == data.fingerprint
+    identity = study.user_attrs.get(IDENTITY)
+    return identity is None or identity["data (fingerprint)"] == data.fingerprint
 
 
 def _warmed(config: StudyConfig, storage: BaseStorage, data: ImageData) -> StudyConfig:
-    """The configuration with the best strategies of studies of similar images in front of its presets."""
+    """The configuration, with the best strategies of studies of similar images before its presets."""
     found = strategies_of_similar(storage, config.name or "", features_of(data), _WARM)
     return config.model_copy(update={"presets": {**found, **config.presets}})
 
 
 def _storage(config: StudyConfig) -> BaseStorage | None:
-    """Optuna's storage, unless it is a SQLite file that is not there yet."""
+    """Optuna's storage; None for a SQLite file that does not exist yet."""
     url = absolute_sqlite(config.store.url)
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
         return None

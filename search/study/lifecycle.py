@@ -21,10 +21,7 @@ from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
 from search.trials import OpenStudy, reconcile_runs, recover_trials
 from search.winner import VERDICT, confirm, crown, describe_verdict, propose
-from strategies import (
-    Fixed,
-    TrialError,
-)
+from strategies import Fixed, TrialError
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +35,9 @@ def run_study(config: StudyConfig) -> None:
 
     Raises:
         UnfreezeError: Something in the configuration, data or weights is wrong; nothing was trained then.
-        WriteError: MLflow refuses what is written, or there is no room for what waits while it is away; the running
-            trial is tried again when the study goes on.
-        AwayError: MLflow is away at the end, so that no winner can be logged.
+        WriteError: MLflow refuses a write, or there is no room for the writes that wait while MLflow cannot be reached;
+            the running trial is tried again when the study resumes.
+        AwayError: MLflow cannot be reached at the end, so that no winner can be logged.
         NoTrialFinishedError: Every trial failed.
         KeyboardInterrupt: After the running trial was queued again.
     """
@@ -59,7 +56,7 @@ def run_study(config: StudyConfig) -> None:
             hours = config.budget.hours
             open_study = replace(open_study, deadline=math.inf if hours is None else time.monotonic() + hours * 3600)
             _run_trials(open_study, terminal, executor)
-            # Lest two processes that end at once crown two winners.
+            # One at a time: two processes that end together must not crown two winners.
             with taking_turns(lock_place(config), "finish", terminal.say), open_study.tracker.reader.needed():
                 _finish(open_study, terminal)
         except Exception:
@@ -82,7 +79,7 @@ def _run_trials(open_study: OpenStudy, terminal: Terminal, executor: Executor | 
 
 
 def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
-    # A model is logged to the winner's run, which has to have ended by then.
+    # A model is logged to the winner's run, which has to have ended before.
     if open_study.tracker.deliver():
         reconcile_runs(open_study)
     trials = open_study.study.get_trials(deepcopy=False)
@@ -91,14 +88,14 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
         terminal.counts(trials)
         raise NoTrialFinishedError("no trial completed, so there is no winner")
     if open_study.config.after.wise_ft or open_study.config.after.soups:
-        terminal.say("Scoring what can be mixed from the best weights, on validation")
+        terminal.say("Scoring mixtures of the best weights on validation")
     confirmed = confirm(open_study, best) if open_study.config.confirm.seeds else []
     trial = confirmed[0][0] if confirmed else best[0]
     winner = crown(open_study, trial, [one for _, one in confirmed])
     entries = {name: entry for space in open_study.spaces.values() for name, entry in space.items()}
     searched = [name for name, entry in entries.items() if not isinstance(entry, Fixed)]
     shares = importances(open_study.study)
-    # What is always asked first, then what mattered most.
+    # Depth and learning rate first, then the most important fields.
     searched = sorted(searched, key=lambda name: (name not in ("depth", "lr"), -shares.get(name, 0.0)))
     searched = [MODEL, *searched] if open_study.chooses_model else searched
     terminal.table(best, searched)
@@ -121,11 +118,11 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
 
 
 def _tag_front(open_study: OpenStudy, front: Sequence[FrozenTrial]) -> None:
-    """Tag the runs on the Pareto front, and those that an earlier front held and that were beaten since."""
+    """Tag the runs on the Pareto front, and those on an earlier front that have been beaten since."""
     runs = {trial.user_attrs[RUN_ID] for trial in front}
     for run_id in {*runs, *open_study.study.user_attrs.get(FRONT, ())}:
         open_study.tracker.log(run_id, tags={"unfreeze.pareto": "true" if run_id in runs else "false"})
-    # Last, so that a cut before it leaves nothing that the next end would not tag.
+    # Last: after an interruption the next end of the study tags everything again.
     open_study.study.set_user_attr(FRONT, sorted(runs))
 
 

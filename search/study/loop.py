@@ -1,4 +1,4 @@
-"""Trials one after another until the budget ends, whoever else works on the same study."""
+"""Trials one after another until the budget ends, also beside other processes of the same study."""
 
 import time
 from collections import Counter
@@ -28,23 +28,23 @@ from search.trials import (
 )
 from search.winner import search_deadline
 
-# How often a process that has nothing to train looks whether a trial of another was queued again.
+# Seconds between two looks of a waiting process for trials of others that were queued again.
 _LOOK_SECONDS = 1.0
 
 
 def run_trials(
     open_study: OpenStudy, ledger: Ledger, may_continue: Callable[[], bool], note: Callable[[str], None]
 ) -> None:
-    """Run trials until the budget has as many as it allows, its hours are over, or ``may_continue`` says no.
+    """Run trials until the budget's trials or hours are used up, or ``may_continue`` returns False.
 
-    What others train counts as if it were told. Trials of processes of this host that ended are queued again; while
-    living ones train the last of the budget this waits, since they may end before their time.
+    Running trials of other processes count as if they had ended. Trials of ended processes of this host are queued
+    again. While other processes train the last of the budget, this process waits, since they may end early.
 
     Args:
         open_study: What the study's trials share.
-        ledger: The study's.
-        may_continue: Is asked before each trial.
-        note: Is told once when this waits for others.
+        ledger: The study's ledger.
+        may_continue: Called before each trial.
+        note: Gets a message, once, when this process waits for others.
     """
     try:
         drop_paused(open_study, ledger, is_over=_run_trials(open_study, ledger, may_continue, note))
@@ -55,20 +55,19 @@ def run_trials(
 def _run_trials(
     open_study: OpenStudy, ledger: Ledger, may_continue: Callable[[], bool], note: Callable[[str], None]
 ) -> bool:
-    """Do so, and return whether no more strategies will be drawn."""
+    """Run trials, and return whether no more strategies will be drawn."""
     most, is_waiting = open_study.config.budget.trials, False
     while may_continue():
         searching = replace(open_study, deadline=search_deadline(open_study, ledger.ranked))
         if time.monotonic() >= searching.deadline:
             break
-        # Raised again here, lest a signal that something swallowed costs a whole trial.
+        # Raises the interrupt again if a library swallowed it, which would cost a whole trial.
         stop_if_asked()
         try:
             with open_study.lock:
                 refresh(open_study, ledger)
                 promote(open_study, ledger)
-                # One of this process's own that still shows as running was given up when a store could not be written
-                # to.
+                # A trial of this process that still shows as running was given up when a store could not be written to.
                 others = [trial for trial in ledger.running if not is_mine(trial)]
                 room = None if most is None else most - ledger.counted - len(others)
                 has_room = room is None or room > 0
@@ -97,7 +96,7 @@ def _run_trials(
 
 
 def _is_exhausted(open_study: OpenStudy, ledger: Ledger) -> bool:
-    """Whether the best score can hardly be improved by ``budget.min_improvement``, which is said."""
+    """Whether the expected improvement is below ``budget.min_improvement``; if so, print that."""
     threshold = open_study.config.budget.min_improvement
     if threshold is None:
         return False
@@ -107,27 +106,27 @@ def _is_exhausted(open_study: OpenStudy, ledger: Ledger) -> bool:
     if expected is None:
         return False
     open_study.watcher.say(
-        f"Search  ends: the best validation {open_study.config.metric} lacks at most {expected:.2g}, less than "
-        f"budget.min_improvement {threshold:g}"
+        f"Search  ends: the best validation {open_study.config.metric} can improve by at most {expected:.2g}, "
+        f"less than budget.min_improvement {threshold:g}"
     )
     return True
 
 
 def claim(open_study: OpenStudy, ledger: Ledger, room: int | None) -> dict[Asked, Sampled | Exception]:
-    """Ask for the next trial, or for all linear probes in front of the queue, and sample what is asked for.
+    """Ask for the next trial, or for all linear probes at the front of the queue, and sample their strategies.
 
-    The study's lock is held meanwhile: the next to ask sees what this one drew.
+    The study's lock is held meanwhile, so that the next process sees the parameters drawn here.
 
     Args:
         open_study: What the study's trials share.
-        ledger: The study's, as it is now.
-        room: How many trials the budget allows, at least one; None for any number.
+        ledger: The study's ledger, refreshed.
+        room: Number of trials that the budget still allows, at least one; None for any number.
 
     Returns:
-        What each trial is to train, or why that cannot be sampled.
+        What each trial trains, or why its strategy cannot be sampled.
 
     Raises:
-        TurnLostError: Another process may have claimed what this one did; what was asked for is queued again.
+        TurnLostError: The lock was lost, and another process may have claimed the same trials; they are queued again.
     """
     everyone: list[Asked] = []
     opened: dict[Asked, Sampled | Exception] = {}
@@ -135,12 +134,12 @@ def claim(open_study: OpenStudy, ledger: Ledger, room: int | None) -> dict[Asked
     with open_study.lock:
         try:
             for place in range(max(1, probes_waiting(open_study, room))):
-                # A killed trial and its next attempt are one, lest an interrupted study draws other strategies.
+                # A killed trial and its retry count as one, so that an interrupted study draws the same strategies.
                 open_study.study.sampler = make_sampler(
                     open_study.config.sampler, open_study.config.seed, ledger.asked + place
                 )
                 everyone.append(ask(open_study))
-            # From here on others see what was asked for, so a lock that was lost matters only if it was before.
+            # From here on other processes see these trials: losing the lock matters only before.
             if not held_all_along(open_study.lock):
                 raise TurnLostError
             for asked in everyone:
@@ -148,13 +147,13 @@ def claim(open_study: OpenStudy, ledger: Ledger, room: int | None) -> dict[Asked
                     sampled = open_trial(open_study, ledger, asked, alike)
                     alike[sampled.fingerprint] += 1
                     opened[asked] = sampled
-                except Exception as error:  # whatever it is, it is this trial's reason
+                except Exception as error:  # any error is the reason for this trial's failure
                     opened[asked] = error
         except (KeyboardInterrupt, SystemExit, TurnLostError, UpdateFinishedTrialError) as error:
             for asked in everyone:
                 kill_asked(open_study, asked)
             if isinstance(error, UpdateFinishedTrialError):
-                # Who had the lock meanwhile took a trial that did not say yet whose it is for one of a dead process.
+                # Another process had the lock, and took a trial without an owner yet for one of an ended process.
                 raise TurnLostError from error
             raise
     return opened

@@ -1,4 +1,4 @@
-"""What trials are made of, checked and opened: data, models, teacher, caches."""
+"""The materials of trials, checked and opened: data, models, teacher, caches."""
 
 import warnings
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from trainers import (
 
 
 def gather(config: StudyConfig, terminal: Watcher) -> Materials:
-    """Check and open everything that trials are made of, the cheapest first.
+    """Check and open the materials of trials, the cheapest first.
 
     Args:
-        config: The study's.
-        terminal: Is told what is read and downloaded.
+        config: The study's configuration.
+        terminal: Shows the progress of reading and downloading.
 
     Raises:
-        UnfreezeError: Something of it cannot be used.
+        UnfreezeError: The configuration, data or weights cannot be used.
     """
     check_extras(config)
     _hush_libraries()
@@ -61,26 +61,26 @@ def gather(config: StudyConfig, terminal: Watcher) -> Materials:
 
 
 def _hush_libraries() -> None:
-    """Keep back what libraries say about things that are done here on purpose."""
+    """Silence warnings of libraries about things that are done here on purpose."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    # We beat ourselves, in search.scheduling.retry.
+    # Heartbeats are sent by search.scheduling.heartbeat.
     warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
     warnings.filterwarnings("ignore", message="Some regimes for parameter")
 
 
 def _make_reuse(config: StudyConfig, num_blocks: int) -> Reuse | None:
-    """What shares the frozen parts of trials' models; None if that is off."""
+    """Shares the features of frozen blocks among trials; None if that is off."""
     if config.reuse == "off":
         return None
     store = ActivationStore(Path(config.data.cache), int(config.reuse_gib * 2**30))
-    # Depths are spread over the blocks, so each of them may be expected to come so often.
+    # Depths are spread over the blocks, so each depth is expected so many times.
     sharing = max(1.0, (config.budget.trials or num_blocks) / (num_blocks + 1))
     return Reuse(store, always=config.reuse == "on", sharing=sharing)
 
 
 def _open_sources(config: StudyConfig, data: ImageData, terminal: Watcher) -> dict[str, ModelSource]:
-    """Find the weights of each model; all at once, since what was found tells whether trials are comparable."""
+    """Find the weights of each model, all before any trial, since their digests tell whether trials are comparable."""
     sources = {}
     for name in config.model.names:
         weights = find_weights(

@@ -1,4 +1,4 @@
-"""A study made ready: configuration, data, models, teacher and stores checked and opened, the cheapest first."""
+"""Opening a study: configuration, data, models, teacher and stores are checked and opened, the cheapest first."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,30 +27,20 @@ from search.study.materials import gather
 from search.study.similar import features_of
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
-from strategies import (
-    ConfigError,
-    Entry,
-    Fixed,
-    FloatRange,
-    Space,
-    Strategy,
-    first_line,
-    without,
-)
-from trainers import (
-    TASKS,
-    Trainer,
-    unusable_fields,
-)
+from strategies import ConfigError, Entry, Fixed, FloatRange, Space, Strategy, first_line, without
+from trainers import TASKS, Trainer, unusable_fields
 
 
 def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenStudy:
     """Check and open everything that trials share, the cheapest first.
 
     Args:
-        config: The study's.
-        watcher: Is told what was opened, and what happens to trials.
-        joins: A process that has prepared the study started this one, to work on it too.
+        config: The study's configuration.
+        watcher: Shows what was opened, and the events of trials.
+        joins: Whether this process is a worker, started by a process that has opened the study.
+
+    Raises:
+        UnfreezeError: The configuration, data, weights or stores cannot be used.
     """
     materials = gather(config, watcher)
     rank_group = rank_group_of(config, materials.device)
@@ -62,8 +52,8 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
     }
     _refuse_useless(space, list(left_out.values()))
 
-    # A study that is refused above or here leaves nothing behind in the stores.
-    # Two processes that make the tables of a store at once would get in each other's way, and make two parent runs.
+    # A study that is refused, here or by the checks below, leaves nothing in the stores. One process at a time: two
+    # that create a store's tables together would disturb each other, and make two parent runs.
     with taking_turns(lock_place(config), "begin", watcher.say):
         tracker = Tracker(
             config.tracking.uri,
@@ -71,7 +61,7 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
             config.name,
             Path(config.data.cache).absolute() / "spool",
             watcher.say,
-            # A worker that is started while MLflow is away works like the others.
+            # A worker must also start while MLflow cannot be reached.
             is_checked=not joins,
         )
         study = _open_study(config)
@@ -104,7 +94,7 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
 
 
 def lock_place(config: StudyConfig) -> LockPlace:
-    """Where the locks of a study are."""
+    """The place of a study's locks."""
     assert config.name is not None, "composition names every study"
     return LockPlace(config.store.url, config.name, config.data.cache)
 
@@ -120,7 +110,7 @@ def _run_tags(config: StudyConfig, materials: Materials) -> dict[str, str]:
 
 
 def _note_features(study: Study, materials: Materials) -> None:
-    """Note what the study's images and models are like, by which later studies find similar ones."""
+    """Store features of the study's images and models, by which later studies find similar ones."""
     if FEATURES not in study.user_attrs:
         study.set_user_attr(BLOCKS, {name: source.num_blocks for name, source in materials.sources.items()})
         study.set_user_attr(FEATURES, features_of(materials.data))
@@ -129,7 +119,7 @@ def _note_features(study: Study, materials: Materials) -> None:
 def _open_parent(
     config: StudyConfig, materials: Materials, study: Study, tracker: Tracker, tags: Mapping[str, str]
 ) -> str:
-    """Begin the study's run in MLflow, or take it up again, and return its id."""
+    """Begin the study's run in MLflow, or resume it, and return its id."""
     sources = list(materials.sources.values())
     parent = tracker.open_parent(
         study.user_attrs.get(PARENT_RUN),
@@ -159,7 +149,7 @@ def _say_what_was_opened(
 
 
 def _refuse_useless(space: Space, left_out: Sequence[Mapping[str, str]]) -> None:
-    """Refuse plain values that mean nothing for any of the models; all else is left out where it means nothing."""
+    """Refuse fixed values that no model can use; other fields are left out for the models that cannot use them."""
     for name, reason in left_out[0].items():
         entry = space[name]
         if isinstance(entry, Fixed) and all(name in reasons for reasons in left_out):
@@ -169,7 +159,7 @@ def _refuse_useless(space: Space, left_out: Sequence[Mapping[str, str]]) -> None
 def _centred(
     space: Space, study: Study, config: StudyConfig, materials: Materials, watcher: Watcher
 ) -> dict[str, Entry]:
-    """The space with its rates where a range test says; the test is made once a study."""
+    """The space with its rates centred by a range test, which is run once a study."""
 
     def make_trainer(strategy: Strategy) -> Trainer:
         source = materials.sources[config.model.names[0]]

@@ -12,8 +12,8 @@ from strategies import Strategy, project
 def _queue_presets(open_study: OpenStudy) -> None:
     """Queue the presets, moved into the space, as first trials; those queued by an earlier run are not queued again.
 
-    Of several models, they are for the first. Each comes behind those from which it can compute what it has frozen,
-    also where nothing is shared, so that the same is tried with and without.
+    With several models, presets are for the first. A preset comes after those whose cached features it can start from.
+    The order is the same without a cache, so that the same trials run with and without.
     """
     source = open_study.first_source
     space, num_blocks = open_study.spaces[source.name], source.num_blocks
@@ -24,7 +24,7 @@ def _queue_presets(open_study: OpenStudy) -> None:
         for name, preset in seeded_presets(open_study).items()
     }
     frozen = {name: frozen_in_front(params, space, num_blocks) for name, params in presets.items()}
-    # A sweep of probes leaves the outputs of all blocks.
+    # A sweep of probes caches the outputs of all blocks.
     stored = {num_blocks} if SWEEP in open_study.study.user_attrs else ()
     for name in each_from_the_last(frozen, stored):
         params = presets[name]

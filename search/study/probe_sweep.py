@@ -1,4 +1,4 @@
-"""The sweep of linear probes that a study begins with, and what the trials that follow take from it."""
+"""The sweep of linear probes that a study begins with, and what later trials take from it."""
 
 import csv
 import io
@@ -13,9 +13,9 @@ from search.trials import OpenStudy
 from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, IntRange, Space, sample
 from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, probe_parts, sweep
 
-# What a head depends on, beside its rate; of these the sweep tries what the space holds.
+# Fields that matter to a head, besides its rate; the sweep tries those in the space.
 _TRIED = (*LOSS_FIELDS, "weight_decay", "batch_size", "epochs")
-# Heads on fixed features take and want higher rates than whole models.
+# Heads on fixed features need higher rates than whole models.
 _RATES = FloatRange(1e-4, 0.1, log=True)
 _DECAYS = FloatRange(1e-6, 0.1, log=True)
 # The features of all images are in memory at once.
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Draws:
-    """Answers suggestions at random, evenly on each range's scale."""
+    """Draws suggestions at random, uniformly on each range's scale."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ class _Draws:
 
 
 def probe_space(space: Space) -> Space:
-    """What the sweep draws from: rates of its own, and of the study's space all else that a linear probe has."""
+    """The sweep's space: its own range of rates, and the study's entries for all other fields of a linear probe."""
     tried = {name: space[name] for name in _TRIED if name in space}
     if isinstance(tried.get("weight_decay", _DECAYS), FloatRange | Choice):
         tried["weight_decay"] = _DECAYS
@@ -53,16 +53,16 @@ def probe_space(space: Space) -> Space:
 
 
 def sweep_probes(open_study: OpenStudy) -> None:
-    """Train the study's sweep of linear probes, once, and note the best.
+    """Train the study's sweep of linear probes, once, and store the best.
 
-    A study that has trials already has none, and one without presets, which it would seed.
+    There is no sweep if the study has trials already, or no presets that the sweep could seed.
     """
     asked = open_study.config.probe_sweep if open_study.config.presets else 0
     if asked == 0 or SWEEP in open_study.study.user_attrs or open_study.study.get_trials(deepcopy=False):
         return
     source = open_study.first_source
     if not has_linear_head(source):
-        logger.info("probe_sweep: %s does not end in one linear layer, so there is none", source.name)
+        logger.info("probe_sweep: %s does not end in one linear layer, so there is no sweep", source.name)
         return
     size = feature_bytes(source, open_study.materials.data)
     if size > _MAX_FEATURE_BYTES:
@@ -90,7 +90,7 @@ def sweep_probes(open_study: OpenStudy) -> None:
     values = {name: getattr(results[best].strategy, name) for name in ("lr", *_PASSED_ON)}
     open_study.tracker.log_text(open_study.parent_run, "probe_sweep.csv", _as_csv(open_study, results))
     open_study.tracker.log(open_study.parent_run, metrics={"probe_sweep_score": score, "probe_sweep_seconds": seconds})
-    # Last: a study that was interrupted before begins its sweep anew.
+    # Last: a study that was interrupted before repeats its sweep.
     open_study.study.set_user_attr(SWEEP, {"values": values, "score": score, "probes": len(results)})
     said = f"lr {values['lr']:.1e}, weight decay {values['weight_decay']:.0e}, {values['loss']}"
     best_has = f"the best has {open_study.config.metric} {score:.4f} ({said})"
@@ -98,10 +98,10 @@ def sweep_probes(open_study: OpenStudy) -> None:
 
 
 def seeded_presets(open_study: OpenStudy) -> dict[str, dict[str, Any]]:
-    """The study's presets with what the sweep found: the best probe itself, and its loss and decay in all the others.
+    """The study's presets, with the best probe of the sweep first, and its loss and weight decay in all others.
 
-    The best probe is left out where the space trains blocks in any case. What a preset says itself stays. The probe
-    before a fine-tuning (``probe_lr``) gets the best probe's rate.
+    The best probe is left out where the space always trains blocks. Fields that a preset sets stay. The probe before a
+    fine-tuning (``probe_lr``) gets the best probe's rate.
     """
     presets = dict(open_study.config.presets)
     found = open_study.study.user_attrs.get(SWEEP)
@@ -111,7 +111,7 @@ def seeded_presets(open_study: OpenStudy) -> dict[str, dict[str, Any]]:
     passed_on = best | {"probe_lr": found["values"]["lr"]}
     seeded = {name: passed_on | preset for name, preset in presets.items()}
     if not holds_probes(open_study.spaces[open_study.first_source.name]):
-        # Moved into the space it would train blocks, at a head's rate.
+        # Moved into the space, the best probe would train blocks at a head's rate.
         return seeded
     return {"probe_sweep": {"depth": 0, "lr": found["values"]["lr"], **best}, **seeded}
 

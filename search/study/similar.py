@@ -1,4 +1,4 @@
-"""Which earlier studies were about images like these, and what worked there."""
+"""Earlier studies of similar images, and their best strategies."""
 
 import math
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from search.storage import BLOCKS, DEPTH, FEATURES, IDENTITY, MODEL, STRATEGY
 from strategies import Strategy
 from trainers import ImageData
 
-# Images that are looked at.
+# Images that features are computed from.
 _SEEN = 256
-# Further away, nothing is learnt: ten times the images, or half the classes and another look.
+# The largest distance at which strategies are taken over: ten times the images, or half the classes and another look.
 _FAR = 3.0
 _MOST_STUDIES = 3
 
 
 def features_of(data: ImageData) -> dict[str, Any]:
-    """What a data set is like: its sizes, how even its classes are, and what its images look like on average.
+    """Features of a data set: its sizes, the evenness of its classes, and statistics of its pixels.
 
     Args:
-        data: Of any task; dense targets count for nothing.
+        data: Data of any task; dense targets are ignored.
     """
     places = torch.linspace(0, len(data.train) - 1, min(_SEEN, len(data.train))).long()
     images, _ = next(data.train.batches(places, len(places), torch.device("cpu")))
@@ -44,7 +44,7 @@ def features_of(data: ImageData) -> dict[str, Any]:
 
 
 def _evenness(data: ImageData) -> float:
-    """Entropy of the classes as a share of the largest possible; 1 for tasks without a class an image."""
+    """Entropy of the classes as a share of the largest possible; 1 for other tasks than classification."""
     if data.task != "classification" or len(data.classes) < 2:
         return 1.0
     shares = torch.bincount(data.train.targets, minlength=len(data.classes)).double() / len(data.train)
@@ -52,7 +52,7 @@ def _evenness(data: ImageData) -> float:
 
 
 def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """How unlike two data sets are; infinite for different tasks or kinds of images."""
+    """Distance of two data sets; infinite for different tasks or numbers of channels."""
     if (one["task"], one["in_chans"]) != (other["task"], other["in_chans"]):
         return math.inf
     logs = sum(abs(math.log(one[name] / other[name])) for name in ("images", "classes", "image_size"))
@@ -63,22 +63,22 @@ def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 def strategies_of_similar(
     storage: BaseStorage, name: str, features: Mapping[str, Any], count: int
 ) -> dict[str, dict[str, Any]]:
-    """The best strategies of earlier studies of the most similar images, as presets by where they are from.
+    """The best strategies of earlier studies of the most similar images, as presets by study and rank.
 
-    Depth is told as a share of the model, since another may have another number of blocks.
+    Depth is given as a share of the model's blocks, since another model may have another number of blocks.
 
     Args:
-        storage: Where studies are.
+        storage: Optuna's storage.
         name: The study that is to begin.
-        features: What its images are like.
-        count: Strategies at most.
+        features: Features of its images.
+        count: Number of strategies at most.
     """
     near = []
     for other in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=other, storage=storage)
-        known = study.user_attrs.get(FEATURES)
-        if other != name and known is not None and IDENTITY in study.user_attrs:
-            gap = distance(features, known)
+        others = study.user_attrs.get(FEATURES)
+        if other != name and others is not None and IDENTITY in study.user_attrs:
+            gap = distance(features, others)
             if gap <= _FAR:
                 near.append((gap, other, study))
     found: dict[str, dict[str, Any]] = {}

@@ -13,17 +13,17 @@ from trainers import Device, Teacher, create_classifier, normaliser
 
 
 def load_teacher(uri: str, tracking_uri: str, classes: Sequence[str], in_chans: int, device: Device) -> Teacher:
-    """Read a model that a study logged, to learn from.
+    """Load a teacher: a classifier that a study logged.
 
     Args:
         uri: ``models:/...`` or ``runs:/...``, as a search prints it at its end.
-        tracking_uri: The MLflow store to look it up in.
+        tracking_uri: The MLflow store that has it.
         classes: Names of the study's classes, in its order.
         in_chans: Channels of the study's images.
-        device: Where it computes.
+        device: Where the teacher computes.
 
     Raises:
-        ConfigError: It is not there, is no model of ours, or of other classes or channels.
+        ConfigError: There is no such model, no search logged it, or its classes or channels are others.
     """
     try:
         folder = fetch_uri(uri, tracking_uri)

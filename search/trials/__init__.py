@@ -1,6 +1,7 @@
-"""One trial: sampled, trained, paused or stopped, told.
+"""One trial: asked for, sampled, trained, paused or resumed, committed.
 
-Below this room nothing knows the whole configuration or the open study.
+Which trial comes next is decided in :mod:`search.study` and :mod:`search.scheduling`. Rooms below this one know neither
+the open study nor, but for :mod:`search.processes`, the whole configuration.
 """
 
 import lazy_loader

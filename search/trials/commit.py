@@ -1,4 +1,4 @@
-"""A trial is told, which is its commit point."""
+"""Committing a trial: Optuna is told, and from then on the trial counts."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -17,18 +17,21 @@ from search.trials.snapshots import drop_snapshots
 def commit(
     open_study: OpenStudy, ledger: Ledger, asked: Asked, ended: Ended, alongside: Collection[int] = ()
 ) -> FrozenTrial:
-    """Tell a trial to Optuna, when all that is logged of it is there, and announce its end.
+    """Tell Optuna how a trial ended, after all its logs are written, and announce its end.
 
     Args:
         open_study: What the study's trials share.
-        ledger: The study's, which takes the trial in.
+        ledger: The study's ledger, which takes the trial in.
         asked: The trial.
-        ended: How it ended.
-        alongside: Numbers of trials that this process has asked for too and not told yet.
+        ended: How the trial ended.
+        alongside: Numbers of other trials that this process has asked for and not told yet.
+
+    Returns:
+        The trial as Optuna has it now.
     """
     if ended.is_next_time:
         return _put_back(open_study, ledger, asked)
-    # Whatever was logged of a trial is there, or on disk where MLflow is away, before it counts.
+    # Before a trial counts, its logs are in MLflow, or in the spool on disk while MLflow cannot be reached.
     open_study.tracker.flush()
     try:
         told = _tell(open_study, asked, ended)
@@ -52,7 +55,7 @@ def commit(
 
 
 def _tell(open_study: OpenStudy, asked: Asked, ended: Ended) -> FrozenTrial:
-    """Write the attributes that are left, and tell: from then on the trial counts, whatever happens to this process."""
+    """Write the remaining attributes and tell Optuna: from then on the trial counts, even if this process ends."""
     trial = asked.trial
     attributes = {RUN_ID: open_study.tracker.id_or_key(asked.run)}
     if ended.reason:
@@ -63,10 +66,10 @@ def _tell(open_study: OpenStudy, asked: Asked, ended: Ended) -> FrozenTrial:
 
 
 def kill_asked(open_study: OpenStudy, asked: Asked) -> None:
-    """Tell a trial as killed and queue it again, since its user or scheduler stopped it."""
-    # First, since attributes that still wait to be written could not be once it is told.
+    """Tell Optuna that a trial was killed, and queue it again, since a user or scheduler stopped this process."""
+    # First, since attributes cannot be written any more once the trial is told.
     open_study.tracker.try_to_finish(asked.run, "killed")
-    # One that could not be written is no reason not to queue the trial again.
+    # The trial is queued again even if an attribute cannot be written.
     with suppress(Exception):
         open_study.attributes.flush(asked.trial)
     with open_study.lock:
@@ -75,7 +78,7 @@ def kill_asked(open_study: OpenStudy, asked: Asked) -> None:
 
 
 def _put_back(open_study: OpenStudy, ledger: Ledger, asked: Asked) -> FrozenTrial:
-    """Tell a trial as killed and queue it again, since the hours are over; its state is on disk."""
+    """Tell Optuna that a trial was killed, and queue it again, since the hours are over; its snapshot is on disk."""
     kill_asked(open_study, asked)
     refresh(open_study, ledger)
     told = open_study.study.get_trials(deepcopy=False)[asked.trial.number]
@@ -85,7 +88,7 @@ def _put_back(open_study: OpenStudy, ledger: Ledger, asked: Asked) -> FrozenTria
 
 
 def _leave_to_others(open_study: OpenStudy, ledger: Ledger, asked: Asked, told: FrozenTrial) -> None:
-    """End the run of a trial that another process took for dead and queued again: what it came to does not count."""
+    """End the run of a trial that another process queued again, taking this one for dead: its result does not count."""
     open_study.watcher.say(f"trial {told.number} was taken for dead by another process, and is tried again")
     open_study.tracker.checkpoints.delete(asked.run)
     open_study.tracker.log_outcome(asked.run, "killed")
@@ -98,16 +101,16 @@ def _best_score(ledger: Ledger) -> float | None:
 
 
 def refresh(open_study: OpenStudy, ledger: Ledger) -> None:
-    """Take in what other processes did, and remove the checkpoints that were beaten."""
+    """Update the ledger with the trials of other processes, and remove checkpoints that were beaten."""
     with _dropping_beaten(open_study, ledger):
         ledger.refresh()
 
 
 @contextmanager
 def _dropping_beaten(open_study: OpenStudy, ledger: Ledger) -> Iterator[None]:
-    """Remove the checkpoints that are beaten by what the ledger takes in while the ``with`` block runs.
+    """Remove the checkpoints that are beaten by trials that the ledger takes in while the ``with`` block runs.
 
-    Of several processes, the first that knows that a checkpoint is beaten removes it, at the latest when it asks for
+    Of several processes, the first that learns that a checkpoint is beaten removes it, at the latest when it asks for
     its next trial.
     """
     keep = open_study.config.checkpoints.keep

@@ -1,4 +1,4 @@
-"""Queued linear probes, trained together: what they share is the whole model but for one layer each."""
+"""Queued linear probes, trained together: they share the whole model except one layer each."""
 
 import logging
 import math
@@ -20,21 +20,21 @@ from search.trials.trial import attempt
 from strategies import Fixed, TrialError, UnfreezeError, make_plan
 from trainers import Probes, has_linear_head, probe_groups, probe_parts
 
-# Each trial that is asked holds a heartbeat, and what it logs, until all of them have been trained.
+# Each of these trials keeps a heartbeat, and its logs in memory, until all of them have been trained.
 _MAX_TOGETHER = 256
 
 logger = logging.getLogger(__name__)
 
 
 def probes_waiting(open_study: OpenStudy, room: int | None) -> int:
-    """How many of the trials that are asked next are linear probes of models that end in one linear layer.
+    """How many trials at the front of the queue are linear probes of models that end in one linear layer.
 
     Args:
         open_study: What the study's trials share; without ``reuse`` every trial is trained by itself.
-        room: How many more trials the budget allows; None for any number.
+        room: Number of trials that the budget still allows; None for any number.
     """
     pruner = open_study.config.pruner
-    # Together they report whole epochs, and none can be paused.
+    # Trained together, probes report whole epochs only, and cannot be paused.
     if open_study.materials.reuse is None or pruner.name == RUNGS or pruner.reports_per_epoch > 1:
         return 0
     waiting = open_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -47,22 +47,22 @@ def _is_probe(open_study: OpenStudy, trial: FrozenTrial) -> bool:
     name = params.get(MODEL, open_study.first_source.name)
     if name not in open_study.materials.sources:
         return False
-    # Of a value that was queued without a depth, the space must leave no other.
+    # Queued without a depth, a trial is a probe only if the space fixes the depth at 0.
     depth = params.get("depth", open_study.spaces[name].get("depth"))
     return depth in (0, Fixed(0)) and has_linear_head(open_study.materials.sources[name])
 
 
 def run_probes(open_study: OpenStudy, ledger: Ledger, opened: Mapping[Asked, Sampled | Exception]) -> None:
-    """Train trials that are linear probes, together those that can be, the others in turn, and tell them all.
+    """Train linear probes, together where possible and the others in turn, and commit them all.
 
-    Each scores as it would alone, to rounding. Those trained together are told from best to worst: so no checkpoint is
-    written that another of them would push out. When interrupted, all that are not told are told as killed and queued
-    again.
+    Each scores as it would alone, up to rounding. Probes trained together are committed from best to worst, so that no
+    checkpoint is written that another of them would push out. After an interrupt, all that are not committed are told
+    as killed and queued again.
 
     Args:
         open_study: What the study's trials share.
-        ledger: The study's, which takes the trials in when they were told.
-        opened: What each is to train, or why that cannot be sampled.
+        ledger: The study's ledger, which takes the trials in.
+        opened: What each trial trains, or why its strategy cannot be sampled.
     """
     untold = list(opened)
     with ExitStack() as beating:
@@ -82,7 +82,7 @@ def run_probes(open_study: OpenStudy, ledger: Ledger, opened: Mapping[Asked, Sam
 def _trainings(
     open_study: OpenStudy, opened: Mapping[Asked, Sampled | Exception]
 ) -> Iterator[tuple[Asked, Callable[[], Trained]]]:
-    """Each trial with what trains it, or gives what it was trained to together with others."""
+    """Each trial with a function that trains it, or returns its result where it was trained together with others."""
     groups: dict[tuple[str, int], dict[Asked, Sampled]] = defaultdict(dict)
     for asked, sampled in opened.items():
         if isinstance(sampled, Exception):
@@ -100,7 +100,7 @@ def _trainings(
 
 
 def _train_together(open_study: OpenStudy, group: Mapping[Asked, Sampled]) -> dict[Asked, Trained | Exception]:
-    """What those trials of one model and seed came to that can be trained with another, or why they failed."""
+    """Train together those trials of one model and seed that can be; their results, or why they failed."""
     first, strategies = next(iter(group.values())), [sampled.strategy for sampled in group.values()]
     companies = [places for places in probe_groups(strategies) if len(places) > 1]
     together = [list(group)[place] for places in companies for place in places]
@@ -113,13 +113,13 @@ def _train_together(open_study: OpenStudy, group: Mapping[Asked, Sampled]) -> di
         ):
             found |= _follow(open_study, probes, [together[place] for place in part])
     except UnfreezeError as error:
-        # Such as of one among them that cannot be applied: in turn each gets its own reason.
+        # For example, one strategy cannot be applied. Trained in turn, each trial gets its own reason.
         logger.info("linear probes are trained in turn: %s", error)
     return found
 
 
 def _follow(open_study: OpenStudy, probes: Probes, members: Sequence[Asked]) -> dict[Asked, Trained | Exception]:
-    """Train probes epoch by epoch: each result of each is recorded, and decides whether it has a next one."""
+    """Train probes epoch by epoch: each result is recorded, and decides whether its probe continues."""
     reuse = f"reuse: one of {len(members)} linear probes trained together"
     records = {
         asked: begin_record(open_study, asked, strategy, probes.model, make_plan(probes.model, strategy), reuse)

@@ -1,4 +1,4 @@
-"""What trials are made of, and the trainer that is made of it."""
+"""The materials of trials, and the trainer made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from trainers import ALONE, Compiler, Device, ImageData, ModelSource, Ranks, Reu
 
 @dataclass(frozen=True, slots=True)
 class Materials:
-    """What trials are made of, apart from the stores: opened and checked."""
+    """Everything that trials need besides the stores, opened and checked; None for what the study does not use."""
 
     data: ImageData
     sources: Mapping[str, ModelSource]
@@ -30,7 +30,7 @@ def make_trainer(
     micro_batches: int = 1,
     ranks: Ranks = ALONE,
 ) -> Trainer:
-    """The trainer of a trial, alike on each of its ranks.
+    """The trainer of a trial, the same on each of its ranks.
 
     Raises:
         ConfigError: The strategy cannot be applied.

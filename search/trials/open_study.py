@@ -20,26 +20,26 @@ from trainers import TASKS, ModelSource
 
 
 class Watcher(Protocol):
-    """Is told what happens, to show it."""
+    """Shows what happens."""
 
     def say(self, text: str) -> None:
-        """Something worth a line."""
+        """Show a message."""
 
     def reading(self, what: str, done: int, total: int) -> None:
-        """How far something has come that all trials wait for."""
+        """Show the progress of a preparation that all trials wait for."""
 
     def downloading(self, what: str, done: int, total: int) -> None:
-        """How far a download has come, in bytes."""
+        """Show the progress of a download, in bytes."""
 
     def hear(self, event: Event) -> None:
-        """What happens to a trial."""
+        """Show an event of a trial."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenStudy:
     """What all trials of a study share; ``spaces`` by the model's name.
 
-    Who asks for trials, or queues them again, holds ``lock``: others do so too.
+    A process holds ``lock`` while it asks for trials or queues them again, since other processes do so too.
     """
 
     config: StudyConfig
@@ -58,7 +58,7 @@ class OpenStudy:
     deadline: float = math.inf
 
     def announce(self, event: Event) -> None:
-        """Tell all listeners what happens to a trial."""
+        """Send an event of a trial to all listeners."""
         for listener in self.listeners:
             listener(event)
 
@@ -69,17 +69,17 @@ class OpenStudy:
 
     @property
     def is_out_of_time(self) -> bool:
-        """Whether the hours are over, and what is being trained then is not trained to its end."""
+        """Whether the hours are over and running trials are to stop; never with ``budget.finish_trials``."""
         return not self.config.budget.finish_trials and time.monotonic() >= self.deadline
 
     @property
     def paused(self) -> Path:
-        """Folder of what paused trials need to go on; its name is this study's alone, whatever shares the cache."""
+        """Folder of paused trials' snapshots; its name is unique to this study, since studies may share a cache."""
         return self._folder("paused")
 
     @property
     def snapshots(self) -> Path:
-        """Folder of what running trials leave, lest they are killed."""
+        """Folder of running trials' snapshots, from which they resume if they are killed."""
         return self._folder("running")
 
     def _folder(self, kind: str) -> Path:
@@ -92,9 +92,9 @@ class OpenStudy:
 
     @property
     def first_source(self) -> ModelSource:
-        """What builds the first of the models that the study names."""
+        """The source of the first model that the study names."""
         return self.materials.sources[self.config.model.names[0]]
 
     def source_of(self, trial: FrozenTrial) -> ModelSource:
-        """What built the model of a trial."""
+        """The source of a trial's model."""
         return self.materials.sources[trial.params[MODEL]] if self.chooses_model else self.first_source

@@ -1,4 +1,4 @@
-"""Trials that are paused at a rung, and go on from there when they are among the best."""
+"""Trials that are paused at a rung, and resume from there when they are among the best."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +14,17 @@ from trainers import StateError, Trainer
 
 
 def seed_before(study: Study, attrs: Mapping[str, Any]) -> int | None:
-    """The seed of the trial that one with these attributes goes on with; None for one that begins."""
+    """The seed of the trial that a trial with these attributes resumes; None for a new trial."""
     if CONTINUES not in attrs:
         return None
     return int(study.get_trials(deepcopy=False)[attrs[CONTINUES]].user_attrs[SEED])
 
 
 def pause(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> Decision:
-    """Keep what a trial needs to resume.
+    """Write the snapshot that a trial needs to resume.
 
     Returns:
-        That it is paused; or that it stops, where its state cannot be kept, which is said.
+        The decision to pause; or to stop, with a message, where the snapshot cannot be written.
     """
     epoch = trainer.epoch
     try:
@@ -37,9 +37,9 @@ def pause(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Traine
 
 
 def promote(open_study: OpenStudy, ledger: Ledger) -> bool:
-    """Queue the paused trial that is to go on next, if there is one, and say whether there was.
+    """Queue the paused trial that resumes next; return whether there was one.
 
-    The study's lock is to be held: of two processes that find the same trial the second must see that it is queued.
+    The caller holds the study's lock: of two processes that find the same trial, the second must see that it is queued.
     """
     if open_study.config.pruner.name != RUNGS or not open_study.paused.is_dir():
         return False
@@ -56,11 +56,11 @@ def promote(open_study: OpenStudy, ledger: Ledger) -> bool:
 
 
 def drop_paused(open_study: OpenStudy, ledger: Ledger, is_over: bool = False) -> None:
-    """Remove what was kept of trials that cannot go on within the budget.
+    """Remove the snapshots of paused trials that cannot resume within the budget.
 
     Args:
         open_study: What the study's trials share.
-        ledger: The study's.
+        ledger: The study's ledger.
         is_over: Whether no more strategies will be drawn.
     """
     if not open_study.paused.is_dir():

@@ -8,14 +8,14 @@ from trainers import Device
 
 
 def rank_group_of(config: StudyConfig, device: Device) -> RankGroup:
-    """The ranks of a study's trials, as ``executor.gpus_per_trial`` asks for.
+    """The rank group of a study, with ``executor.gpus_per_trial`` ranks.
 
     Args:
-        config: The study's.
-        device: Of rank 0.
+        config: The study's configuration.
+        device: The device of rank 0.
 
     Raises:
-        ConfigError: There are not as many GPUs.
+        ConfigError: There are fewer GPUs.
     """
 
     def orders(device: str, threads: int, meeting: Path) -> str:
@@ -23,5 +23,5 @@ def rank_group_of(config: StudyConfig, device: Device) -> RankGroup:
         return RankOrders(config=of_rank, meeting=meeting, seconds=RANK_TIMEOUT.total_seconds()).model_dump_json()
 
     executor = config.executor
-    # On a cluster the process that trains is on another machine than the one that checks.
+    # On a cluster the process that trains runs on another machine than the one that checks.
     return RankGroup(executor.gpus_per_trial, device, config.threads, orders, is_here=executor.name != "ray")

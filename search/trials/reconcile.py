@@ -1,4 +1,4 @@
-"""What processes left behind that ended before their time: trials, runs and checkpoints."""
+"""Reconciling what ended processes left behind: trials, MLflow runs, checkpoints and snapshots."""
 
 from optuna.trial import TrialState
 
@@ -10,11 +10,11 @@ from search.trials.snapshots import drop_old_snapshots
 
 
 def recover_trials(open_study: OpenStudy, ended: str | None = None) -> bool:
-    """Queue the trials of ended processes again, which is said.
+    """Queue the trials of ended processes again, with a message for each.
 
     Args:
         open_study: What the study's trials share.
-        ended: A process, on whatever host, that is known to have ended, as :func:`search.processes.owner` calls it.
+        ended: Name of a process, on any host, that is known to have ended, as :func:`search.processes.owner` names it.
 
     Returns:
         Whether there were any.
@@ -28,15 +28,15 @@ def recover_trials(open_study: OpenStudy, ended: str | None = None) -> bool:
 
 
 def reconcile_runs(open_study: OpenStudy) -> None:
-    """End every MLflow run that still shows as running though its trial is over, and drop what was left on disk.
+    """End every MLflow run that still shows as running though its trial is over, and remove what was left on disk.
 
-    Trials of ended processes are to be queued again first. Where MLflow is away, nothing is done: the study's end and
-    the next start do this too.
+    Trials of ended processes must be queued again first. If MLflow cannot be reached nothing is done: the study's end
+    and the next start reconcile too.
     """
     try:
-        # What ended processes have left on disk may be the end of a run.
+        # The spool of ended processes may hold the end of a run.
         open_study.tracker.deliver()
-        # Runs before trials: of a run that another process begins in between nothing is known then.
+        # Runs are read before trials, so that each run of the list has its trial in the list of trials.
         running = open_study.tracker.reader.running()
     except AwayError:
         return

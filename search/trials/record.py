@@ -1,4 +1,4 @@
-"""One trial from ask to end: what it is called, what it trains, what its epochs came to."""
+"""A trial's data from ask to end: its run, its strategy, and its epochs' results."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from trainers import EpochResult, ModelSource
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A trial that was asked for, and the key by which its MLflow run is known."""
+    """A trial that was asked for, and the key of its MLflow run."""
 
     trial: Trial
     run: str
@@ -28,13 +28,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a trial is to train.
+    """What a trial trains.
 
     Args:
         source: Builds the model.
-        strategy: As it was sampled.
-        seed: Of the training.
-        fingerprint: Of the strategy on this model.
+        strategy: The sampled strategy.
+        seed: Seed of the training.
+        fingerprint: Fingerprint of the strategy on this model.
     """
 
     source: ModelSource
@@ -48,10 +48,10 @@ class Ended:
     """How a trial ended.
 
     Args:
-        outcome: In one word.
-        values: What is told of a complete one.
-        reason: Why it ended before its last epoch; empty where that needs no word.
-        is_next_time: Whether it was put back for the next run of the study.
+        outcome: The outcome.
+        values: Score and costs of a complete trial.
+        reason: Why it ended before its last epoch; empty where there is nothing to say.
+        is_next_time: Whether the trial was queued again for the next run of the study.
     """
 
     outcome: Outcome
@@ -62,7 +62,7 @@ class Ended:
 
 @dataclass(slots=True)
 class _Best:
-    """The best epoch so far of one trial; ``shown`` is what the model says of the images that are shown, if any."""
+    """The best epoch so far of a trial; ``shown`` holds the predictions for the images that are shown, if any."""
 
     score: float
     epoch: int
@@ -71,13 +71,13 @@ class _Best:
 
 
 class Record:
-    """What a trial's epochs have come to; each is announced and reported as it is added.
+    """The results of a trial's epochs; each result is announced and reported when it is added.
 
     Args:
         open_study: What the study's trials share.
         asked: The trial.
-        epochs: How many it has.
-        parameters_trained: Numbers of the model that are trained in some epoch.
+        epochs: Number of epochs.
+        parameters_trained: Number of parameters that are trained in some epoch.
     """
 
     def __init__(self, open_study: OpenStudy, asked: Asked, epochs: int, parameters_trained: int) -> None:
@@ -86,7 +86,7 @@ class Record:
         self._costs: dict[Cost, float] = {"seconds": 0.0, "parameters_trained": parameters_trained}
         self._best: _Best | None = None
         self.epochs = epochs
-        #: Seconds that reading what is frozen saves in an epoch.
+        #: Seconds that cached features save in an epoch (estimated).
         self.spared = 0.0
         self.results: list[EpochResult] = []
 
@@ -98,7 +98,7 @@ class Record:
         compiled: str = "",
         micro_batches: int = 1,
     ) -> None:
-        """Take a result, and if it is of the best epoch so far the weights and what is shown of it.
+        """Add a result; if it is the best epoch so far, also its weights and predictions to show.
 
         Raises:
             TrialError: The score is not a number.
@@ -119,7 +119,7 @@ class Record:
         self._report(result, compiled, micro_batches)
 
     def restore(self, results: Sequence[EpochResult], best: Mapping[str, Any]) -> None:
-        """Take what the trial that this one resumes came to: its results, and its :attr:`best` as a mapping.
+        """Restore the results of the trial that this one resumes, and its :attr:`best` as a mapping.
 
         Each result is announced and reported as if it were new.
         """
@@ -143,7 +143,7 @@ class Record:
             trial.report(score, result.step)
 
     def decide(self) -> Decision:
-        """What becomes of the trial after its last result."""
+        """Decide, after the last result, whether the trial continues, pauses or stops."""
         config = self._open_study.config
         # Optuna prunes by one objective only.
         if config.costs:
@@ -163,18 +163,18 @@ class Record:
 
     @property
     def seconds_spared(self) -> float:
-        """How much longer the epochs so far would have taken without reading what is frozen, as estimated."""
+        """Seconds that cached features saved in the epochs so far (estimated)."""
         return self.spared * self.results[-1].epoch if self.results else 0.0
 
     @property
     def values(self) -> list[float]:
-        """What is told of the trial: its best score, and its costs."""
+        """The trial's values for Optuna: its best score, and its costs."""
         return [self.best.score, *(self._costs[cost] for cost in self._open_study.config.costs)]
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a training came to, and whether the trial went on to its end, was paused, or was stopped."""
+    """The results of a training, and the decision that ended it: CONTINUE where it reached its end."""
 
     record: Record
     decision: Decision = CONTINUE

@@ -1,4 +1,4 @@
-"""A trial is asked for and its strategy sampled."""
+"""Asking for a trial, and sampling its strategy."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def ask(open_study: OpenStudy) -> Asked:
     trial.set_user_attr(OWNER, owner())
     run = new_run_key()
     open_study.announce(TrialAsked(trial.number, run))
-    # The key, until the trial is told: the run's id is not known before MLflow has begun it.
+    # The run's key stands for its id until the trial is told: MLflow has not created the run yet.
     open_study.attributes.put(trial, {RUN_ID: run})
     return Asked(trial, run)
 
@@ -32,20 +32,20 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
 
     Args:
         open_study: What the study's trials share.
-        ledger: The study's.
+        ledger: The study's ledger.
         asked: The trial.
-        alike: By fingerprint, how many trials that this process has asked for too are to train the same.
+        alike: By fingerprint, how many trials that this process claims together with this one train the same.
     """
     trial, attrs = asked.trial, asked.trial.user_attrs
     source = _choose_model(open_study, trial)
     strategy = sample(open_study.spaces[source.name], trial)
     canonical = strategy.canonical(source.num_blocks)
     fingerprint = fingerprint_of(open_study, source, strategy)
-    # One seed for all strategies, so that they are compared on the same draw; the same strategy again gets the next.
+    # All strategies get the same seed, so that they are compared fairly; a repeated strategy gets the next seed.
     seed = seed_before(open_study.study, attrs)
     if seed is None:
         seed = open_study.config.seed + ledger.times_tried(fingerprint) + alike.get(fingerprint, 0)
-    # At once: who asks next counts it.
+    # Written at once: the next process to ask counts it.
     write_attributes(trial, {FINGERPRINT: fingerprint})
     short = short_epochs(open_study.config.pruner, canonical.epochs)
     open_study.announce(
@@ -70,7 +70,7 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
 
 
 def _choose_model(open_study: OpenStudy, trial: Trial) -> ModelSource:
-    """Draw the model, where there are several."""
+    """Draw the model if there are several."""
     name = open_study.first_source.name
     if open_study.chooses_model:
         # Sorted, so that a list in another order is the same choice to Optuna.

@@ -1,4 +1,4 @@
-"""The state of a trial on disk, and trials that go on from it: paused ones, and the next attempt at a killed one."""
+"""Snapshots of trials on disk, from which paused trials, and retries of killed trials, resume."""
 
 import time
 from dataclasses import asdict, fields
@@ -12,14 +12,14 @@ from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Record, Sampled
 from trainers import EpochResult, StateError, Trainer, load_state, save_state
 
-# Writing a state may take one part in so many of a trial's time.
+# Writing snapshots may take at most one part in so many of a trial's time.
 _COST = 50
 
 
 class Snapshots:
-    """Writes the state of a running trial now and then, after an epoch.
+    """Writes snapshots of a running trial, after an epoch.
 
-    How often is ``checkpoints.every_minutes``, or more seldom where that would take more than a fiftieth of the time.
+    They are ``checkpoints.every_minutes`` apart, or more where writing would take more than a fiftieth of the time.
     """
 
     def __init__(self, open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> None:
@@ -31,12 +31,12 @@ class Snapshots:
         self._has_complained = False
 
     def write_if_due(self) -> None:
-        """Write the state after a result; where it cannot be written, which is said once, the trial goes on without."""
+        """Write a snapshot if it is due; if writing fails, that is said once, and the trial continues."""
         if time.monotonic() >= self._due:
             self.write()
 
     def write(self) -> None:
-        """Write the state now, with the same patience."""
+        """Write a snapshot now; a failure is treated as in :meth:`write_if_due`."""
         began = time.monotonic()
         number = self._asked.trial.number
         try:
@@ -49,10 +49,10 @@ class Snapshots:
 
 
 def write_state(sampled: Sampled, trainer: Trainer, record: Record, file: Path) -> None:
-    """Write what a trial needs to go on.
+    """Write the snapshot that a trial needs to resume.
 
     Raises:
-        StateError: It cannot be written.
+        StateError: The file cannot be written.
     """
     state = {
         "fingerprint": sampled.fingerprint,
@@ -65,10 +65,10 @@ def write_state(sampled: Sampled, trainer: Trainer, record: Record, file: Path) 
 
 
 def resume(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> Decision:
-    """Take up the state of the trial that this one resumes, or of a killed attempt at it; else do nothing.
+    """Load the snapshot of the trial that this one resumes, or of a killed attempt at it; without one, do nothing.
 
     Returns:
-        What becomes of the trial: an attempt that was killed while it was paused is paused again.
+        Whether the trial continues: a trial that was killed at a pause may pause again.
     """
     number, attrs = asked.trial.number, asked.trial.user_attrs
     if not attrs.keys() & {CONTINUES, RETRY_OF}:
@@ -76,7 +76,7 @@ def resume(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Train
     trials = open_study.study.get_trials(deepcopy=False)
     problem = ""
     for before in forerunners(trials, attrs):
-        # Where there are both, it was killed after it had been paused.
+        # With both files, it was killed after it had been paused.
         is_paused = paused_state_of(open_study, before).exists()
         try:
             state = load_state(paused_state_of(open_study, before) if is_paused else snapshot_of(open_study, before))
@@ -102,7 +102,7 @@ def resume(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Train
 
 
 def drop_snapshots(open_study: OpenStudy, ended: FrozenTrial) -> None:
-    """Remove what a trial that was told, and killed attempts at it, have left."""
+    """Remove the snapshots of an ended trial and of killed attempts at it."""
     if open_study.snapshots.is_dir():
         trials = open_study.study.get_trials(deepcopy=False)
         for number in (ended.number, *forerunners(trials, ended.user_attrs)):
@@ -110,7 +110,7 @@ def drop_snapshots(open_study: OpenStudy, ended: FrozenTrial) -> None:
 
 
 def drop_old_snapshots(open_study: OpenStudy) -> None:
-    """Remove what no trial that runs, or waits to be tried again, would go on from."""
+    """Remove snapshots from which no running or queued trial would resume."""
     if not open_study.snapshots.is_dir():
         return
     # Listed first: whatever is written later belongs to a trial that the study already has.
@@ -126,10 +126,10 @@ def drop_old_snapshots(open_study: OpenStudy) -> None:
 
 
 def snapshot_of(open_study: OpenStudy, number: int) -> Path:
-    """Where a running trial keeps its state."""
+    """The file of a running trial's snapshot."""
     return open_study.snapshots / f"{number}.pt"
 
 
 def paused_state_of(open_study: OpenStudy, number: int) -> Path:
-    """Where a paused trial has left its state."""
+    """The file of a paused trial's snapshot."""
     return open_study.paused / f"{number}.pt"

@@ -1,4 +1,4 @@
-"""A sampled trial is trained, epoch by epoch, until its end or until a decision pauses or stops it."""
+"""Training a sampled trial, epoch by epoch, until its end or until a decision pauses or stops it."""
 
 from torch import nn
 
@@ -16,7 +16,13 @@ from trainers import Trainer, free_memory, is_out_of_memory, leave_onednn_if_bro
 
 
 def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> Trained:
-    """Train a trial by itself to its end, or until it is paused or stopped; raise why if it could not be sampled."""
+    """Train a trial by itself to its end, or until it is paused or stopped.
+
+    Args:
+        open_study: What the study's trials share.
+        asked: The trial.
+        sampled: What it trains, or the error of sampling, which is raised.
+    """
     if isinstance(sampled, Exception):
         raise sampled
     most, parts = sampled.strategy.batch_size // (2 * open_study.rank_group.count), 1
@@ -25,7 +31,7 @@ def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> 
             try:
                 return _train_in_parts(open_study, asked, sampled, parts)
             except (RuntimeError, MemoryError) as error:
-                # A rank alone cannot begin a step again in which others wait for it, so that all begin anew.
+                # One rank alone cannot repeat a step in which the others wait for it, so all ranks start again.
                 is_first = open_study.rank_group.count > 1 and not open_study.rank_group.has_result
                 if not is_first or not is_out_of_memory(error) or 2 * parts > most:
                     raise
@@ -35,7 +41,7 @@ def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> 
 
 
 def _train_in_parts(open_study: OpenStudy, asked: Asked, sampled: Sampled, micro_batches: int) -> Trained:
-    """Train a trial whose batches are seen in so many parts to begin with."""
+    """Train a trial whose batches are at first divided into ``micro_batches`` parts."""
     source, strategy, seed = sampled.source, sampled.strategy, sampled.seed
     with open_study.rank_group.training(source.name, strategy, seed, micro_batches) as ranks:
         trainer = make_trainer(
@@ -45,7 +51,7 @@ def _train_in_parts(open_study: OpenStudy, asked: Asked, sampled: Sampled, micro
 
 
 def _follow(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer) -> Trained:
-    """Train epoch by epoch: each result is recorded, and decides whether there is a next one."""
+    """Train epoch by epoch: each result is recorded, and decides whether the trial continues."""
     record = begin_record(open_study, asked, sampled.strategy, trainer.model, trainer.plan, trainer.reused.reason)
     record.epochs, record.spared = trainer.strategy.epochs, trainer.reused.spared
     try:
@@ -73,7 +79,7 @@ def _follow(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trai
 def begin_record(
     open_study: OpenStudy, asked: Asked, strategy: Strategy, model: nn.Module, plan: Plan, reuse: str
 ) -> Record:
-    """Announce what a strategy makes of its model, and begin the record of the trial's epochs."""
+    """Announce the plan of a trial, and begin the record of its epochs."""
     count = sum(tensor.numel() for name, tensor in model.named_parameters() if name in plan.trainable)
     open_study.announce(TrialPlanned(asked.run, strategy, plan.manifest(), reuse, count))
     return Record(open_study, asked, strategy.epochs, count)

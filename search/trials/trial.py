@@ -1,4 +1,4 @@
-"""One trial, top to bottom: it is trained while its heart beats, what is worth keeping is kept, and it is told."""
+"""One trial, top to bottom: it is trained with a heartbeat, its checkpoint is kept if it is good, it is committed."""
 
 import traceback
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from trainers import free_memory, is_out_of_memory, leave_onednn_if_broken, pict
 
 
 def run_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, sampled: Sampled | Exception) -> FrozenTrial:
-    """Train one strategy and tell what it came to.
+    """Train one strategy and commit the trial.
 
-    A trial that goes wrong is told as failed with its reason. One that is interrupted (Ctrl-C, SIGTERM) is told as
-    killed and queued again before the interrupt is passed on.
+    A trial that goes wrong is told as failed, with its reason. A trial that is interrupted (Ctrl-C, SIGTERM) is told as
+    killed and queued again before the interrupt is raised again.
 
     Args:
         open_study: What the study's trials share.
-        ledger: The study's, which takes the trial in when it was told.
+        ledger: The study's ledger, which takes the trial in.
         asked: The trial.
-        sampled: What it is to train, or why that cannot be sampled.
+        sampled: What it trains, or why its strategy cannot be sampled.
 
     Raises:
-        WriteError: MLflow cannot even be told that the trial failed. It is not told then, so that it is tried again.
+        WriteError: MLflow cannot be told that the trial failed. The trial is then not committed, so that it is retried.
     """
     with Heartbeat(asked.trial):
         try:
@@ -42,34 +42,34 @@ def run_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, sampled: Samp
 
 
 def attempt(open_study: OpenStudy, ledger: Ledger, asked: Asked, training: Callable[[], Trained]) -> Ended:
-    """Train a trial, and keep what it came to: its checkpoint if it is among the best, or why it went wrong.
+    """Train a trial, and keep its checkpoint if it is among the best, or the reason why it failed.
 
     Args:
         open_study: What the study's trials share.
-        ledger: The study's.
+        ledger: The study's ledger.
         asked: The trial.
-        training: Trains it; an error that it raises is how the trial ends.
+        training: Trains the trial; an error that it raises ends the trial.
 
     Raises:
-        NoRoomError: There is no room on the disk, which is no fault of the trial's: it is tried again.
+        NoRoomError: The disk is full, which is not the trial's fault: it is tried again.
     """
     try:
         return _keep(open_study, ledger, asked, training())
     except NoRoomError:
         raise
-    except Exception as error:  # whatever it is, it is this trial's reason
+    except Exception as error:  # any error is the reason for this trial's failure
         leave_onednn_if_broken(error)
         ended = _ended_by(open_study, asked, error)
         is_lost = isinstance(error, RankLostError)
         trace = "" if is_lost else traceback.format_exc()
         open_study.announce(TrialTrained(asked.run, ended.outcome, ended.reason, traceback=trace))
-    # Not before: the error holds what the trial has computed, which the next one may need the room of.
+    # Only here: before, the error's traceback still held the trial's tensors, whose memory the next trial may need.
     free_memory()
     return ended
 
 
 def _keep(open_study: OpenStudy, ledger: Ledger, asked: Asked, trained: Trained) -> Ended:
-    """Keep what a training came to, and say how the trial ends by it."""
+    """Keep the checkpoint and pictures of a training, and return how the trial ends."""
     record, decision = trained.record, trained.decision
     if decision is HOURS_ARE_OVER:
         return Ended("killed", is_next_time=True)
@@ -90,7 +90,7 @@ def _keep(open_study: OpenStudy, ledger: Ledger, asked: Asked, trained: Trained)
 
 
 def _ended_by(open_study: OpenStudy, asked: Asked, error: Exception) -> Ended:
-    """How a trial ends by an error: a process that was lost is no fault of the trial's, which is tried again."""
+    """How an error ends a trial. The loss of a rank is not the trial's fault: the trial is tried again."""
     if not isinstance(error, RankLostError):
         return Ended("failed", reason=reason_of(error))
     earlier = int(asked.trial.user_attrs.get(ATTEMPT, 0))

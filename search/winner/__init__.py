@@ -1,6 +1,7 @@
-"""The end of a search: best strategies confirmed, weights mixed, the winner scored, logged, and made champion.
+"""The end of a search: best strategies confirmed, weights mixed, the winner scored, logged and made champion.
 
-Which trials were best is :mod:`search.scheduling`'s; what is printed of a winner :mod:`search.reporting`'s.
+Logged models are loaded, run and exported here too. Trials are ranked in :mod:`search.scheduling`; a winner is printed
+by :mod:`search.reporting`.
 """
 
 import lazy_loader

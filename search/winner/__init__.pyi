@@ -10,7 +10,14 @@ from .confirmation import search_deadline as search_deadline
 from .crowning import crown as crown
 from .evidence import EVIDENCE_FILE as EVIDENCE_FILE
 from .evidence import MISTAKES_FOLDER as MISTAKES_FOLDER
+from .exporting import check_destination as check_destination
+from .exporting import export_model as export_model
+from .exporting import push as push
 from .model_loading import load as load
+from .predicting import answers_of as answers_of
+from .predicting import find_images as find_images
+from .predicting import with_mask_files as with_mask_files
+from .predicting import write_answers as write_answers
 from .significance import half_width as half_width
 from .winner import TRIAL as TRIAL
 from .winner import Confirmed as Confirmed

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from search.config import ChampionConfig, StudyConfig, without_password
 from search.storage import is_outage
-from search.winner.significance import Difference, compare
+from search.winner.significance import Difference, compare_models
 from strategies import ConfigError, Strategy, TrialError, first_line
 from trainers import TASKS, Device, normaliser, open_data, predict
 
@@ -39,15 +39,15 @@ _TIMED_IMAGES = 64
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a challenger.
+    """Whether a challenger was promoted, and why.
 
     Args:
         name: The registered model.
-        version: The challenger's.
+        version: The challenger's version.
         champion: The version that was champion before; None if there was none.
         is_promoted: Whether the challenger is champion now.
         reason: Why, in one line.
-        difference: How they compared; None where there was nothing to compare with.
+        difference: How the two compared; None where nothing was compared.
     """
 
     name: str
@@ -60,15 +60,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A model on the images that decide.
+    """A model's outputs for the test images, and its costs.
 
     Args:
-        outputs: (N, ...) what it gives, as for ``Task.scores``.
-        targets: (N, ...).
-        classes: In the order of its outputs.
-        seconds: That it takes for an image.
-        parameters: How many numbers are in it.
-        is_new: (N,) bool, whether it was made without the image: neither trained with it nor chosen by it.
+        outputs: (N, ...) outputs, as ``Task.scores`` takes them.
+        targets: (N, ...) targets.
+        classes: Class names, in the order of the outputs.
+        seconds: Seconds an image.
+        parameters: Number of parameters.
+        is_new: (N,) bool, whether the image was neither trained nor validated with.
     """
 
     outputs: Tensor
@@ -82,19 +82,19 @@ class Judged:
 def propose(config: StudyConfig, model_uri: str, run_id: str | None, uri: str, device: Device) -> Verdict:
     """Register a model as the challenger, and make it the champion where it is better beyond chance.
 
-    Both are asked about the test images as these are now, each shown as it was trained. Where images were split anew,
-    some may be among those that a model was made with; they do not count.
+    Both run on the test images as these are now, each with its own preprocessing. Where images were split anew, some
+    test images may have trained or validated one of the models; these do not count.
 
     Args:
-        config: Says what is compared on which images, and within which limits.
+        config: Gives the images, the metric and the limits.
         model_uri: The model, ``models:/m-...``.
-        run_id: The run it belongs to.
+        run_id: The model's run; None where it is not known.
         uri: MLflow's store.
         device: Where to compute.
 
     Raises:
         ConfigError: The registry cannot be used.
-        TrialError: MLflow is away.
+        TrialError: MLflow cannot be reached.
     """
     rules, name = config.champion, name_of(config)
     with _registry(uri) as client:
@@ -127,7 +127,9 @@ def _decide(
     if not counted.any():
         reason = "all test images are among those that one of the models was made with"
         return Verdict(name, str(version.version), str(champion.version), False, reason)
-    difference = compare(task, config.metric, outputs[counted], new.outputs[counted], new.targets[counted], rules.alpha)
+    difference = compare_models(
+        task, config.metric, outputs[counted], new.outputs[counted], new.targets[counted], rules.alpha
+    )
     scores = f"{config.metric} {difference.new:.4f} against {difference.old:.4f} on {difference.images:,} images"
     interval = f"difference {difference.low:+.4f} to {difference.high:+.4f}"
     if difference.p_value is not None:
@@ -147,11 +149,11 @@ def _decide(
 
 
 def rescore(config: StudyConfig, uri: str, device: Device) -> str:
-    """What the champion scores on the study's test images as they are now, in words; empty where there is none.
+    """The champion's score on the study's test images as they are now, in words; empty without a champion.
 
     Raises:
         ConfigError: The registry cannot be used.
-        TrialError: MLflow is away.
+        TrialError: MLflow cannot be reached.
     """
     name = name_of(config)
     with _registry(uri) as client:
@@ -171,7 +173,7 @@ def rescore(config: StudyConfig, uri: str, device: Device) -> str:
 
 
 def last_verdict(study: Study) -> Verdict | None:
-    """What became of a study's winner when a search last ended."""
+    """The verdict on a study's winner when a search last ended; None without one."""
     found = study.user_attrs.get(VERDICT)
     if found is None:
         return None
@@ -220,13 +222,13 @@ def _registry(uri: str) -> Iterator[MlflowClient]:
 
 
 def _registered(client: MlflowClient, name: str, model_uri: str, run_id: str | None) -> ModelVersion:
-    """The version that is this model, made where there is none."""
+    """The version of this model, which is created where the registry has none."""
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.tags.get("unfreeze.model_uri") == model_uri:
             return version
-    # A logged model's files, not its URI, are what a version takes for its source.
+    # The source of a version is the folder of the logged model's files, not its URI.
     source = client.get_logged_model(model_uri.removeprefix("models:/")).artifact_location
     return client.create_model_version(
         name, source, run_id, tags={"unfreeze.model_uri": model_uri}, model_id=model_uri.removeprefix("models:/")
@@ -243,7 +245,7 @@ def _address(name: str, version: ModelVersion) -> str:
 
 
 def _write(client: MlflowClient, verdict: Verdict) -> None:
-    """Write on the version what was compared, and move the alias last."""
+    """Write the comparison to the version's tags and description; move the alias last."""
     name, version = verdict.name, verdict.version
     client.set_model_version_tag(name, version, REASON, verdict.reason)
     if verdict.difference is not None:
@@ -258,7 +260,7 @@ def _write(client: MlflowClient, verdict: Verdict) -> None:
 
 
 def judge(model_uri: str, config: StudyConfig, device: Device) -> Judged:
-    """What a logged model gives for a study's test images, which are shown to it as it was taught.
+    """Run a logged model on a study's test images, with the preprocessing that it was trained with.
 
     Raises:
         UnfreezeError: The model is of another task, or the images cannot be opened.
@@ -296,7 +298,7 @@ def _count(model: nn.Module) -> int:
 
 
 def _in_order(judged: Judged, classes: Sequence[str]) -> Tensor:
-    """A model's logits by the classes of another; of a class it does not know it is sure that it is none."""
+    """A model's logits in another model's order of classes; a class that it lacks gets the lowest logit."""
     if judged.classes == tuple(classes):
         return judged.outputs
     columns = [
@@ -309,7 +311,7 @@ def _in_order(judged: Judged, classes: Sequence[str]) -> Tensor:
 
 
 def describe_verdict(verdict: Verdict) -> str:
-    """One line about what became of a challenger."""
+    """A verdict in one line."""
     if verdict.is_promoted:
         before = f", in place of version {verdict.champion}" if verdict.champion is not None else ""
         return f"Champion: version {verdict.version} of {verdict.name}{before}: {verdict.reason}"

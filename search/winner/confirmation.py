@@ -1,4 +1,4 @@
-"""The best strategies trained once more with new seeds: a score that was the best of many is too good to rank by."""
+"""The best strategies trained again with new seeds, since the best of many scores is too good by chance."""
 
 import math
 from collections.abc import Sequence
@@ -16,30 +16,31 @@ from search.winner.winner import Confirmed
 from strategies import Strategy, TrialError, one_line
 from trainers import free_memory, leave_onednn_if_broken
 
-# By trial and seed, the score; null where it has none. In the study's attributes, so that none is trained twice.
+# Attribute of the study: scores by trial and seed, null where training failed. So no pair is trained twice.
 _SCORES = "confirmations"
-# Far above those that the search itself gives a strategy that it tries again.
+# Far above the seeds that the search gives when it tries a strategy again.
 _FIRST_SEED = 100_000
-# Metrics that may be below zero.
+# Metrics that may be negative.
 _SIGNED = ("r2", "spearman")
 
 
 def search_deadline(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> float:
     """When, on ``time.monotonic``, the search has to end so that the best can be confirmed within the hours.
 
+    Training a trial again is expected to take as long as the trial took; confirmation gets half of the hours at most.
+
     Args:
-        open_study: Of the study.
-        best: Its completed trials so far, best first; training them again is taken to take as long as they took, and
-            has half of the hours at most.
+        open_study: The study.
+        best: Its completed trials so far, best first.
     """
     hours = open_study.config.budget.hours
     if not open_study.config.confirm.seeds or hours is None:
         return open_study.deadline
-    known = _known(open_study)
+    stored = _stored_scores(open_study)
     needed = 0.0
     for trial in _contenders(open_study, best):
         assert trial.duration is not None, "only completed trials are confirmed"
-        missing = set(map(str, _seeds(open_study))) - known.get(str(trial.number), {}).keys()
+        missing = set(map(str, _seeds(open_study))) - stored.get(str(trial.number), {}).keys()
         needed += len(missing) * trial.duration.total_seconds()
     return open_study.deadline - min(needed, hours * 3600 / 2)
 
@@ -47,20 +48,20 @@ def search_deadline(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> float
 def confirm(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, Confirmed]]:
     """Train the best strategies with the study's number of new seeds, and rank them by their mean score.
 
-    All get the same seeds: where the hours end before (``budget.finish_trials=false``), the seeds count that all had.
-    What was trained by an earlier end of the study is not trained again.
+    All strategies get the same seeds. Where the hours end before all are trained (``budget.finish_trials=false``), only
+    seeds count with which every strategy was trained. Scores of an earlier end of the study are used again.
 
     Args:
-        open_study: Of the study.
+        open_study: The study.
         best: Its completed trials, best first.
 
     Returns:
-        Trials and what their strategies came to, the best first; nothing where there was no time for all of them. A
+        Trials and their strategies' scores, the best first; empty where the time was too short for the first seed. A
         strategy that failed with any seed comes last.
 
     Raises:
         KeyboardInterrupt, SystemExit: A signal asked for it.
-        WriteError: MLflow refuses what is written, such as for lack of room.
+        WriteError: MLflow refuses a write, for example because its disk is full.
     """
     contenders, seeds = _contenders(open_study, best), _seeds(open_study)
     scores: list[list[float | None]] = []
@@ -81,12 +82,12 @@ def confirm(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> list[tuple[Fr
         for trial, of_trial in zip(contenders, zip(*scores, strict=True), strict=True)
     ]
     sign = 1 if open_study.lower_is_better else -1
-    # Equals stay in the order of the search.
+    # Equal means stay in the order of the search.
     return sorted(found, key=lambda one: math.inf if one[1].mean is None else sign * one[1].mean)
 
 
 def _contenders(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The best trials of different strategies among those whose checkpoint is kept, since one of them will win."""
+    """The best trials of different strategies. Each has a kept checkpoint, since one of them will win."""
     by_strategy: dict[str, FrozenTrial] = {}
     for trial in best[: open_study.config.checkpoints.keep]:
         by_strategy.setdefault(trial.user_attrs[FINGERPRINT], trial)
@@ -97,13 +98,13 @@ def _seeds(open_study: OpenStudy) -> list[int]:
     return [(open_study.config.seed + _FIRST_SEED + place) % 2**32 for place in range(open_study.config.confirm.seeds)]
 
 
-def _known(open_study: OpenStudy) -> dict[str, dict[str, float | None]]:
+def _stored_scores(open_study: OpenStudy) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = open_study.study.user_attrs.get(_SCORES, {})
     return found
 
 
 def _scores_with(open_study: OpenStudy, contenders: Sequence[FrozenTrial], seed: int) -> list[float | None] | None:
-    """The scores of all contenders with a seed, None for one that failed; no list where the hours end before."""
+    """The scores of all contenders with a seed, None for a failed one; None in all where the hours end before."""
     scores: list[float | None] = []
     for trial in contenders:
         score = _score(open_study, trial, seed)
@@ -114,20 +115,20 @@ def _scores_with(open_study: OpenStudy, contenders: Sequence[FrozenTrial], seed:
 
 
 def _score(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Decision | None:
-    """The best epoch's score of a strategy with a seed; None where training it failed, or that the hours are over."""
-    known = _known(open_study)
-    of_trial = known.setdefault(str(trial.number), {})
+    """The best epoch's score of a strategy with a seed; None if training failed; a decision if the hours are over."""
+    stored = _stored_scores(open_study)
+    of_trial = stored.setdefault(str(trial.number), {})
     if str(seed) in of_trial:
         return of_trial[str(seed)]
     score = HOURS_ARE_OVER if open_study.is_out_of_time else _train(open_study, trial, seed)
     if not isinstance(score, Decision):
         of_trial[str(seed)] = score
-        open_study.study.set_user_attr(_SCORES, known)
+        open_study.study.set_user_attr(_SCORES, stored)
     return score
 
 
 def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Decision | None:
-    """Train so; whatever is logged of it is there when this returns, since what was trained is not trained again."""
+    """Train a strategy with a seed. Everything logged has been written on return, since it is not trained again."""
     source, strategy = open_study.source_of(trial), Strategy.from_dict(trial.user_attrs[STRATEGY])
     label = one_line(strategy.canonical(source.num_blocks), source.name if open_study.chooses_model else "")
     what = f"{trial.number} · {label} · seed {seed}"
@@ -140,17 +141,17 @@ def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Deci
         with time_limit(open_study.config.budget.trial_minutes):
             score = _best_score(open_study, run, Sampled(source, strategy, seed, trial.user_attrs[FINGERPRINT]))
         if isinstance(score, Decision):
-            # The next end of the study trains it again.
+            # The next end of the study trains this seed again.
             open_study.tracker.try_to_finish(run, "killed")
         else:
             open_study.tracker.log(run, metrics={"score": score})
             open_study.tracker.finish(run, "complete")
             open_study.tracker.flush()
     except (KeyboardInterrupt, SystemExit, WriteError):
-        # It is no fault of the strategy's, which is trained again by the next end of the study.
+        # The strategy is not at fault: the next end of the study trains it again.
         open_study.tracker.try_to_finish(run, "killed")
         raise
-    except Exception as error:  # whatever it is, it is this training's reason
+    except Exception as error:  # any error is the reason for this training's failure
         leave_onednn_if_broken(error)
         open_study.tracker.finish(run, "failed", reason_of(error))
         open_study.tracker.flush()
@@ -162,7 +163,7 @@ def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Deci
 
 
 def _best_score(open_study: OpenStudy, run: str, sampled: Sampled) -> float | Decision:
-    """Train to the end, and take the best epoch's score, as of any trial; or say that the hours are over."""
+    """Train to the end and return the best epoch's score, as in any trial; or that the hours are over."""
     scores: list[float] = []
     source, strategy, seed = sampled.source, sampled.strategy, sampled.seed
     with open_study.rank_group.training(source.name, strategy, seed) as ranks:
@@ -190,7 +191,7 @@ def _confirmed(open_study: OpenStudy, trial: FrozenTrial, scores: Sequence[float
     if half is None:
         return Confirmed(trial.number, searched, tuple(scores), middle, None, None)
     low, high = middle - half, middle + half
-    # What no score can be is in no interval: of metrics more is better up to 1, and few go below 0.
+    # The interval ends where scores do: metrics for which more is better end at 1, and few go below 0.
     if not open_study.lower_is_better:
         high = min(high, 1.0)
     if open_study.config.metric not in _SIGNED:

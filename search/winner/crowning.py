@@ -24,25 +24,25 @@ CANDIDATES_FILE = "candidates.json"
 
 
 def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirmed] = ()) -> Winner:
-    """Choose among the best trial and what is mixed from it, score the choice on the test split and log it as a model.
+    """Choose between the best trial and mixtures of weights, score the choice on the test split and log it as a model.
 
-    A winner already crowned is returned as it was, unless more trials or other settings of ``after`` change what there
-    is to choose from; and if the choice is then the same, its test score and its model stay.
+    A winner that was crowned before is returned unchanged, unless more trials or other settings of ``after`` change the
+    candidates. If the choice is then the same, its test score and its model stay.
 
     Args:
-        open_study: Of the study.
+        open_study: The study.
         trial: Its best trial.
-        confirmed: Why that is the best, if new seeds have said so.
+        confirmed: The best strategies' scores with new seeds; empty where none were trained.
 
     Raises:
-        UnfreezeError: Its checkpoint is gone.
+        UnfreezeError: The trial's checkpoint is gone.
     """
     stored = open_study.study.user_attrs.get(WINNER)
-    known = Winner.from_dict(stored) if stored is not None and stored["trial"] == trial.number else None
+    crowned = Winner.from_dict(stored) if stored is not None and stored["trial"] == trial.number else None
     asked = _asked(open_study)
-    if known is not None and _is_answered(known, asked):
-        winner = replace(known, confirmed=tuple(confirmed))
-        if winner != known:
+    if crowned is not None and _is_answered(crowned, asked):
+        winner = replace(crowned, confirmed=tuple(confirmed))
+        if winner != crowned:
             open_study.study.set_user_attr(WINNER, asdict(winner))
         return winner
     with tempfile.TemporaryDirectory() as name:
@@ -50,8 +50,8 @@ def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirm
         checkpoint = open_study.tracker.reader.fetch_checkpoint(trial.user_attrs[RUN_ID], folder)
         judge = make_judge(open_study, trial, load_file(checkpoint))
         weights, candidates, chosen = choose(judge, trial, folder)
-        if known is not None and _is_the_same(known, chosen, asked):
-            winner = known
+        if crowned is not None and _is_the_same(crowned, chosen, asked):
+            winner = crowned
         else:
             winner = _present(open_study, trial, judge, weights, folder, is_mixed=chosen.kind != TRIAL)
     winner = replace(winner, kind=chosen.kind, trials=chosen.trials, candidates=candidates, asked=asked)
@@ -71,18 +71,18 @@ def _asked(open_study: OpenStudy) -> dict[str, Any]:
     return {**after.model_dump(), "soup_trials": [t.number for t in soup_trials(open_study)] if after.soups else []}
 
 
-def _is_answered(known: Winner, asked: Mapping[str, Any]) -> bool:
-    """Whether nothing that the choice depended on has changed; earlier versions had nothing to choose."""
-    if known.asked is None:
+def _is_answered(crowned: Winner, asked: Mapping[str, Any]) -> bool:
+    """Whether the choice still depends on the same settings and trials; earlier versions stored none of them."""
+    if crowned.asked is None:
         return not (asked["wise_ft"] or asked["soups"])
-    return known.asked == asked
+    return crowned.asked == asked
 
 
-def _is_the_same(known: Winner, chosen: Candidate, asked: Mapping[str, Any]) -> bool:
-    """Whether the choice is the known winner's weights: a greedy soup of all members is the uniform one."""
-    if known.asked is None or known.asked.get("calibrate") != asked["calibrate"] or known.trials != chosen.trials:
+def _is_the_same(crowned: Winner, chosen: Candidate, asked: Mapping[str, Any]) -> bool:
+    """Whether the choice is the crowned winner's weights: a greedy soup of all members is the uniform one."""
+    if crowned.asked is None or crowned.asked.get("calibrate") != asked["calibrate"] or crowned.trials != chosen.trials:
         return False
-    return known.kind == chosen.kind or {known.kind, chosen.kind} == {UNIFORM_SOUP, GREEDY_SOUP}
+    return crowned.kind == chosen.kind or {crowned.kind, chosen.kind} == {UNIFORM_SOUP, GREEDY_SOUP}
 
 
 def _present(
@@ -93,11 +93,11 @@ def _present(
     judge.load(weights)
     temperature = None
     if open_study.config.after.calibrate and task.name in CALIBRATED_TASKS:
-        known = None if is_mixed else judge.known_of_trial()
-        temperature = fit_temperature(task.name, *judge.outputs(open_study.materials.data.val, known))
+        stored = None if is_mixed else judge.stored_outputs()
+        temperature = fit_temperature(task.name, *judge.outputs(open_study.materials.data.val, stored))
     outputs, targets = judge.outputs(open_study.materials.data.test)
     calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets)
-    # Weights that are not the trial's own belong to the study.
+    # Mixed weights belong to the study's run, not to the trial's.
     run_id = open_study.parent_run if is_mixed else open_study.tracker.reader.id_of(trial.user_attrs[RUN_ID])
     model_uri = log_model(open_study, judge.source, run_id, weights, folder, judge.strategy, temperature)
     found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
@@ -117,7 +117,7 @@ def _present(
 
 
 def _of_classes(task: Task, outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """A dense task's score of each class that can be scored, by a name that MLflow takes."""
+    """A dense task's finite score of each class, by a metric name that MLflow accepts."""
     if task.dense is None:
         return {}
     name, of_class = task.dense.per_class

@@ -1,4 +1,4 @@
-"""What the winner says of the test images, kept so that it can be looked at, and compared, without them."""
+"""The winner's answers for the test images, kept so that they can be shown and compared without the images."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from search.trials import OpenStudy
 from search.winner import plots
@@ -23,21 +24,21 @@ MISTAKES_FOLDER = "winner/mistakes"
 _MISTAKES = 12
 _PICTURE_SIDE = 160
 _BINS = 15
-# Points of a plot of truth against prediction.
+# Points in a plot of truth against prediction.
 _POINTS = 2000
-# Of more classes a matrix can be neither read nor drawn.
+# A matrix of more classes can be neither read nor drawn.
 _MOST_CLASSES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A test image of which the model is most wrong.
+    """One of the test images on which the model is most wrong.
 
     Args:
-        image: Its place in the test split.
-        truth: What it is.
-        answer: What the model says.
-        probability: How sure the model was of that; None where there are no probabilities.
+        image: Index in the test split.
+        truth: The true answer.
+        answer: The model's answer.
+        probability: Probability of the model's answer; None where the task has none.
     """
 
     image: int
@@ -49,14 +50,14 @@ class Mistake:
 def evidence_of(
     task: str, outputs: Tensor, targets: Tensor, classes: Sequence[str], temperature: float | None
 ) -> dict[str, Any]:
-    """Confusion, reliability and worst mistakes, as JSON takes them.
+    """Confusion, reliability and worst mistakes, as values that JSON can hold.
 
     Args:
         task: ``classification``, ``multilabel`` or ``regression``.
         outputs: (N, C) raw outputs, in the units of the targets.
         targets: (N,) int64 or (N, C) float32.
-        classes: Their names, or those of the numbers.
-        temperature: What logits are divided by; None for nothing.
+        classes: Names of the classes, or of the numbers.
+        temperature: Divides the logits; None for no division.
     """
     scaled = outputs if temperature is None else outputs / temperature
     found: dict[str, Any] = {"task": task, "images": len(targets), "classes": list(classes), "temperature": temperature}
@@ -76,8 +77,9 @@ def _of_classification(logits: Tensor, targets: Tensor, classes: Sequence[str]) 
     }
     count = len(classes)
     if count <= _MOST_CLASSES:
-        flat = torch.bincount(targets * count + said, minlength=count**2)
-        found["confusion"] = flat.view(count, count).tolist()
+        # Without its checks, which take ten times as long as the counting.
+        matrix = multiclass_confusion_matrix(said, targets, count, validate_args=False)
+        found["confusion"] = matrix.tolist()
     return found
 
 
@@ -123,7 +125,13 @@ def _of_regression(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> 
 
 
 def _reliability(sure: Tensor, hits: Tensor) -> list[dict[str, float]]:
-    """Of bins of equal width that hold anything: how many, how sure the model was and how often it was right."""
+    """Bins of equal width that hold answers: how many, their mean probability, and the share that is right.
+
+    Args:
+        sure: (N,) float64, probability of each answer.
+        hits: (N,) float64, 1 where the answer is right, else 0.
+    """
+    # torchmetrics has such bins in private functions only; of its public calibration error they cannot be had.
     places = (sure * _BINS).ceil().long().sub(1).clamp(min=0)
     found = []
     for place in range(_BINS):
@@ -149,7 +157,7 @@ _OF_TASK: Mapping[str, Callable[[Tensor, Tensor, Sequence[str]], dict[str, Any]]
 
 
 def log_evidence(open_study: OpenStudy, outputs: Tensor, targets: Tensor, temperature: float | None) -> None:
-    """Log what the winner says of the test images to the study's run; of dense tasks pictures are there already."""
+    """Log the winner's answers for the test images to the study's run; dense tasks have their pictures already."""
     if open_study.materials.data.task not in _OF_TASK:
         return
     run, tracker = open_study.parent_run, open_study.tracker
@@ -173,7 +181,7 @@ def log_evidence(open_study: OpenStudy, outputs: Tensor, targets: Tensor, temper
 
 
 def picture_of(split: Split, place: int) -> bytes:
-    """An image of a split as a PNG to look at, its first bands if it has many."""
+    """A small PNG of a split's image; of more than three bands, the first three."""
     images, _ = next(split.batches(torch.tensor([place]), 1, torch.device("cpu")))
     pixels: NDArray[np.uint8] = images[0].permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0])

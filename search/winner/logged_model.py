@@ -1,4 +1,4 @@
-"""The winner as an MLflow model: weights, a card that says how to use them, and the code that does."""
+"""The winner as an MLflow model: weights, a card that says how to use them, and the code that uses them."""
 
 import base64
 import importlib.metadata
@@ -61,12 +61,12 @@ def log_model(
 
     Args:
         open_study: Gives data and task.
-        source: Built the model.
+        source: The model's source.
         run_id: The run that gets the model.
         weights: State dict.
-        folder: For files on their way to the store.
-        strategy: How the weights were trained; its views (``tta``) are those of the served model.
-        temperature: What logits are divided by before they become probabilities; None for nothing.
+        folder: Temporary folder for the files.
+        strategy: How the weights were trained; the served model uses the same views (``tta``).
+        temperature: Divides the logits before they become probabilities; None for no division.
     """
     task = TASKS[open_study.materials.data.task]
     scale = task.scale(open_study.materials.data.train.targets)
@@ -92,8 +92,8 @@ def log_model(
     np.save(seen_file, np.unique(np.concatenate(taught)))
     weights_file = folder / "weights.safetensors"
     save_weights(weights, weights_file)
-    # Paths, bytes and arrays share no type that MLflow knows, so the hint is Any, of which it warns each time, past any
-    # filter; what else it warns of is for the log.
+    # MLflow has no type for paths, bytes and arrays together, so the hint is Any. MLflow warns of that each time, past
+    # any filter; its warnings go to the log.
     with warnings.catch_warnings(record=True) as caught, mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
@@ -105,8 +105,8 @@ def log_model(
         )
     for warning in caught:
         logger.info("%s", warning.message)
-    # The signature comes from the type hints of predict, which cannot say what the columns are. It must stay that very
-    # one: MLflow would press lists of arrays into tables for any signature that is not marked as coming from hints.
+    # The signature comes from the type hints of predict, which cannot name the output columns. Only its outputs change:
+    # a new signature is not marked as coming from hints, and MLflow would then turn lists of arrays into tables.
     signature = info.signature
     assert signature is not None, "predict has type hints"
     signature.outputs = _columns(task, open_study.materials.data.classes)
@@ -115,7 +115,7 @@ def log_model(
 
 
 def _columns(task: Task, classes: Sequence[str]) -> Schema:
-    """Names and types of what the model answers for an image."""
+    """Names and types of the columns of the model's answers."""
     if task.dense is not None:
         found: Schema = infer_signature(model_output=pd.DataFrame([task.dense.example])).outputs
         return found
@@ -145,7 +145,7 @@ def _example_image(open_study: OpenStudy) -> str:
 
 
 def _requirements(decoder: str | None) -> list[str]:
-    """What the logged model needs, at the versions it was made with."""
+    """Packages that the logged model needs, at the installed versions."""
     needed = (*_NEEDED, "segmentation_models_pytorch") if decoder in SMP_SEGMENTERS else _NEEDED
-    # A local part, such as +cu132, is not known to package indexes.
+    # Package indexes do not have versions with a local part, such as +cu132.
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in needed]

@@ -1,4 +1,4 @@
-"""What is tried after a search with the weights it found: interpolations with the start, and soups."""
+"""Weights mixed after a search: interpolations with the starting weights, and soups."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -41,16 +41,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Loads weights into one model and lets it answer, the way the best trial's were scored.
+    """Loads weights into one model and scores them as the best trial was scored.
 
     Args:
         open_study: Gives data, metric and device.
-        source: Built the best trial's model.
-        strategy: The best trial's: its views (``tta``) and batch size.
-        seed: The best trial's.
-        weights: The best trial's, on the CPU.
-        model: A model on the device.
-        normalise: Makes the model's input.
+        source: Source of the best trial's model.
+        strategy: The best trial's strategy: its views (``tta``) and batch size.
+        seed: The best trial's seed.
+        weights: The best trial's weights, on the CPU.
+        model: The model, on the device.
+        normalise: Normalises the model's input.
     """
 
     open_study: OpenStudy
@@ -81,16 +81,16 @@ class Judge:
             device,
         )
 
-    def outputs(self, split: Split, known: FrozenOutputs | None = None) -> tuple[Tensor, Tensor]:
+    def outputs(self, split: Split, stored: FrozenOutputs | None = None) -> tuple[Tensor, Tensor]:
         """Outputs and targets of a split; see :func:`trainers.predict`."""
         task = TASKS[self.open_study.materials.data.task]
         scale = task.scale(self.open_study.materials.data.train.targets)
         return predict(
-            self.model, split, self.strategy, self.normalise, task, scale, self.open_study.materials.device, known
+            self.model, split, self.strategy, self.normalise, task, scale, self.open_study.materials.device, stored
         )
 
-    def known_of_trial(self) -> FrozenOutputs | None:
-        """What the best trial read of validation, if that is stored; its weights are to be loaded."""
+    def stored_outputs(self) -> FrozenOutputs | None:
+        """The stored outputs of the best trial's frozen blocks for validation, if any; its weights must be loaded."""
         return (
             None
             if self.open_study.materials.reuse is None
@@ -98,7 +98,7 @@ class Judge:
         )
 
     def _setting(self) -> Setting:
-        """Where the model is frozen, and what it is shown: all that what is stored depends on."""
+        """Everything that stored outputs depend on: where the model is frozen, and its input."""
         shown = ("depth", "depth_from", "image_scale", "tta")
         strategy = Strategy(**{name: getattr(self.strategy, name) for name in shown}).canonical(self.source.num_blocks)
         open_study, plan = self.open_study, make_plan(self.model, strategy)
@@ -146,29 +146,29 @@ def soup_trials(open_study: OpenStudy) -> list[FrozenTrial]:
 
 
 def choose(judge: Judge, trial: FrozenTrial, folder: Path) -> tuple[State, tuple[Candidate, ...], Candidate]:
-    """Score the best trial and what is mixed from it, all on validation, and choose.
+    """Score the best trial and the mixtures on validation, and choose.
 
     Args:
-        judge: Has the best trial's weights.
+        judge: Holds the best trial's weights.
         trial: The best trial.
         folder: For checkpoints.
 
     Returns:
-        The chosen weights, on the CPU; all candidates in the order in which they were scored, the trial first; and the
-        chosen one, which is the first of the best, so that the trial only loses to what is better.
+        The chosen weights, on the CPU; all candidates in the order of scoring, the trial first; and the chosen one. Of
+        equal candidates the first is chosen, so that the trial only loses to a better one.
     """
     after, lower_is_better = judge.open_study.config.after, judge.open_study.lower_is_better
     best = Candidate(TRIAL, (trial.number,), score if (score := score_of(trial)) is not None else float("nan"))
     if not (after.wise_ft or after.soups):
         return judge.weights, (best,), best
-    # Once more, because another device than that of the trial may differ in the last digits.
+    # Scored again, because this device may differ from the trial's in the last digits.
     best = Candidate(TRIAL, (trial.number,), judge.score(judge.weights))
     chosen, found = judge.weights, [best]
     for kind, trials, weights in _mixtures(judge, trial, folder):
         candidate = Candidate(kind, trials, judge.score(weights))
         found.append(candidate)
         if candidate.score < best.score if lower_is_better else candidate.score > best.score:
-            # Statistics that were fitted are part of it.
+            # With the BatchNorm statistics that were fitted.
             best, chosen = candidate, _on_cpu(judge.model)
     return chosen, tuple(found), best
 
@@ -180,7 +180,7 @@ def _mixtures(judge: Judge, trial: FrozenTrial, folder: Path) -> Iterator[tuple[
     if judge.open_study.config.after.soups:
         members = _fetch_members(judge, trial, folder)
         if len(members) == 1:
-            logger.warning("after.soups: only trial %d has a checkpoint that is kept, there is no soup", trial.number)
+            logger.warning("after.soups: only trial %d has a kept checkpoint, so there is no soup", trial.number)
             return
 
         def states() -> Iterator[State]:
@@ -193,7 +193,7 @@ def _mixtures(judge: Judge, trial: FrozenTrial, folder: Path) -> Iterator[tuple[
 
 def _interpolations(judge: Judge) -> Iterator[tuple[float, State]]:
     open_study = judge.open_study
-    # A trainer that has not begun has the model that the trial started from, a probed head included.
+    # A new trainer holds the weights that the trial started from, a probed head included.
     start = Trainer(
         judge.source,
         open_study.materials.data,
@@ -204,14 +204,14 @@ def _interpolations(judge: Judge) -> Iterator[tuple[float, State]]:
     ).weights()
     kept = random_at_start(judge.model, judge.strategy)
     if all(torch.equal(start[name], tensor) for name, tensor in judge.weights.items() if name not in kept):
-        logger.warning("after.wise_ft: the best trial trained the head alone, there is nothing to interpolate")
+        logger.warning("after.wise_ft: the best trial trained only the head, so there is nothing to interpolate")
         return
     for alpha in _ALPHAS:
         yield alpha, interpolate(start, judge.weights, alpha, kept)
 
 
 def _fetch_members(judge: Judge, trial: FrozenTrial, folder: Path) -> dict[int, Callable[[], State]]:
-    """By trial, from best to worst, what reads its weights; left out are checkpoints that are gone or do not fit."""
+    """Readers of weights by trial, from best to worst, without checkpoints that are gone or do not fit."""
     members: dict[int, Callable[[], State]] = {trial.number: lambda: judge.weights}
     for other in soup_trials(judge.open_study):
         if other.number in members or judge.open_study.source_of(other) is not judge.source:

@@ -11,10 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 def load(uri: str, tracking_uri: str) -> Any:
-    """A logged model.
+    """Load a logged model with MLflow.
+
+    Args:
+        uri: The model's address, such as ``models:/m-...``.
+        tracking_uri: MLflow's store.
 
     Raises:
-        ConfigError: It is not there, or cannot be loaded.
+        ConfigError: The model does not exist or cannot be loaded.
     """
     with importing():
         import mlflow
@@ -24,7 +28,7 @@ def load(uri: str, tracking_uri: str) -> Any:
 
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
-        # No type hint of MLflow's says paths, bytes and arrays; it warns of that past any filter.
+        # MLflow has no type hint for paths, bytes and arrays, and warns of that past any filter.
         with retrying_mlflow(), warnings.catch_warnings(record=True) as caught:
             model = mlflow.pyfunc.load_model(uri)
     except (MlflowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""The winner's figures as PNG files, which MLflow's pages show; the report draws its own, which answer to the mouse."""
+"""The winner's figures as PNG files, which MLflow's pages show; the report has interactive figures of its own."""
 
 import io
 import math
@@ -8,18 +8,18 @@ from typing import Any
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
-# Of more classes neither numbers nor names could be read.
+# With more classes, numbers or names could not be read.
 _MOST_NUMBERS, _MOST_NAMES = 20, 60
 
 
 def confusion(evidence: Mapping[str, Any]) -> Figure | None:
-    """How often the winner says which class of test images of which; None where that was not counted."""
+    """Confusion matrix of the test images; None where it was not counted."""
     counts, classes = evidence.get("confusion"), evidence["classes"]
     if counts is None:
         return None
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
     side = 3 + min(12.0, 0.4 * len(classes))
-    figure, axes = _figure("what the model says", "what it is", (side + 1, side))
+    figure, axes = _figure("the model's answer", "truth", (side + 1, side))
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(drawn, label="of its images")
     if len(classes) <= _MOST_NAMES:
@@ -34,7 +34,7 @@ def confusion(evidence: Mapping[str, Any]) -> Figure | None:
 
 
 def reliability(evidence: Mapping[str, Any]) -> Figure | None:
-    """How often the winner is right on test images, against how sure it is; None where it gives no probabilities."""
+    """Reliability diagram of the test images; None where the task has no probabilities."""
     bins = evidence.get("reliability")
     if not bins:
         return None
@@ -46,11 +46,11 @@ def reliability(evidence: Mapping[str, Any]) -> Figure | None:
 
 
 def truth_and_answer(evidence: Mapping[str, Any]) -> Figure | None:
-    """What the winner says of numbers, against what they are, on test images; None of other tasks."""
+    """The winner's numbers against the true ones on test images; None for other tasks than regression."""
     points = evidence.get("points")
     if not points:
         return None
-    figure, axes = _figure("what it is", "what the model says")
+    figure, axes = _figure("truth", "the model's answer")
     for name, both in points.items():
         axes.plot(both["truth"], both["answer"], ".", alpha=0.6, label=name)
     low, high = axes.get_xlim()
@@ -59,7 +59,7 @@ def truth_and_answer(evidence: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-#: By the name of the file, what is drawn of :func:`search.winner.evidence.evidence_of`.
+#: By file name, the function that draws it from :func:`search.winner.evidence.evidence_of`.
 FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure | None]] = {
     "confusion": confusion,
     "reliability": reliability,
@@ -68,11 +68,11 @@ FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure | None]] = {
 
 
 def learning_curves(trials: Sequence[FrozenTrial], metric: str) -> Figure | None:
-    """Scores by step of trials, the best first; None where none reported more than once.
+    """Learning curves of the best trials; None where no trial reported more than once.
 
     Args:
-        trials: From best to worst; the first five are drawn.
-        metric: What they reported.
+        trials: From best to worst; the first five with a curve are drawn.
+        metric: Name of the score that they reported.
     """
     reported = [trial for trial in trials if len(trial.intermediate_values) > 1][:5]
     if not reported:
@@ -93,7 +93,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def _figure(x: str, y: str, size: tuple[float, float] = (7, 5)) -> tuple[Figure, Any]:
-    # Without pyplot, which would keep every figure, and look for a screen.
+    # Without pyplot, which keeps every figure in memory and looks for a display.
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot(xlabel=x, ylabel=y)
     return figure, axes

@@ -28,7 +28,7 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the card and the weights."""
-        #: Digests of the images that the model was made with; models of earlier versions have none.
+        #: Digests of the training and validation images; models of earlier versions have none.
         self.seen = np.load(context.artifacts["seen"]) if "seen" in context.artifacts else np.empty(0, dtype=np.uint64)
         self.card = card = json.loads(Path(context.artifacts["card"]).read_text())
         self.task = TASKS[card["task"]]
@@ -67,7 +67,7 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
         answers = self.task.answers(outputs, self.classes)
         if self.temperature is not None:
             calibrated = self.task.answers(outputs.double() / self.temperature, self.classes)
-            # Labels, the only texts, are those of the outputs as they are: rounding must not change one.
+            # Labels, the only texts, come from the uncalibrated outputs: rounding must not change one.
             answers |= {name: column for name, column in calibrated.items() if column.dtype != object}
         return pd.DataFrame(answers)
 
@@ -82,7 +82,7 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
         return {name: np.concatenate([part[name] for part in parts]) for name in dense.example}
 
     def _shown(self, images: list[Any]) -> torch.Tensor:
-        """What the model is shown of images, (B, C, S, S) float."""
+        """The model's input for images, (B, C, S, S) float."""
         pixels = torch.from_numpy(np.stack([decode(image, self.preprocessing) for image in images]))
         shown = resize(pixels.to(self.device).float().div_(255), self.shown_size)
         batch: torch.Tensor = (shown - self.mean) / self.std
@@ -97,7 +97,7 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
 
 
 def _as_image(value: Any) -> Any:
-    """What ``decode`` takes: a path, bytes or an array."""
+    """An image as ``decode`` takes it: a path, bytes or an array."""
     if isinstance(value, list):
         return np.asarray(value, dtype=np.uint8)
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Whether one model is better than another beyond chance, by what both say of the same images."""
+"""Whether one model is better than another beyond chance, by their answers for the same images."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ class Difference:
 
     Args:
         metric: What is compared.
-        images: On how many images.
-        old: The old one's score.
-        new: The new one's score.
-        low: Where the 95% interval of new minus old begins, by paired bootstrap over images.
-        high: Where it ends.
+        images: Number of images.
+        old: The old model's score.
+        new: The new model's score.
+        low: Lower end of the 95% interval of new minus old, by paired bootstrap over images.
+        high: Its upper end.
         p_value: Of McNemar's exact test that both are wrong equally often, where the metric is accuracy; else None.
-        is_better: Whether the new one is better beyond chance.
+        is_better: Whether the new model is better beyond chance.
     """
 
     metric: str
@@ -37,20 +37,22 @@ class Difference:
     is_better: bool
 
 
-def compare(task: Task, metric: str, old: Tensor, new: Tensor, targets: Tensor, alpha: float = 0.05) -> Difference:
-    """Compare two models by what they say of the same images.
+def compare_models(
+    task: Task, metric: str, old: Tensor, new: Tensor, targets: Tensor, alpha: float = 0.05
+) -> Difference:
+    """Compare two models by their outputs for the same images.
 
-    Accuracies by McNemar's exact test (McNemar, Psychometrika 1947; exact by the binomial of the images of which one
-    model alone is right), all other metrics by whether the interval of their difference, bootstrapped over images that
-    are drawn for both alike, leaves out zero.
+    Accuracies are compared by McNemar's exact test (McNemar, Psychometrika 1947; exact by the binomial distribution of
+    the images on which only one model is right). For all other metrics the new model is better where the bootstrap
+    interval of the difference leaves out zero; each draw takes the same images for both models.
 
     Args:
-        task: Of both.
+        task: The task of both models.
         metric: One of its metrics.
-        old: (N, ...) what the old model gives, as for ``Task.scores``.
-        new: (N, ...) what the new one gives.
-        targets: (N, ...) of both.
-        alpha: How often, at most, an equal one may pass for better or worse.
+        old: (N, ...) outputs of the old model, as ``Task.scores`` takes them.
+        new: (N, ...) outputs of the new model.
+        targets: (N, ...) targets.
+        alpha: Significance level: how often, at most, an equal model may pass for better or worse.
     """
     before, after = (task.scores(outputs, targets)[metric] for outputs in (old, new))
     draws: NDArray[np.float64] = task.draws(metric, new, targets) - task.draws(metric, old, targets)
@@ -66,7 +68,12 @@ def compare(task: Task, metric: str, old: Tensor, new: Tensor, targets: Tensor, 
 
 
 def mcnemar(old: Tensor, new: Tensor) -> float:
-    """The exact two-sided p-value that two models are right equally often, of (N,) bool of whether each is."""
+    """The exact two-sided p-value that two models are right equally often.
+
+    Args:
+        old: (N,) bool, whether the old model is right.
+        new: (N,) bool, whether the new model is right.
+    """
     # Only here: it takes a second to import.
     from scipy.stats import binomtest
 
@@ -77,9 +84,9 @@ def mcnemar(old: Tensor, new: Tensor) -> float:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half the 95% interval of a mean by Student's t; None where nothing tells how far values lie apart.
+    """Half the width of a mean's 95% interval by Student's t; None of a single value or of equal values.
 
-    That is of a single one, and of equal ones: two seeds with the same score are no certainty.
+    Two seeds with the same score do not make the score certain.
     """
     if len(set(values)) < 2:
         return None

@@ -1,4 +1,4 @@
-"""What a search ends with: the winner, its score and its calibration."""
+"""The result of a search: the winner, its score and its calibration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Candidate:
 
     Args:
         kind: ``trial``, ``wise_ft alpha=...``, ``uniform_soup`` or ``greedy_soup``.
-        trials: Numbers of the trials whose weights are in it.
+        trials: Numbers of the trials whose weights were used.
         score: The study's metric on validation.
     """
 
@@ -33,15 +33,15 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """What a strategy that was among the best came to with new seeds.
+    """The scores with new seeds of a strategy that was among the best.
 
     Args:
-        trial: Number of the trial that had searched it.
-        searched: That trial's score, by which it was among the best, and which is too good for that.
-        scores: With each new seed; None where training failed.
-        mean: Of the scores; None if any failed.
-        low: Where the mean's 95% interval begins, by Student's t; None of a single seed, or of equal scores.
-        high: Where it ends.
+        trial: Number of the trial that tried the strategy in the search.
+        searched: That trial's score, which is too good by chance, since it was picked as one of the best.
+        scores: A score a new seed; None where training failed.
+        mean: Mean of the scores; None if any failed.
+        low: Lower end of the mean's 95% interval, by Student's t; None of a single seed, or of equal scores.
+        high: Its upper end.
     """
 
     trial: int
@@ -54,22 +54,22 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The best trial, or what was mixed from it: its score on the untouched test split, and where its model is.
+    """The best trial, or a mixture of weights: its score on the untouched test split, and its model's address.
 
     Args:
         trial: Number of the best trial.
         metric: The study's metric.
         test_score: The winner's score on the test split.
-        test_low: Where its 95% interval begins.
-        test_high: Where its 95% interval ends.
+        test_low: Lower end of the score's 95% interval.
+        test_high: Its upper end.
         test_images: Images of the test split.
         model_uri: The winner as an MLflow model.
         kind: ``trial``, ``wise_ft alpha=...``, ``uniform_soup`` or ``greedy_soup``.
-        trials: Numbers of the trials whose weights are in it.
-        candidates: All that were scored on validation, the best trial first.
-        calibration: None where there are no probabilities, or nobody wanted it.
-        asked: What the choice depended on besides the trial.
-        confirmed: The best strategies with new seeds, best first; empty if none was asked for.
+        trials: Numbers of the trials whose weights were used.
+        candidates: All candidates that were scored on validation, the best trial first.
+        calibration: None where the task has no probabilities, or calibration is off.
+        asked: The settings and trials that the choice depended on, besides the best trial.
+        confirmed: The best strategies with new seeds, best first; empty if none was trained.
     """
 
     trial: int

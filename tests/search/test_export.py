@@ -16,7 +16,8 @@ import timm
 import torch
 from lab import SMALL
 
-from search.export import main, push
+from search.export import main
+from search.winner import push
 from strategies import ConfigError
 from trainers import open_data
 
@@ -50,7 +51,7 @@ def scored(lab) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
 def test_onnx_gives_the_labels_and_probabilities_of_every_test_image(searched, tmp_path, capsys):
     path = tmp_path / "model.onnx"
     assert export(searched, path) == 0
-    assert "what the model says" in capsys.readouterr().out
+    assert "gives the model's answers" in capsys.readouterr().out
     images, labels, probabilities = scored(searched)
     (found,) = onnxruntime.InferenceSession(str(path)).run(None, {"images": images.numpy()})
     assert found.argmax(1).tolist() == labels.tolist()

@@ -78,7 +78,7 @@ def test_the_answer_comes_first_with_its_interval_and_the_presets(searched, tmp_
     winner, best = searched.study.user_attrs["winner"], searched.study.best_trial
     assert f"Test accuracy {winner['test_score']:.4f}" in page.text
     assert f"(95% interval {winner['test_low']:.4f} to {winner['test_high']:.4f})" in page.text
-    assert f"Validation, which it chose by: {best.value:.4f}" in page.text
+    assert f"Validation score, which the choice is based on: {best.value:.4f}" in page.text
     assert searched.runs()[best.number].info.run_name.partition(" · ")[2] in page.text
     assert re.search(r"(probe|half): 0\.\d{4}", page.text)
     assert "Digits <small> & grey" in page.text
@@ -119,9 +119,9 @@ def test_what_reuse_has_spared_is_counted_and_said(new_lab, tmp_path):
     (trial,) = lab.trials()
     assert 0 < trial.user_attrs[SPARED] < 100
     page = page_of(lab, tmp_path)
-    assert "in place of computing it, spared some" in page.text
+    assert "Caching the features of frozen blocks saved about" in page.text
     bars = page.figures["plot-time"]["data"]
-    assert [bar["name"] for bar in bars] == ["complete", "spared"]
+    assert [bar["name"] for bar in bars] == ["complete", "saved"]
 
 
 def test_a_study_without_a_winner_says_so(new_lab, tmp_path):

@@ -3,7 +3,8 @@
 import pytest
 from lab import SMALL
 
-from search.rerun import difference, main
+from search.rerun import main
+from search.study.reproduction import difference
 
 
 @pytest.fixture(scope="module")

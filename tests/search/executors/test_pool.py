@@ -71,7 +71,7 @@ def test_a_worker_killed_in_mid_trial_is_replaced_and_its_trial_tried_again(new_
     counted = [trial for trial in lab.trials() if is_counted(trial)]
     assert len({trial.params["lr"] for trial in counted}) == 3
     assert sorted(run.info.status for run in lab.all_runs()) == ["FINISHED"] * 4 + ["KILLED"]
-    assert "A worker has ended before its time (SIGKILL)" in out
+    assert "A worker has ended early (SIGKILL)" in out
     assert f"trial {killed.number} had been killed; it is tried again" in out
     assert len(set(owners(lab))) == 3
 
@@ -113,7 +113,7 @@ def test_workers_that_keep_dying_end_the_study(new_lab):
         time.sleep(0.05)
     code, _, err = finish(process)
     assert code == 1
-    assert "workers have ended before any of them told a trial; the last: SIGKILL" in err
+    assert "workers have ended before any trial ended; the last: SIGKILL" in err
     assert "RUNNING" not in [run.info.status for run in lab.all_runs()]
     assert TrialState.RUNNING not in [trial.state for trial in lab.trials()]
 

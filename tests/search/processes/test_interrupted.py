@@ -63,7 +63,7 @@ def test_a_signal_queues_the_trial_again_and_leaves_no_run_running(lab, number, 
     _, said = process.communicate(timeout=300)
     assert process.returncode == code
     assert "Traceback" not in said
-    assert "; the same command continues the study" in said
+    assert "; the same command resumes the study" in said
     assert [t.state.name for t in lab.trials()] == ["COMPLETE", "FAIL", "WAITING"]
     _, interrupted, waiting = lab.trials()
     assert (interrupted.user_attrs[OUTCOME], interrupted.user_attrs[REASON]) == ("killed", "interrupted")

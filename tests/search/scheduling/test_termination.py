@@ -23,7 +23,7 @@ def test_it_ends_with_the_number_once_the_startup_trials_are_complete_and_so_doe
     lab.train(*wanted)
     assert lab.outcomes() == ["complete"] * 4
     said = ending(capsys.readouterr().out)
-    bound = float(re.search(r"lacks at most (\S+), less than budget.min_improvement 10$", said).group(1))
+    bound = float(re.search(r"can improve by at most (\S+), less than budget.min_improvement 10$", said).group(1))
     assert 0 < bound < 10
     lab.train(*wanted)
     assert len(lab.trials()) == 4

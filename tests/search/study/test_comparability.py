@@ -25,10 +25,10 @@ def test_everything_that_changed_is_named_with_both_values_and_a_new_name_is_off
     with pytest.raises(ConfigError) as caught:
         check_identity(study, FACTS | {"metric": "loss", "model.name": "resnet50"})
     assert str(caught.value) == (
-        "study 'pets' has trials that would not be comparable; what changed:\n"
+        "study 'pets' has trials that would not be comparable; these keys changed:\n"
         "  metric: accuracy -> loss\n"
         "  model.name: resnet18 -> resnet50\n"
-        "Keep it as it was, or begin a new study with name=pets-2"
+        "Use the earlier values, or begin a new study with name=pets-2"
     )
     assert study.user_attrs[IDENTITY] == FACTS
 

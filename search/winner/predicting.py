@@ -1,0 +1,122 @@
+"""A logged model's answers for many images: the images are found, and the answers written as a table."""
+
+import base64
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from strategies import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def find_images(given: Sequence[str]) -> list[str]:
+    """Image files of files, folders and patterns, each once; those of a folder or pattern are sorted.
+
+    Raises:
+        ConfigError: One of them holds no image file.
+    """
+    from trainers import IMAGE_SUFFIXES
+
+    found: list[str] = []
+    for one in given:
+        path = Path(one)
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise ConfigError(f"{one}: no images in this folder")
+            found += map(str, inside)
+        elif path.is_file():
+            found.append(one)
+        else:
+            # Path.glob takes no absolute pattern.
+            matching = sorted(file for file in glob.glob(one, recursive=True) if Path(file).is_file())  # noqa: PTH207
+            if not matching:
+                raise ConfigError(f"{one}: no such file, folder or pattern")
+            found += matching
+    return list(dict.fromkeys(found))
+
+
+def answers_of(
+    model: Any, images: Sequence[str], batch_size: int, skips_bad: bool, bad: list[str]
+) -> "Iterator[pd.DataFrame]":
+    """A model's answers, a table a batch, with a column ``image`` in front.
+
+    Args:
+        model: The model, as MLflow loads it.
+        images: Image files.
+        batch_size: Images in a batch.
+        skips_bad: Whether images that cannot be read are left out.
+        bad: Is extended by the reason for each image that is left out.
+
+    Raises:
+        DataError: An image cannot be read, and ``skips_bad`` is false.
+    """
+    for start in range(0, len(images), batch_size):
+        chosen = list(images[start : start + batch_size])
+        try:
+            table = model.predict(chosen)
+        except DataError:
+            if not skips_bad:
+                raise
+            chosen, table = _one_by_one(model, chosen, bad)
+        table.insert(0, "image", chosen)
+        yield table
+
+
+def _one_by_one(model: Any, images: Sequence[str], bad: list[str]) -> "tuple[list[str], pd.DataFrame]":
+    import pandas as pd
+
+    read, tables = [], []
+    for image in images:
+        try:
+            tables.append(model.predict([image]))
+            read.append(image)
+        except DataError as error:
+            bad.append(str(error))
+    return read, pd.concat(tables, ignore_index=True) if tables else model.predict([])
+
+
+def with_mask_files(table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
+    """Write the masks of a table of answers to PNG files, and return the table with the files' names instead.
+
+    Raises:
+        ConfigError: The model gives no masks, or a file cannot be written.
+    """
+    if "mask" not in table:
+        raise ConfigError("--masks: this model gives no masks")
+    names = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for place, (image, mask) in enumerate(zip(table["image"], table["mask"], strict=True)):
+            # Images of different folders may share a name.
+            path = folder / f"{place:06d}_{Path(image).stem}.png"
+            path.write_bytes(base64.b64decode(mask))
+            names.append(str(path))
+    except OSError as error:
+        raise ConfigError(f"--masks: {folder} cannot be written to: {error.strerror}") from error
+    return table.assign(mask=names)
+
+
+def write_answers(table: "pd.DataFrame", out: Path | None) -> None:
+    """Write a table of answers in the format that the file's ending says; without a file, print it as CSV.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    if out is None:
+        table.to_csv(sys.stdout, index=False, lineterminator="\n")
+        return
+    try:
+        match out.suffix:
+            case ".csv":
+                table.to_csv(out, index=False, lineterminator="\n")
+            case ".json":
+                table.to_json(out, orient="records", indent=1)
+            case ".parquet":
+                table.to_parquet(out, index=False)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
