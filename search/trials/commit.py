@@ -10,7 +10,7 @@ from search.scheduling import Ledger, attempt_of, interrupt, requeue
 from search.storage import CHECKPOINT, ENDINGS, OUTCOME, REASON, RUN_ID, score_of
 from search.tracking import TrialEnded
 from search.trials.open_study import OpenStudy
-from search.trials.record import Asked, Ended
+from search.trials.record import Asked, Ended, note_run
 from search.trials.snapshots import drop_snapshots
 
 
@@ -57,10 +57,9 @@ def commit(
 def _tell(open_study: OpenStudy, asked: Asked, ended: Ended) -> FrozenTrial:
     """Write the remaining attributes and tell Optuna: from then on the trial counts, even if this process ends."""
     trial = asked.trial
-    attributes = {RUN_ID: open_study.tracker.id_or_key(asked.run)}
+    note_run(open_study, asked)
     if ended.reason:
-        attributes |= {OUTCOME: ended.outcome, REASON: ended.reason}
-    open_study.attributes.put(trial, attributes)
+        open_study.attributes.put(trial, {OUTCOME: ended.outcome, REASON: ended.reason})
     open_study.attributes.flush(trial)
     return open_study.study.tell(trial, ended.values, state=ENDINGS[ended.outcome].state)
 

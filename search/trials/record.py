@@ -11,19 +11,26 @@ from torch import Tensor
 from search.config import Cost
 from search.processes import stop_if_asked
 from search.scheduling import CONTINUE, Decision, decide
-from search.storage import Outcome
+from search.storage import RUN_ID, Outcome
 from search.tracking import EpochEnded
 from search.trials.open_study import OpenStudy
 from strategies import Strategy, TrialError
 from trainers import EpochResult, ModelSource
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Asked:
-    """A trial that was asked for, and the key of its MLflow run."""
+    """A trial that was asked for.
+
+    Args:
+        trial: The trial.
+        run: The key of its MLflow run.
+        noted_run: What Optuna's store says of the run: its key, and its id once that is known.
+    """
 
     trial: Trial
     run: str
+    noted_run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,14 @@ class _Best:
     epoch: int
     state: dict[str, Tensor]
     shown: Tensor | None = None
+
+
+def note_run(open_study: OpenStudy, asked: Asked) -> None:
+    """Have a trial's attribute name its MLflow run: by its key until MLflow has begun the run, then by its id."""
+    run = open_study.tracker.id_or_key(asked.run)
+    if run != asked.noted_run:
+        asked.noted_run = run
+        open_study.attributes.put(asked.trial, {RUN_ID: run})
 
 
 class Record:
@@ -138,6 +153,7 @@ class Record:
         self._open_study.announce(
             EpochEnded(trial.number, self._asked.run, result, score, seconds, compiled, micro_batches)
         )
+        note_run(self._open_study, self._asked)
         # Optuna 5.0 takes reports for one objective only.
         if not self._open_study.config.costs:
             trial.report(score, result.step)

@@ -7,11 +7,11 @@ from optuna.trial import Trial
 
 from search.processes import owner
 from search.scheduling import Ledger, short_epochs
-from search.storage import ATTEMPT, DEPTH, FINGERPRINT, MODEL, OWNER, PRESET, RUN_ID, SEED, STRATEGY, write_attributes
+from search.storage import ATTEMPT, DEPTH, FINGERPRINT, MODEL, OWNER, PRESET, SEED, STRATEGY, write_attributes
 from search.tracking import TrialAsked, TrialStarted, new_run_key
 from search.trials.open_study import OpenStudy
 from search.trials.pausing import seed_before
-from search.trials.record import Asked, Sampled
+from search.trials.record import Asked, Sampled, note_run
 from strategies import Strategy, one_line, sample
 from trainers import ModelSource
 
@@ -20,11 +20,10 @@ def ask(open_study: OpenStudy) -> Asked:
     """Ask for the next trial and begin its run."""
     trial = open_study.study.ask()
     trial.set_user_attr(OWNER, owner())
-    run = new_run_key()
-    open_study.announce(TrialAsked(trial.number, run))
-    # The run's key stands for its id until the trial is told: MLflow has not created the run yet.
-    open_study.attributes.put(trial, {RUN_ID: run})
-    return Asked(trial, run)
+    asked = Asked(trial, new_run_key())
+    open_study.announce(TrialAsked(trial.number, asked.run))
+    note_run(open_study, asked)
+    return asked
 
 
 def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mapping[str, int]) -> Sampled:
