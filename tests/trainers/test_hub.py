@@ -39,7 +39,7 @@ FIND = """
 import json, logging, sys, time
 logging.basicConfig(format="%(name)s: %(message)s")
 logging.getLogger("trainers").setLevel(logging.INFO)
-from trainers.weights import find_weights
+from trainers.models import find_weights
 start = time.perf_counter()
 try:
     progress = (lambda what, done, total: None) if "tell" in sys.argv else None

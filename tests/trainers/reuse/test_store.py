@@ -225,9 +225,9 @@ SLOWLY = """
 import sys, time
 from pathlib import Path
 import torch
-from trainers.activations import ActivationStore, Content
-from trainers.rows import RowLayout
-from trainers.stored_rows import Activations
+from trainers.reuse import Activations, ActivationStore
+from trainers.reuse.rows import RowLayout
+from trainers.reuse.store import Content
 
 def batches():
     print("computing", flush=True)
