@@ -46,7 +46,8 @@ def test_a_worker_has_its_share_of_a_cluster(asked, nodes, expected):
 
 def test_a_cluster_that_has_no_room_is_refused():
     with pytest.raises(
-        ConfigError, match=r"none of the cluster's 2 nodes has room .* needs CPU 1, disk 3; where nodes"
+        ConfigError,
+        match=r"none of the cluster's 2 nodes has room .* needs CPU 1, disk 3; on a cluster that adds nodes on demand",
     ):
         fit(study(resources={"disk": 3.0}), [HEAD, SMALL_NODE])
 

@@ -61,13 +61,13 @@ def test_a_worker_that_hangs_where_no_signal_reaches_is_replaced(new_lab, monkey
         "import os, sys\n"
         "if 'search.worker' in sys.orig_argv:\n"
         "    import search.trials.trial\n"
-        "    train, first = search.trials.training.train, sys.orig_argv and not os.path.exists('hung')\n"
+        "    train = search.trials.trial.train\n"
         "    def hanging(*args):\n"
         "        if not os.path.exists('hung'):\n"
         "            open('hung', 'w').close()\n"
         f"            {hang}(600)\n"
         "        return train(*args)\n"
-        "    search.trials.training.train = hanging\n"
+        "    search.trials.trial.train = hanging\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(lab.folder / "hang"))
     monkeypatch.chdir(lab.folder)
