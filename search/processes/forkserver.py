@@ -255,6 +255,9 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
             else:
                 message, files, _, _ = socket.recv_fds(channel, _LONGEST_REQUEST, 4)
                 if not message:
+                    # Here, since whoever inherits zombies may leave them for a while.
+                    for pid in ended.values():
+                        os.waitpid(pid, 0)
                     return None
                 request = dict(json.loads(message))
                 statuses = [status for _, status in running.values()]
