@@ -11,7 +11,7 @@ from search.storage import ATTEMPT, DEPTH, FINGERPRINT, MODEL, OWNER, PRESET, SE
 from search.tracking import TrialAsked, TrialStarted, new_run_key
 from search.trials.open_study import OpenStudy
 from search.trials.pausing import seed_before
-from search.trials.record import Asked, Sampled, note_run
+from search.trials.record import Asked, Sampled
 from strategies import Strategy, one_line, sample
 from trainers import ModelSource
 
@@ -22,7 +22,6 @@ def ask(open_study: OpenStudy) -> Asked:
     trial.set_user_attr(OWNER, owner())
     asked = Asked(trial, new_run_key())
     open_study.announce(TrialAsked(trial.number, asked.run))
-    note_run(open_study, asked)
     return asked
 
 
