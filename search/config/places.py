@@ -1,5 +1,7 @@
 """The configuration's sections ``champion``, ``housekeeping``, ``store`` and ``tracking``."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from search.config.section import Section, Text, problems
@@ -16,7 +18,15 @@ class ChampionConfig(Section):
         0.05,
         gt=0,
         lt=1,
-        description="significance level: how often an equal model may at most pass for a better or worse one",
+        description="how often, at most, a champion may ever be replaced by a model that is no better, by all its "
+        "challengers together",
+    )
+    split: Literal["test", "fresh"] = Field(
+        "test",
+        description="images that decide: test, all test images; fresh, those that came since the champion was promoted",
+    )
+    min_images: int = Field(
+        30, gt=1, description="fewer test images decide nothing, and the champion stays; groups: at least 10"
     )
     max_slowdown: float | None = Field(
         None,
