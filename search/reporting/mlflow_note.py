@@ -56,8 +56,8 @@ def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
     above = [
         f"[Report]({_page(open_study, open_study.parent_run)}/artifacts/{REPORT_FILE}) · "
         f"[all trials, the best first]({page_of(open_study.tracker.experiment_id)}) · {open_study.config.description}",
-        f"Winner: trial {winner.trial}, test {metric} {winner.test_score:.4f} (95% interval {winner.test_low:.4f} to "
-        f"{winner.test_high:.4f}, {winner.test_images:,} images). Model: `{winner.model_uri}`",
+        f"Winner: trial {winner.trial}, test {metric} {winner.test_score:.4f} ({winner.interval}). "
+        f"Model: `{winner.model_uri}`",
     ]
     table = [f"| rank | strategy | {metric} | seconds |", "| ---: | --- | ---: | ---: |"]
     for row in rows:

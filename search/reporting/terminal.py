@@ -196,8 +196,7 @@ class Terminal:
         trials = f"trial{'s' if len(winner.trials) > 1 else ''} {', '.join(map(str, winner.trials or (winner.trial,)))}"
         name = trials if winner.kind == TRIAL else f"{winner.kind} ({trials})"
         self._console.print(
-            f"Winner: {name}, test {winner.metric} {winner.test_score:.4f} "
-            f"(95% interval {winner.test_low:.4f} to {winner.test_high:.4f}, {winner.test_images} images)"
+            f"Winner: {name}, test {winner.metric} {winner.test_score:.4f} ({winner.interval})", soft_wrap=True
         )
         if (found := winner.calibration) is not None:
             self._console.print(

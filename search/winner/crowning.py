@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from optuna.trial import FrozenTrial
 from safetensors.torch import load_file
 from torch import Tensor
@@ -103,7 +104,8 @@ def _present(
     found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
     found |= asdict(calibration) if calibration is not None else {}
     found |= _of_classes(task, outputs, targets, open_study.materials.data.classes)
-    low, high = task.interval(metric, outputs, targets)
+    groups = open_study.materials.data.groups.get("test")
+    low, high = task.interval(metric, outputs, targets, groups)
     log_evidence(open_study, outputs, targets, temperature)
     if not is_mixed:
         open_study.tracker.log(run_id, metrics=found)
@@ -113,7 +115,17 @@ def _present(
         tags={"unfreeze.winner": trial.number, "unfreeze.model_uri": model_uri},
     )
     score = found[f"test_{metric}"]
-    return Winner(trial.number, metric, score, low, high, len(targets), model_uri, calibration=calibration)
+    return Winner(
+        trial.number,
+        metric,
+        score,
+        low,
+        high,
+        len(targets),
+        model_uri,
+        calibration=calibration,
+        test_groups=None if groups is None else len(np.unique(groups)),
+    )
 
 
 def _of_classes(task: Task, outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, float]:

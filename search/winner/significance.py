@@ -74,15 +74,22 @@ def compare_models(
         return scored(np.concatenate([none, weights], 1)) - scored(np.concatenate([weights, none], 1))
 
     low, high = bca_interval(difference, units)
-    if metric in task.counted:
-        gains = task.counted[metric](new, targets).long() - task.counted[metric](old, targets).long()
-        p_value = exact_swap_test(np.bincount(units, gains.numpy()).round().astype(np.int64))
-    else:
-        differs = np.bincount(units, (old != new).reshape(count, -1).any(1).numpy()) > 0
-        sign = -1.0 if metric in task.lower_is_better else 1.0
-        p_value = swap_test(scored, units, differs, sign, alpha)
+    p_value = p_value_of(task, metric, old, new, targets, alpha, groups)
     number = None if groups is None else int(units.max()) + 1
     return Difference(metric, count, before, after, low, high, p_value, p_value <= alpha, alpha, number)
+
+
+def p_value_of(
+    task: Task, metric: str, old: Tensor, new: Tensor, targets: Tensor, alpha: float, groups: Groups | None = None
+) -> float:
+    """The p-value of :func:`compare_models`, which takes the same arguments."""
+    count, units = len(targets), units_of(len(targets), groups)
+    if metric in task.counted:
+        gains = task.counted[metric](new, targets).long() - task.counted[metric](old, targets).long()
+        return exact_swap_test(np.bincount(units, gains.numpy()).round().astype(np.int64))
+    scored = task.scored(metric, torch.cat([old, new]), torch.cat([targets, targets]))
+    differs = np.bincount(units, (old != new).reshape(count, -1).any(1).numpy()) > 0
+    return swap_test(scored, units, differs, -1.0 if metric in task.lower_is_better else 1.0, alpha)
 
 
 def half_width(values: Sequence[float]) -> float | None:

@@ -1,5 +1,6 @@
 """The result of a search: the winner, its score and its calibration."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,7 @@ class Winner:
         calibration: None where the task has no probabilities, or calibration is off.
         asked: The settings and trials that the choice depended on, besides the best trial.
         confirmed: The best strategies with new seeds, best first; empty if none was trained.
+        test_groups: Number of groups of the test images; None if they have none.
     """
 
     trial: int
@@ -85,6 +87,17 @@ class Winner:
     calibration: Calibration | None = None
     asked: dict[str, Any] | None = None
     confirmed: tuple[Confirmed, ...] = ()
+    test_groups: int | None = None
+
+    @property
+    def interval(self) -> str:
+        """The test score's interval and the images that it is over, in words."""
+        images = f"{self.test_images:,} images"
+        if self.test_groups is not None:
+            images += f" of {self.test_groups:,} group{'s' if self.test_groups > 1 else ''}"
+        if math.isnan(self.test_low):
+            return f"{images}, which is too few groups for an interval"
+        return f"95% interval {self.test_low:.4f} to {self.test_high:.4f}, {images}"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Winner":

@@ -213,14 +213,15 @@ def exact_swap_test(gains: Groups) -> float:
         gains: (U,) by how many images of each unit the new model is right more often than the old one.
     """
     # Only here: the import takes a second, which workers need not wait for.
-    from scipy.stats import binom
+    from scipy.special import gammaln
 
     sizes, counts = np.unique(np.abs(gains[gains != 0]), return_counts=True)
     # chances[k]: that the summed gains are 2 k above their lowest.
     chances = np.ones(1)
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         of_size = np.zeros(size * count + 1)
-        of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        ways = gammaln(count + 1) - gammaln(np.arange(1, count + 2)) - gammaln(np.arange(count + 1, 0, -1))
+        of_size[::size] = np.exp(ways - count * np.log(2))
         chances = np.convolve(chances, of_size)
     lowest = -int(np.abs(gains).sum())
     return min(1.0, float(chances[(int(gains.sum()) - lowest) // 2 :].sum()))
