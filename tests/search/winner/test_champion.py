@@ -7,10 +7,9 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from digit_folders import write_digits
 from lab import SMALL
 from mlflow.exceptions import MlflowException
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from search.promote import main
 from search.winner.champion import COMPARED, REPLACED, RESCORED
@@ -155,27 +154,6 @@ def test_fresh_images_are_those_that_came_since_the_promotion(lab, capsys):
     assert aliases(lab, "seventh")["champion"] == "2"
 
 
-def digits_as_files(folder, names, more=()) -> str:
-    """Folders of ten test digits for each class, under other names; None leaves a class out. Returns the root.
-
-    Args:
-        folder: Where.
-        names: New names by digit, where they are others; several digits may have one.
-        more: Names of further classes, whose images are noise.
-    """
-    every = load_digits()
-    rng = np.random.default_rng(0)
-    images = {str(digit): every.images[every.target == digit][40:56] * (255 / 16) for digit in range(10)}
-    images |= {name: rng.uniform(0, 255, (16, 8, 8)) for name in more}
-    for name, of_class in images.items():
-        called = names.get(name, name)
-        for place, pixels in enumerate(of_class if called is not None else ()):
-            file = folder / ("test" if place < 10 else "train") / called / f"{name}_{place}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.rint(pixels).astype(np.uint8)).save(file)
-    return str(folder)
-
-
 CHANGES = {
     "added": ({}, ("!first", "~last"), ["it does not know '!first', '~last', which counts as wrong"]),
     "removed": ({"3": None}, (), ["'3' is no longer in the data"]),
@@ -195,8 +173,8 @@ def test_answers_are_compared_by_name_whatever_became_of_the_classes(lab, change
     mlflow.set_tracking_uri(lab.mlflow_uri)
     right, judged = {}, {}
     for what, root in (
-        ("before", digits_as_files(tmp_path / "before", {})),
-        ("after", digits_as_files(tmp_path / "after", names, more)),
+        ("before", write_digits(tmp_path / "before", {})),
+        ("after", write_digits(tmp_path / "after", names, more)),
     ):
         config = lab.config("data.source=folder", f"data.root={root}", "data.limit_test=null", "data.limit_train=null")
         (judged[what],) = judge([uri], config, choose_device("cpu", "fp32"))
@@ -215,7 +193,7 @@ def test_answers_are_compared_by_name_whatever_became_of_the_classes(lab, change
 
 
 def test_a_loss_of_classes_that_no_model_knows_is_finite_and_decides(lab, capsys, tmp_path):
-    root = digits_as_files(tmp_path, {"0": "zero", "1": "few", "2": "few", "3": None}, ("!first", "~last"))
+    root = write_digits(tmp_path, {"0": "zero", "1": "few", "2": "few", "3": None}, ("!first", "~last"))
     data = ["data.source=folder", f"data.root={root}", "data.limit_test=null", "data.limit_train=null", "metric=loss"]
     assert promote(lab, "poor", "classes", *data) == 0
     assert promote(lab, "good", "classes", *data) == 0
