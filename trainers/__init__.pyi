@@ -41,6 +41,7 @@ from .scoring import InOrder as InOrder
 from .scoring import State as State
 from .scoring import answers_for as answers_for
 from .scoring import calibration_error as calibration_error
+from .scoring import calibration_interval as calibration_interval
 from .scoring import check_alike as check_alike
 from .scoring import fit_temperature as fit_temperature
 from .scoring import greedy_soup as greedy_soup

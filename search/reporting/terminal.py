@@ -201,7 +201,7 @@ class Terminal:
         if (found := winner.calibration) is not None:
             self._console.print(
                 f"Calibration: temperature {found.temperature:.3g}, expected calibration error on the test images "
-                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}",
+                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}{found.interval}",
                 soft_wrap=True,
             )
         self._console.print(f"Model:  {winner.model_uri}")

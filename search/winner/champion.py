@@ -125,9 +125,11 @@ def _verdict(
         difference = compare_models(
             TASKS[config.task],
             config.metric,
-            *(outputs[counted] for outputs in (old.outputs, new.outputs, new.targets)),
-            alpha=look.alpha,
-            groups=old.groups_of(counted),
+            old.outputs[counted],
+            new.outputs[counted],
+            new.targets[counted],
+            look.alpha,
+            old.groups_of(counted),
         )
         is_promoted, reason = _decided(config.champion, difference, look, champion, old, new)
     changes = ((champion, old.changes), (version, new.changes))

@@ -165,9 +165,10 @@ def log_evidence(open_study: OpenStudy, outputs: Tensor, targets: Tensor, temper
         open_study.materials.data.task, outputs, targets, open_study.materials.data.classes, temperature
     )
     buffer = io.BytesIO()
-    of_test = open_study.materials.data.groups.get("test")
-    groups = {} if of_test is None else {"groups": of_test}
-    np.savez_compressed(buffer, outputs=outputs.numpy(), targets=targets.numpy(), **groups)
+    kept = {"outputs": outputs.numpy(), "targets": targets.numpy()}
+    if (groups := open_study.materials.data.groups.get("test")) is not None:
+        kept["groups"] = groups
+    np.savez_compressed(buffer, **kept)
     tracker.log_file(run, OUTPUTS_FILE, buffer.getvalue())
     for mistake in found["mistakes"]:
         mistake["name"] = open_study.materials.data.test.names[mistake["image"]]

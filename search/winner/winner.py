@@ -25,11 +25,28 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The winner's temperature, and its expected calibration error on the test split without and with it."""
+    """The winner's temperature, and its expected calibration error on the test split without and with it.
+
+    Args:
+        temperature: Divides the logits.
+        test_ece: The error without it.
+        test_ece_calibrated: The error with it.
+        low: Lower end of the 95% interval of the true error with it; None in studies of earlier versions.
+        high: Its upper end.
+    """
 
     temperature: float
     test_ece: float
     test_ece_calibrated: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> str:
+        """The interval of the error in words, with a space before; empty where there is none."""
+        if self.low is None or self.high is None or math.isnan(self.low):
+            return ""
+        return f" (95% interval of the true error {self.low:.4f} to {self.high:.4f})"
 
 
 @dataclass(frozen=True, slots=True)

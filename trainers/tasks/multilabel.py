@@ -66,7 +66,8 @@ def _macro_f1_of_sums(sums: Floats) -> Floats:
 
 def _micro_f1_of_sums(sums: Floats) -> Floats:
     shown, predicted, hits = (part.sum(1) for part in np.split(sums, 3, axis=1))
-    return np.nan_to_num(2 * hits / (shown + predicted))
+    found: Floats = np.nan_to_num(2 * hits / (shown + predicted))
+    return found
 
 
 def _precisions_of_draws(logits: Tensor, targets: Tensor) -> Scored:
@@ -83,7 +84,8 @@ def _precisions_of_draws(logits: Tensor, targets: Tensor) -> Scored:
         hits, found = (np.add.reduceat(part, starts, axis=1) for part in (drawn * shown, drawn))
         # Before the first image that was drawn, precision is 0 / 0, and counts for nothing.
         steps = np.nan_to_num(hits.cumsum(1) / found.cumsum(1)) * hits
-        return steps.sum(1) / hits.sum(1)
+        precisions: Floats = steps.sum(1) / hits.sum(1)
+        return precisions
 
     def scored(weights: Floats) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):

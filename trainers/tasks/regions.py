@@ -80,7 +80,8 @@ def _dices(sums: Floats) -> Floats:
 
 def _accuracies(sums: Floats) -> Floats:
     hits, _, true = (part.sum(1) for part in np.split(sums[:, :-2], 3, axis=1))
-    return hits / true
+    found: Floats = hits / true
+    return found
 
 
 def _losses(sums: Floats) -> Floats:

@@ -77,8 +77,8 @@ def repeated(metric: Callable[[Tensor, Tensor], float]) -> Prepared:
 def mean_of_classes(values: Floats) -> Floats:
     """The mean over classes (D, C) without those that are not a number; not a number where all are."""
     is_known = ~np.isnan(values)
-    totals: Floats = np.where(is_known, values, 0.0).sum(-1)
-    return totals / is_known.sum(-1)
+    found: Floats = np.where(is_known, values, 0.0).sum(-1) / is_known.sum(-1)
+    return found
 
 
 def units_of(count: int, groups: Groups | None) -> Groups:
