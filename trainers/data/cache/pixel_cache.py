@@ -4,12 +4,15 @@ One folder holds one array::
 
     <cache>/images/<preprocessing>/<key>/pixels.npy    (N, C, S, S) uint8, a row for each content
     <cache>/images/<preprocessing>/<key>/contents      N digests of 16 bytes, sorted: the content of each row
-    <cache>/images/<preprocessing>/<key>/done          N bytes, 1 where the row holds its image
-    <cache>/images/<preprocessing>/<key>/reasons.json  the reasons why the other rows are bad images, by row
+    <cache>/images/<preprocessing>/<key>/checks        N uint32, the CRC-32 of each row; 0 where the row holds no image
+    <cache>/images/<preprocessing>/<key>/reasons.json  the reasons why those rows are bad images, by row, and a digest
 
 The folder is built as ``<key>.part`` and renamed, durably, once it is whole, so that every folder not called ``.part``
-is whole. A row is marked as done only after its pixels have reached the disk: if the builder is killed, the next
-builder resumes from the marked rows.
+is whole. The CRC-32 of a row is written only after its pixels have reached the disk: if the builder is killed, the next
+builder resumes from the rows that have one.
+
+Rows are checked when an array is opened, and when they are copied to another array. ``<key>`` is a digest of
+``contents``. Images whose rows are damaged are decoded anew.
 """
 
 import hashlib
@@ -18,6 +21,7 @@ import logging
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -32,6 +36,7 @@ from numpy.typing import NDArray
 
 from strategies import DataError
 from trainers.atomic_files import FULL, PART, make_room, reserve, sync, write_at
+from trainers.checked_files import cores
 from trainers.data.cache.file_index import DIGEST_BYTES
 from trainers.data.cache.mask_squares import Squares
 from trainers.data.pixels import Pixels
@@ -45,7 +50,12 @@ Contents: TypeAlias = NDArray[np.bytes_]
 DECODING = "decoding images"
 WAITING = "waiting for another process that decodes these images"
 
+# The version of how arrays are laid out: arrays of earlier versions are left to be removed as the longest unused.
+_VERSION = "checked"
+
 _CHUNK = 16
+# Rows that one thread checks at a time.
+_CHECKED = 256
 _COMMIT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
 
@@ -78,7 +88,7 @@ class _Stored:
 
     folder: Path
     contents: Contents
-    done: NDArray[np.uint8]
+    checks: NDArray[np.uint32]
     pixels: NDArray[np.uint8]
     reasons: dict[int, str]
 
@@ -142,8 +152,8 @@ class PixelCache:
         """
         given = np.frombuffer(b"".join(contents), dtype=f"S{DIGEST_BYTES}")
         wanted = _Wanted(*np.unique(given, return_index=True, return_inverse=True), how)
-        shelf = self._root / hashlib.blake2b(how.key().encode(), digest_size=8).hexdigest()
-        key = hashlib.blake2b(shelf.name.encode() + wanted.contents.tobytes(), digest_size=16).hexdigest()
+        shelf = self._root / hashlib.blake2b(f"{_VERSION} {how.key()}".encode(), digest_size=8).hexdigest()
+        key = _key(shelf, wanted.contents)
         try:
             found = _found(shelf / key, wanted)
             if found is not None:
@@ -158,10 +168,11 @@ class PixelCache:
         self, folder: Path, wanted: _Wanted, decoded: Callable[[int], Pixels], progress: Progress
     ) -> PixelArray | None:
         part = folder.with_suffix(PART)
-        _remove_damaged(folder)
-        others = [other for other in _folders(folder.parent) if other not in {folder, part}]
-        # Opened before room is made: a mapped file can be copied from even after its name is gone.
+        others = [other for other in _folders(folder.parent) if other != part]
+        # Opened before room is made: a mapped file can be copied from even after its name is gone. A damaged array is
+        # copied from as well, as far as its rows are not damaged.
         donors = [donor for donor in (_opened(other, wanted.shape) for other in others) if donor is not None]
+        _remove_damaged(folder)
         stored = _opened(part, wanted.shape)
         if stored is None or not np.array_equal(stored.contents, wanted.contents):
             stored = self._allocated(part, wanted, donors)
@@ -232,7 +243,7 @@ class PixelCache:
                     log.info("another process is decoding these images; waiting for it")
                 other = _opened(folder.with_suffix(PART), wanted.shape)
                 if other is not None:
-                    progress(WAITING, int(other.done.sum()), len(other.done))
+                    progress(WAITING, np.count_nonzero(other.checks), len(other.checks))
         try:
             yield
         finally:
@@ -250,18 +261,21 @@ class PixelCache:
 
 
 class _Filling:
-    """An array under construction: rows are written, synced to the disk, and then marked as done."""
+    """An array under construction: rows are written and synced to the disk, and then their checks are."""
 
     def __init__(self, stored: _Stored, wanted: _Wanted, progress: Progress) -> None:
         self._wanted = wanted
-        self._done = stored.done.copy()
+        self._checks = stored.checks.copy()
+        # A row may have been damaged since a builder that was killed has written it.
+        self._checks[_damaged(stored, np.flatnonzero(stored.checks))] = 0
+        self._new_checks = self._checks.copy()
         self._row_bytes = decoded_bytes(1, wanted.how)
         self._start = (stored.folder / "pixels.npy").stat().st_size - wanted.bytes
         self._progress = progress
         self._pixels_file = os.open(stored.folder / "pixels.npy", os.O_WRONLY)
-        self._done_file = os.open(stored.folder / "done", os.O_WRONLY)
+        self._checks_file = os.open(stored.folder / "checks", os.O_WRONLY)
         self._written: list[int] = []
-        self._finished = int(self._done.sum())
+        self._finished = np.count_nonzero(self._checks)
         self._committed = time.monotonic()
         #: The reasons why images are bad, by row.
         self.reasons: dict[int, str] = {}
@@ -273,23 +287,24 @@ class _Filling:
             self._commit()
         finally:
             os.close(self._pixels_file)
-            os.close(self._done_file)
+            os.close(self._checks_file)
 
     def copy(self, donor: _Stored) -> None:
-        """Copy the rows that ``donor`` holds and that are not done yet."""
+        """Copy the rows that ``donor`` holds undamaged and that are not done yet."""
         contents = self._wanted.contents
         places = np.searchsorted(donor.contents, contents).clip(max=len(donor.contents) - 1)
-        held = (donor.contents[places] == contents) & (donor.done[places] == 1) & (self._done == 0)
+        held = (donor.contents[places] == contents) & (donor.checks[places] != 0) & (self._checks == 0)
         for rows in _tasks(np.flatnonzero(held)):
-            for row in rows:
+            whole = [row for row in rows if _check(donor.pixels[places[row]]) == donor.checks[places[row]]]
+            for row in whole:
                 self._write(row, donor.pixels[places[row]])
-            self._count(rows, len(rows))
+            self._count(whole, len(whole))
         self._commit()
 
     def decode(self, decoded: Callable[[int], Pixels]) -> None:
         """Decode the rows that are not done yet."""
         # In the order of the set rather than of the digests: files of a set mostly lie in this order on the disk.
-        todo = np.flatnonzero(self._done == 0)
+        todo = np.flatnonzero(self._checks == 0)
         tasks = _tasks(todo[np.argsort(self._wanted.first[todo])])
 
         def work(rows: list[int]) -> list[int]:
@@ -317,20 +332,22 @@ class _Filling:
         return True
 
     def _write(self, row: int, pixels: NDArray[np.uint8]) -> None:
-        write_at(self._pixels_file, np.ascontiguousarray(pixels).reshape(-1).data, self._start + row * self._row_bytes)
+        pixels = np.ascontiguousarray(pixels)
+        write_at(self._pixels_file, pixels.reshape(-1).data, self._start + row * self._row_bytes)
+        self._new_checks[row] = _check(pixels)
 
     def _count(self, good: list[int], finished: int) -> None:
         self._written += good
         self._finished += finished
         if time.monotonic() - self._committed > _COMMIT_SECONDS:
             self._commit()
-        self._progress(DECODING, self._finished, len(self._done))
+        self._progress(DECODING, self._finished, len(self._checks))
 
     def _commit(self) -> None:
         if self._written:
             os.fsync(self._pixels_file)
-            self._done[self._written] = 1
-            os.pwrite(self._done_file, self._done.tobytes(), 0)
+            self._checks[self._written] = self._new_checks[self._written]
+            os.pwrite(self._checks_file, self._checks.tobytes(), 0)
             self._written.clear()
         self._committed = time.monotonic()
 
@@ -340,21 +357,16 @@ def decoded_bytes(images: int, how: Squares) -> int:
     return images * how.in_chans * how.image_size * how.image_size
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    # A container's share of the machine, where the system can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _found(folder: Path, wanted: _Wanted) -> PixelArray | None:
     """The wanted images, from the array of that name or from a larger array."""
     shelf = [other for other in _folders(folder.parent) if other != folder and other.suffix != PART]
     for candidate in (folder, *shelf):
         stored = _opened(candidate, wanted.shape)
-        if stored is None or int(stored.done.sum()) + len(stored.reasons) != len(stored.done):
+        if stored is None or np.count_nonzero(stored.checks) + len(stored.reasons) != len(stored.checks):
             continue
         places = np.searchsorted(stored.contents, wanted.contents).clip(max=len(stored.contents) - 1)
-        if np.array_equal(stored.contents[places], wanted.contents):
+        good = places[stored.checks[places] != 0]
+        if np.array_equal(stored.contents[places], wanted.contents) and not len(_damaged(stored, good)):
             with suppress(OSError):
                 os.utime(candidate)
             rows = places[wanted.inverse]
@@ -366,17 +378,54 @@ def _opened(folder: Path, shape: tuple[int, int, int, int]) -> _Stored | None:
     """The array in a folder, whole or not, of images of that shape; None if it is missing or damaged."""
     try:
         contents = np.frombuffer((folder / "contents").read_bytes(), dtype=f"S{DIGEST_BYTES}")
-        done = np.fromfile(folder / "done", dtype=np.uint8)
+        checks = np.fromfile(folder / "checks", dtype=np.uint32)
         mapped = np.lib.format.open_memmap(folder / "pixels.npy", mode="r")
         whole = (folder / "pixels.npy").stat().st_size == mapped.offset + mapped.nbytes
-        reasons = {} if folder.suffix == PART else json.loads((folder / "reasons.json").read_text())
-        reasons = {int(row): str(reason) for row, reason in reasons.items()}
-    except (OSError, ValueError, AttributeError):
+        reasons = {} if folder.suffix == PART else _read_reasons(folder / "reasons.json")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     # A plain view: slices of np.memmap cost several times those of np.ndarray.
     pixels = np.asarray(mapped)
-    fits = pixels.dtype == np.uint8 and pixels.shape == (len(contents), *shape[1:]) and len(done) == len(contents)
-    return _Stored(folder, contents, done, pixels, reasons) if whole and fits else None
+    fits = pixels.dtype == np.uint8 and pixels.shape == (len(contents), *shape[1:]) and len(checks) == len(contents)
+    is_named = folder.stem == _key(folder.parent, contents)
+    return _Stored(folder, contents, checks, pixels, reasons) if whole and fits and is_named else None
+
+
+def _key(shelf: Path, contents: Contents) -> str:
+    return hashlib.blake2b(shelf.name.encode() + contents.tobytes(), digest_size=16).hexdigest()
+
+
+def _check(row: NDArray[np.uint8]) -> int:
+    """The CRC-32 of a row's pixels; 0 means that there are no pixels, and stands for none."""
+    return zlib.crc32(row.reshape(-1).data) or 1
+
+
+def _damaged(stored: _Stored, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of some rows whose pixels do not agree with their checks."""
+
+    def bad(part: NDArray[np.int64]) -> list[int]:
+        return [row for row in part.tolist() if _check(stored.pixels[row]) != stored.checks[row]]
+
+    parts = np.array_split(rows, max(1, len(rows) // _CHECKED))
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
+        return np.array([row for found in pool.map(bad, parts) for row in found], dtype=np.int64)
+
+
+def _write_reasons(path: Path, reasons: dict[int, str]) -> None:
+    text = json.dumps({str(row): reason for row, reason in reasons.items()})
+    path.write_text(json.dumps({"digest": _digest(text), "reasons": text}))
+
+
+def _read_reasons(path: Path) -> dict[int, str]:
+    """The reasons in a file; errors of many kinds if the file is damaged."""
+    about = json.loads(path.read_text())
+    if about["digest"] != _digest(about["reasons"]):
+        raise ValueError(f"{path} is damaged")
+    return {int(row): str(reason) for row, reason in json.loads(about["reasons"]).items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _remove_damaged(folder: Path) -> None:
@@ -393,13 +442,13 @@ def _allocate(part: Path, wanted: _Wanted) -> None:
         np.lib.format.write_array_header_1_0(file, about)
         file.flush()
         reserve(file.fileno(), file.tell() + wanted.bytes)
-    (part / "done").write_bytes(bytes(len(wanted.contents)))
+    (part / "checks").write_bytes(bytes(4 * len(wanted.contents)))
     (part / "contents").write_bytes(wanted.contents.tobytes())
 
 
 def _finish(part: Path, folder: Path, reasons: dict[int, str]) -> None:
     """Give a built array its name, once all of it is on the disk."""
-    (part / "reasons.json").write_text(json.dumps(reasons))
+    _write_reasons(part / "reasons.json", reasons)
     for path in (*part.iterdir(), part):
         sync(path)
     part.rename(folder)
