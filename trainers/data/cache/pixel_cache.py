@@ -18,6 +18,7 @@ Rows are checked when an array is opened, and when they are copied to another ar
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -403,12 +404,16 @@ def _check(row: NDArray[np.uint8]) -> int:
 def _damaged(stored: _Stored, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of some rows whose pixels do not agree with their checks."""
 
-    def bad(part: NDArray[np.int64]) -> list[int]:
-        return [row for row in part.tolist() if _check(stored.pixels[row]) != stored.checks[row]]
+    # Slices of bytes take half the time that rows of an array take.
+    pixels, size = stored.pixels.reshape(-1).data, math.prod(stored.pixels.shape[1:])
+
+    def bad(part: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = [zlib.crc32(pixels[row * size : (row + 1) * size]) or 1 for row in part.tolist()]
+        return part[np.array(found, dtype=np.uint32) != stored.checks[part]]
 
     parts = np.array_split(rows, max(1, len(rows) // _CHECKED))
     with ThreadPoolExecutor(max_workers=cores()) as pool:
-        return np.array([row for found in pool.map(bad, parts) for row in found], dtype=np.int64)
+        return np.concatenate(list(pool.map(bad, parts)))
 
 
 def _write_reasons(path: Path, reasons: dict[int, str]) -> None:
