@@ -1,35 +1,24 @@
 """Decoded images in memory-mapped files, shared by trials, processes and nights.
 
-One folder holds one array::
+The folder of an array (:mod:`trainers.data.cache.stored_array`) is built as ``<key>.part`` and renamed, durably, once
+it is whole, so that every folder not called ``.part`` is whole. The CRC-32 of a row is written only after its pixels have
+reached the disk: if the builder is killed, the next builder resumes from the rows that have one.
 
-    <cache>/images/<preprocessing>/<key>/pixels.npy    (N, C, S, S) uint8, a row for each content
-    <cache>/images/<preprocessing>/<key>/contents      N digests of 16 bytes, sorted: the content of each row
-    <cache>/images/<preprocessing>/<key>/checks        N uint32, the CRC-32 of each row; 0 where the row holds no image
-    <cache>/images/<preprocessing>/<key>/reasons.json  the reasons why those rows are bad images, by row, and a digest
-
-The folder is built as ``<key>.part`` and renamed, durably, once it is whole, so that every folder not called ``.part``
-is whole. The CRC-32 of a row is written only after its pixels have reached the disk: if the builder is killed, the next
-builder resumes from the rows that have one.
-
-Rows are checked when an array is opened, and when they are copied to another array. ``<key>`` is a digest of
-``contents``. Images whose rows are damaged are decoded anew.
+Rows are checked when an array is opened, and when they are copied to another array. Images whose rows are damaged are
+decoded anew.
 """
 
 import hashlib
-import json
 import logging
-import math
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -40,23 +29,25 @@ from trainers.atomic_files import FULL, PART, make_room, reserve, sync, write_at
 from trainers.checked_files import cores
 from trainers.data.cache.file_index import DIGEST_BYTES
 from trainers.data.cache.mask_squares import Squares
+from trainers.data.cache.stored_array import (
+    VERSION,
+    Contents,
+    StoredArray,
+    check_of,
+    damaged_rows,
+    key_of,
+    open_array,
+    write_reasons,
+)
 from trainers.data.pixels import Pixels
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-#: Digests (N,). They are compared and written as arrays only: NumPy drops zero bytes at the end of a single digest.
-Contents: TypeAlias = NDArray[np.bytes_]
-
 DECODING = "decoding images"
 WAITING = "waiting for another process that decodes these images"
 
-# The version of how arrays are laid out: arrays of earlier versions are left to be removed as the longest unused.
-_VERSION = "checked"
-
 _CHUNK = 16
-# Rows that one thread checks at a time.
-_CHECKED = 256
 _COMMIT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
 
@@ -81,17 +72,6 @@ class PixelArray:
     rows: NDArray[np.int64]
     reasons: dict[int, str]
     unread: dict[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """The files of one array, opened; ``reasons`` by row."""
-
-    folder: Path
-    contents: Contents
-    checks: NDArray[np.uint32]
-    pixels: NDArray[np.uint8]
-    reasons: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +133,8 @@ class PixelCache:
         """
         given = np.frombuffer(b"".join(contents), dtype=f"S{DIGEST_BYTES}")
         wanted = _Wanted(*np.unique(given, return_index=True, return_inverse=True), how)
-        shelf = self._root / hashlib.blake2b(f"{_VERSION} {how.key()}".encode(), digest_size=8).hexdigest()
-        key = _key(shelf, wanted.contents)
+        shelf = self._root / hashlib.blake2b(f"{VERSION} {how.key()}".encode(), digest_size=8).hexdigest()
+        key = key_of(shelf, wanted.contents)
         try:
             found = _found(shelf / key, wanted)
             if found is not None:
@@ -172,9 +152,9 @@ class PixelCache:
         others = [other for other in _folders(folder.parent) if other != part]
         # Opened before room is made: a mapped file can be copied from even after its name is gone. A damaged array is
         # copied from as well, as far as its rows are not damaged.
-        donors = [donor for donor in (_opened(other, wanted.shape) for other in others) if donor is not None]
+        donors = [donor for donor in (open_array(other, wanted.shape) for other in others) if donor is not None]
         _remove_damaged(folder)
-        stored = _opened(part, wanted.shape)
+        stored = open_array(part, wanted.shape)
         if stored is None or not np.array_equal(stored.contents, wanted.contents):
             stored = self._allocated(part, wanted, donors)
         if stored is None:
@@ -193,7 +173,7 @@ class PixelCache:
             _finish(part, folder, filling.reasons)
         return PixelArray(stored.pixels, wanted.inverse, _by_image(filling.reasons, wanted.inverse), filling.unread)
 
-    def _allocated(self, part: Path, wanted: _Wanted, donors: list[_Stored]) -> _Stored | None:
+    def _allocated(self, part: Path, wanted: _Wanted, donors: list[StoredArray]) -> StoredArray | None:
         """A new array without any finished row; None if the bound leaves no room for it."""
         with FileLock(self._locks / "room.lock"):
             _remove_damaged(part)
@@ -208,7 +188,7 @@ class PixelCache:
                     raise
                 donors.clear()
                 _allocate(part, wanted)
-        return _opened(part, wanted.shape)
+        return open_array(part, wanted.shape)
 
     def _make_room(self, need: int) -> bool:
         return make_room(self.sizes(), need, self._max_bytes, self.removed)
@@ -242,9 +222,9 @@ class PixelCache:
             except Timeout:
                 if attempt == 0:
                     log.info("another process is decoding these images; waiting for it")
-                other = _opened(folder.with_suffix(PART), wanted.shape)
+                other = open_array(folder.with_suffix(PART), wanted.shape)
                 if other is not None:
-                    progress(WAITING, np.count_nonzero(other.checks), len(other.checks))
+                    progress(WAITING, int(np.count_nonzero(other.checks)), len(other.checks))
         try:
             yield
         finally:
@@ -264,11 +244,11 @@ class PixelCache:
 class _Filling:
     """An array under construction: rows are written and synced to the disk, and then their checks are."""
 
-    def __init__(self, stored: _Stored, wanted: _Wanted, progress: Progress) -> None:
+    def __init__(self, stored: StoredArray, wanted: _Wanted, progress: Progress) -> None:
         self._wanted = wanted
         self._checks = stored.checks.copy()
         # A row may have been damaged since a builder that was killed has written it.
-        self._checks[_damaged(stored, np.flatnonzero(stored.checks))] = 0
+        self._checks[damaged_rows(stored, np.flatnonzero(stored.checks))] = 0
         self._new_checks = self._checks.copy()
         self._row_bytes = decoded_bytes(1, wanted.how)
         self._start = (stored.folder / "pixels.npy").stat().st_size - wanted.bytes
@@ -276,7 +256,7 @@ class _Filling:
         self._pixels_file = os.open(stored.folder / "pixels.npy", os.O_WRONLY)
         self._checks_file = os.open(stored.folder / "checks", os.O_WRONLY)
         self._written: list[int] = []
-        self._finished = np.count_nonzero(self._checks)
+        self._finished = int(np.count_nonzero(self._checks))
         self._committed = time.monotonic()
         #: The reasons why images are bad, by row.
         self.reasons: dict[int, str] = {}
@@ -290,13 +270,13 @@ class _Filling:
             os.close(self._pixels_file)
             os.close(self._checks_file)
 
-    def copy(self, donor: _Stored) -> None:
+    def copy(self, donor: StoredArray) -> None:
         """Copy the rows that ``donor`` holds undamaged and that are not done yet."""
         contents = self._wanted.contents
         places = np.searchsorted(donor.contents, contents).clip(max=len(donor.contents) - 1)
         held = (donor.contents[places] == contents) & (donor.checks[places] != 0) & (self._checks == 0)
         for rows in _tasks(np.flatnonzero(held)):
-            whole = [row for row in rows if _check(donor.pixels[places[row]]) == donor.checks[places[row]]]
+            whole = [row for row in rows if check_of(donor.pixels[places[row]]) == donor.checks[places[row]]]
             for row in whole:
                 self._write(row, donor.pixels[places[row]])
             self._count(whole, len(whole))
@@ -335,7 +315,7 @@ class _Filling:
     def _write(self, row: int, pixels: NDArray[np.uint8]) -> None:
         pixels = np.ascontiguousarray(pixels)
         write_at(self._pixels_file, pixels.reshape(-1).data, self._start + row * self._row_bytes)
-        self._new_checks[row] = _check(pixels)
+        self._new_checks[row] = check_of(pixels)
 
     def _count(self, good: list[int], finished: int) -> None:
         self._written += good
@@ -362,75 +342,17 @@ def _found(folder: Path, wanted: _Wanted) -> PixelArray | None:
     """The wanted images, from the array of that name or from a larger array."""
     shelf = [other for other in _folders(folder.parent) if other != folder and other.suffix != PART]
     for candidate in (folder, *shelf):
-        stored = _opened(candidate, wanted.shape)
+        stored = open_array(candidate, wanted.shape)
         if stored is None or np.count_nonzero(stored.checks) + len(stored.reasons) != len(stored.checks):
             continue
         places = np.searchsorted(stored.contents, wanted.contents).clip(max=len(stored.contents) - 1)
         good = places[stored.checks[places] != 0]
-        if np.array_equal(stored.contents[places], wanted.contents) and not len(_damaged(stored, good)):
+        if np.array_equal(stored.contents[places], wanted.contents) and not len(damaged_rows(stored, good)):
             with suppress(OSError):
                 os.utime(candidate)
             rows = places[wanted.inverse]
             return PixelArray(stored.pixels, rows, _by_image(stored.reasons, rows), {})
     return None
-
-
-def _opened(folder: Path, shape: tuple[int, int, int, int]) -> _Stored | None:
-    """The array in a folder, whole or not, of images of that shape; None if it is missing or damaged."""
-    try:
-        contents = np.frombuffer((folder / "contents").read_bytes(), dtype=f"S{DIGEST_BYTES}")
-        checks = np.fromfile(folder / "checks", dtype=np.uint32)
-        mapped = np.lib.format.open_memmap(folder / "pixels.npy", mode="r")
-        whole = (folder / "pixels.npy").stat().st_size == mapped.offset + mapped.nbytes
-        reasons = {} if folder.suffix == PART else _read_reasons(folder / "reasons.json")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-    # A plain view: slices of np.memmap cost several times those of np.ndarray.
-    pixels = np.asarray(mapped)
-    fits = pixels.dtype == np.uint8 and pixels.shape == (len(contents), *shape[1:]) and len(checks) == len(contents)
-    is_named = folder.stem == _key(folder.parent, contents)
-    return _Stored(folder, contents, checks, pixels, reasons) if whole and fits and is_named else None
-
-
-def _key(shelf: Path, contents: Contents) -> str:
-    return hashlib.blake2b(shelf.name.encode() + contents.tobytes(), digest_size=16).hexdigest()
-
-
-def _check(row: NDArray[np.uint8]) -> int:
-    """The CRC-32 of a row's pixels; 0 means that there are no pixels, and stands for none."""
-    return zlib.crc32(row.reshape(-1).data) or 1
-
-
-def _damaged(stored: _Stored, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of some rows whose pixels do not agree with their checks."""
-
-    # Slices of bytes take half the time that rows of an array take.
-    pixels, size = stored.pixels.reshape(-1).data, math.prod(stored.pixels.shape[1:])
-
-    def bad(part: NDArray[np.int64]) -> NDArray[np.int64]:
-        found = [zlib.crc32(pixels[row * size : (row + 1) * size]) or 1 for row in part.tolist()]
-        return part[np.array(found, dtype=np.uint32) != stored.checks[part]]
-
-    parts = np.array_split(rows, max(1, len(rows) // _CHECKED))
-    with ThreadPoolExecutor(max_workers=cores()) as pool:
-        return np.concatenate(list(pool.map(bad, parts)))
-
-
-def _write_reasons(path: Path, reasons: dict[int, str]) -> None:
-    text = json.dumps({str(row): reason for row, reason in reasons.items()})
-    path.write_text(json.dumps({"digest": _digest(text), "reasons": text}))
-
-
-def _read_reasons(path: Path) -> dict[int, str]:
-    """The reasons in a file; errors of many kinds if the file is damaged."""
-    about = json.loads(path.read_text())
-    if about["digest"] != _digest(about["reasons"]):
-        raise ValueError(f"{path} is damaged")
-    return {int(row): str(reason) for row, reason in json.loads(about["reasons"]).items()}
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _remove_damaged(folder: Path) -> None:
@@ -453,7 +375,7 @@ def _allocate(part: Path, wanted: _Wanted) -> None:
 
 def _finish(part: Path, folder: Path, reasons: dict[int, str]) -> None:
     """Give a built array its name, once all of it is on the disk."""
-    _write_reasons(part / "reasons.json", reasons)
+    write_reasons(part / "reasons.json", reasons)
     for path in (*part.iterdir(), part):
         sync(path)
     part.rename(folder)
