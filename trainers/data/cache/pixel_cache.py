@@ -1,8 +1,8 @@
 """Decoded images in memory-mapped files, shared by trials, processes and nights.
 
 The folder of an array (:mod:`trainers.data.cache.stored_array`) is built as ``<key>.part`` and renamed, durably, once
-it is whole, so that every folder not called ``.part`` is whole. The CRC-32 of a row is written only after its pixels have
-reached the disk: if the builder is killed, the next builder resumes from the rows that have one.
+it is whole, so that every folder not called ``.part`` is whole. The CRC-32 of a row is written only after its pixels
+have reached the disk: if the builder is killed, the next builder resumes from the rows that have one.
 
 Rows are checked when an array is opened, and when they are copied to another array. Images whose rows are damaged are
 decoded anew.
