@@ -51,6 +51,7 @@ NAMES = {
     "mlflow.protos.databricks_pb2:ErrorCode.Name": "MLflow's exceptions carry the name of their code",
     "mlflow.store.artifact.artifact_repo:ArtifactRepository.delete_artifacts": "MlflowClient deletes no artifacts",
     "mlflow.store.artifact.artifact_repository_registry:get_artifact_repository": "it opens the repository of a URI",
+    "mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.artifact_dir": "a stored checkpoint is synced",
     "mlflow.store.db.utils:_get_latest_schema_revision": "it tells a database that was left between its migrations",
     "mlflow.store.db.utils:_initialize_tables": "it makes a database under a temporary name",
     "mlflow.store.db.db_types:DATABASE_ENGINES": "it tells a database from a server",

@@ -26,7 +26,8 @@ def write_ahead(url: str) -> None:
 
     A commit is then a write to the log (https://www.sqlite.org/wal.html, ``synchronous=NORMAL``): about 1 ms where a
     sync takes 3 to 20 ms. What was committed survives the end of the process, ``kill -9`` included. A power cut can
-    undo the last commits, never one without those after it, and leaves the database intact.
+    undo the last commits, never one without those after it, and leaves the database intact; :func:`sync_log` prevents
+    that for all commits before it.
 
     Other databases and files on network file systems stay as they are.
 
@@ -72,9 +73,9 @@ def make_whole(path: Path, fill: Callable[[Engine], None]) -> None:
 
 
 def sync_log(url: str) -> None:
-    """Wait until all commits to a database of :func:`write_ahead` are on the disk itself; other databases see to that.
+    """Wait until all commits to a database of :func:`write_ahead`, by any process, are on the disk itself.
 
-    One sync of the log does for all commits before it, of all processes.
+    Other databases sync each commit by themselves.
     """
     path = file_of(url)
     if path is not None:
