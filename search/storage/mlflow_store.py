@@ -83,11 +83,12 @@ def make_store(uri: str, say: Callable[[str], None]) -> None:
     # Without permission FileLock would wait for ever.
     lock.touch()
     with FileLock(lock):
-        if not _is_to_make(path):
-            return
-        if path.exists() and path.stat().st_size:
-            say(f"{path} was left in the middle of MLflow's migrations and holds no run: it is made anew")
-        make_whole(path, fill_mlflow)
+        if _is_to_make(path):
+            if path.exists() and path.stat().st_size:
+                say(f"{path} was left in the middle of MLflow's migrations and holds no run: it is made anew")
+            make_whole(path, fill_mlflow)
+        # A process that waits for the file finds the database whole.
+        lock.unlink(missing_ok=True)
 
 
 def _is_to_make(path: Path) -> bool:
