@@ -10,11 +10,13 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 
+from search.config import without_password
 from search.storage import is_outage, retrying_mlflow
 from search.tracking.background_writer import BackgroundWriter
 from search.tracking.batches import Batches
 from search.tracking.sink import CHECKPOINT_FILE, Sink, find_run, is_absent
 from strategies import UnfreezeError, first_line
+from trainers import DamagedFileError, check_tensors
 
 
 class Reader:
@@ -106,11 +108,19 @@ class Reader:
         return None if any(one.path == CHECKPOINT_FILE and one.file_size != 0 for one in files) else "checkpoint"
 
     def fetch_checkpoint(self, run: str, folder: Path) -> Path:
-        """Copy a run's checkpoint into ``folder``.
+        """Copy a run's checkpoint into ``folder``, and check the copy.
 
         Raises:
             AwayError: MLflow cannot be reached.
+            DamagedFileError: The checkpoint is truncated or altered; the message names the artifact.
             UnfreezeError: The checkpoint is not there.
         """
         with self._reading(f"the checkpoint of run {run}"):
-            return Path(self._client.download_artifacts(self._sink.id_of(run), CHECKPOINT_FILE, str(folder)))
+            run_id = self._sink.id_of(run)
+            copy = Path(self._client.download_artifacts(run_id, CHECKPOINT_FILE, str(folder)))
+        try:
+            check_tensors(copy)
+        except DamagedFileError as error:
+            place = without_password(f"{self._sink.artifacts_uri_of(run)}/{CHECKPOINT_FILE}")
+            raise DamagedFileError(f"the checkpoint of run {run_id} is damaged: {place}") from error
+        return copy
