@@ -19,9 +19,10 @@ from search.study.loop import run_trials
 from search.study.opening import lock_place, prepare
 from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
-from search.trials import OpenStudy, is_whole, queue_lost, reconcile_runs, recover_trials
+from search.trials import OpenStudy, is_whole, queue_lost, reconcile_runs, recover_trials, try_again
 from search.winner import VERDICT, confirm, crown, describe_verdict, propose
 from strategies import Fixed, TrialError
+from trainers import DamagedFileError
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,12 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
         terminal.say("Scoring mixtures of the best weights on validation")
     confirmed = confirm(open_study, best) if open_study.config.confirm.seeds else []
     trial = _first_whole(open_study, [trial for trial, _ in confirmed] or best)
-    winner = crown(open_study, trial, [one for _, one in confirmed])
+    try:
+        winner = crown(open_study, trial, [one for _, one in confirmed])
+    except DamagedFileError:
+        # The error names the file; without the file, the next run would end with the same error.
+        try_again(open_study, trial, "its checkpoint is damaged")
+        raise
     entries = {name: entry for space in open_study.spaces.values() for name, entry in space.items()}
     searched = [name for name, entry in entries.items() if not isinstance(entry, Fixed)]
     shares = importances(open_study.study)

@@ -55,6 +55,11 @@ def _queue(open_study: OpenStudy, trial: FrozenTrial, lacking: str, of_everyone:
     if not (of_everyone or owner is None or is_mine(trial) or is_gone(owner)):
         open_study.watcher.say(f"trial {trial.number} is left out: its process has not given MLflow its {lacking} yet")
         return
+    try_again(open_study, trial, f"MLflow has lost its {lacking}")
+
+
+def try_again(open_study: OpenStudy, trial: FrozenTrial, reason: str) -> None:
+    """Queue a told trial again, with a message; from now on it counts as killed."""
     with open_study.lock:
         requeue(open_study.study, trial, attempt_of(trial))
-    open_study.watcher.say(f"trial {trial.number} is tried again: MLflow has lost its {lacking}")
+    open_study.watcher.say(f"trial {trial.number} is tried again: {reason}")

@@ -104,6 +104,20 @@ def test_a_best_trial_that_mlflow_has_lost_is_tried_again(new_lab, capsys):
     assert lab.trials()[-1].user_attrs[RETRY_OF] == again.number
 
 
+def test_a_best_trial_whose_checkpoint_is_damaged_is_tried_again_by_the_next_run(new_lab, capsys):
+    lab = new_lab(**STUDY)
+    lab.train("budget.trials=1")
+    (best,) = lab.trials()
+    checkpoint = lab.artifact(lab.runs()[0], CHECKPOINT_FILE)
+    os.truncate(checkpoint, checkpoint.stat().st_size // 2)
+    assert lab.run("budget.trials=1") != 0
+    said = capsys.readouterr()
+    assert "trial 0 is tried again: its checkpoint is damaged" in said.out
+    assert "error: the checkpoint of run " in said.err
+    lab.train("budget.trials=1")
+    check_tried_again(lab, best, 1)
+
+
 @contextmanager
 def opened(lab: Lab) -> Iterator[OpenStudy]:
     with Terminal("loss") as terminal:
