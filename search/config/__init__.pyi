@@ -12,6 +12,7 @@ from .places import StoreConfig as StoreConfig
 from .places import TrackingConfig as TrackingConfig
 from .schema import Key as Key
 from .schema import build_config as build_config
+from .schema import check_section as check_section
 from .schema import schema_keys as schema_keys
 from .sections import Cost as Cost
 from .sections import PrunerConfig as PrunerConfig
@@ -22,4 +23,5 @@ from .study_files import list_spaces as list_spaces
 from .study_files import list_studies as list_studies
 from .study_files import load_space as load_space
 from .study_files import load_study as load_study
+from .urls import sqlite_file as sqlite_file
 from .urls import without_password as without_password
