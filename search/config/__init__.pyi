@@ -14,6 +14,7 @@ from .schema import Key as Key
 from .schema import build_config as build_config
 from .schema import check_section as check_section
 from .schema import schema_keys as schema_keys
+from .schema import tracking_uri as tracking_uri
 from .sections import Cost as Cost
 from .sections import PrunerConfig as PrunerConfig
 from .sections import SamplerConfig as SamplerConfig

@@ -51,7 +51,7 @@ class HousekeepingConfig(Section):
     days: float | None = Field(
         None,
         gt=0,
-        le=MANY,
+        le=100_000,
         description="remove checkpoints of trials that ended so many days ago, and caches unused since; null: none",
     )
     gib: float | None = Field(

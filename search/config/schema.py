@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from search.config.defaults import DEFAULT_SPACE
 from search.config.limits import shortened, unusable_values
+from search.config.places import TrackingConfig
 from search.config.section import Section
 from search.config.study import StudyConfig
 from strategies import CHOICES, ConfigError, Strategy, nearest
@@ -160,6 +161,15 @@ def check_section(name: str, section: type[S], values: Mapping[str, Any]) -> S:
         return section.model_validate(dict(values))
     except ValidationError as error:
         raise _refusal(_all_lines(error, (name,))) from None
+
+
+def tracking_uri(given: str) -> str:
+    """MLflow's address from outside of a study file, after the same check as in one.
+
+    Raises:
+        ConfigError: Nothing can be at that address.
+    """
+    return check_section("tracking", TrackingConfig, {"uri": given}).uri
 
 
 def _refusal(lines: Sequence[str]) -> ConfigError:

@@ -12,8 +12,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
-from search.config import without_password
+from search.config import sqlite_file, without_password
 from search.storage.postgres import with_driver
+from search.storage.presence import MLFLOW_TABLE, check_begun
 from strategies import ConfigError, WeightsError, first_line
 
 
@@ -47,9 +48,10 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
     # download_artifacts looks up models in the global store, whatever its tracking_uri says (MLflow 3.17).
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
+        check_begun("tracking.uri", tracking_uri, MLFLOW_TABLE)
         with retrying_mlflow():
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, ConfigError, OSError) as error:
         raise WeightsError(first_line(error)) from error
 
 
@@ -86,13 +88,16 @@ def reachable(uri: str) -> str:
 
 
 def absolute_sqlite(uri: str) -> str:
-    """A ``sqlite:///`` URI with an absolute path, whose folder is made; other URIs unchanged."""
+    """A ``sqlite:///`` URI with an absolute path; other URIs unchanged."""
     prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return uri
-    path = Path(uri.removeprefix(prefix)).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f"{prefix}{path}"
+    return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
+
+
+def make_folder_of(uri: str) -> None:
+    """Make the folder of a SQLite database, which is about to be made."""
+    file = sqlite_file(uri)
+    if file:
+        Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -104,8 +109,9 @@ def reading_mlflow(uri: str, what: str) -> Iterator[MlflowClient]:
         what: Name of what is read, for the message.
 
     Raises:
-        ConfigError: The store cannot be read.
+        ConfigError: The store is not there, or cannot be read.
     """
+    check_begun("tracking.uri", uri, MLFLOW_TABLE)
     try:
         with retrying_mlflow():
             yield MlflowClient(reachable(uri))
