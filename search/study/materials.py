@@ -9,7 +9,7 @@ import optuna
 import torch
 
 from search.config import StudyConfig, check_extras
-from search.storage import fetch_uri
+from search.storage import MLFLOW_TABLE, check_begun, fetch_uri
 from search.study.teacher import load_teacher
 from search.trials import Materials, Watcher
 from strategies import ConfigError, Space, check_depths, check_optimizer_names
@@ -63,6 +63,8 @@ def open_models(config: StudyConfig, terminal: Watcher) -> Models:
         torch.set_num_threads(config.threads)
     sources = _open_sources(config, terminal)
     _check_depths(space, list(sources.values()))
+    if config.teacher is not None:
+        check_begun("teacher: tracking.uri", config.tracking.uri, MLFLOW_TABLE)
     return Models(sources, device, compiler)
 
 
