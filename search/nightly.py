@@ -101,13 +101,13 @@ def tell(nights: Sequence["Night"], seconds: float, summary: Path | None, notify
 
     text, code = as_markdown(nights, seconds), 0
     print(f"\n{text}")
-    try:
-        if summary is not None:
+    if summary is not None:
+        try:
             summary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        # The disk may be full by now; the summary is sent all the same.
-        print(f"error: {unwritable('--summary', summary, error)}", file=sys.stderr)
-        code = FAILED
+        except OSError as error:
+            # The disk may be full by now; the summary is sent all the same.
+            print(f"error: {unwritable('--summary', summary, error)}", file=sys.stderr)
+            code = FAILED
     send(notify, _title(nights), text)
     return code
 

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from search.config.limits import shortened
+from search.config.limits import check_references, shortened
 from search.config.schema import build_config, section_names
 from search.config.study import StudyConfig
 from search.config.study_files import as_dict, find_study, list_studies, load_space, load_study
@@ -247,6 +247,7 @@ def _set(holder: dict[str, Any], last: str, change: Change, is_section: bool) ->
 
 
 def _resolved(values: dict[str, Any]) -> dict[str, Any]:
+    check_references(values)
     try:
         return as_dict(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:

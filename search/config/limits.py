@@ -1,5 +1,6 @@
 """Limits of what a configuration may hold: a value beyond them would fail late, or keep the process busy for ever."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ _MOST_BYTES, _MOST_VALUES, _MOST_DEPTH = 2**18, 10_000, 20
 # Bytes of a name between two slashes, on all usual file systems.
 _MOST_NAME = 255
 _MOST_LINE = 1000
+_REFERENCE = re.compile(r"\$\{(\.*)([^${}:]+)\}")
 
 
 def read_bounded(path: Path) -> str:
@@ -37,7 +39,7 @@ def read_bounded(path: Path) -> str:
     open_nodes: list[_Node] = [_Node()]
     anchored: dict[str, _Node] = {}
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        where = f"{path}, line {event.start_mark.line + 1}"
+        where = f"{path}, line {event.start_mark.line + 1}" if event.start_mark else str(path)
         node = _Node(1)
         match event:
             case yaml.CollectionStartEvent():
@@ -49,7 +51,7 @@ def read_bounded(path: Path) -> str:
                 node.is_open = False
                 open_nodes[-1].add(node)
             case yaml.AliasEvent():
-                node = anchored.get(event.anchor, node)
+                node = anchored.get(event.anchor or "", node)
                 if node.is_open:
                     raise ConfigError(f"{where}: the alias *{event.anchor} is inside of what it stands for")
                 open_nodes[-1].add(node)
@@ -75,6 +77,54 @@ class _Node:
     def add(self, below: "_Node") -> None:
         self.size += below.size
         self.depth = max(self.depth, below.depth + 1)
+
+
+def check_references(values: Mapping[str, Any]) -> None:
+    """Refuse interpolations that stand for too many values: a chain of thirty, each twice the one before, has no end.
+
+    Raises:
+        ConfigError: Names the key of the first that does.
+    """
+    sizes: dict[tuple[str, ...], int] = {}
+
+    def size_of(path: tuple[str, ...], depth: int = 0) -> int:
+        if depth > _MOST_DEPTH:
+            raise ConfigError(f"{'.'.join(path)}: more than {_MOST_DEPTH} levels deep, with interpolations")
+        if path not in sizes:
+            # Stays where the path leads back here, which is refused when it is resolved.
+            sizes[path] = 1
+            value = _at(values, path)
+            if isinstance(value, Mapping):
+                sizes[path] += sum(size_of((*path, str(key)), depth + 1) for key in value)
+            elif isinstance(value, list | tuple):
+                sizes[path] += sum(size_of((*path, str(place)), depth + 1) for place in range(len(value)))
+            elif isinstance(value, str):
+                sizes[path] += sum(size_of(other, depth + 1) for other in _references(value, path))
+            if sizes[path] > _MOST_VALUES:
+                raise ConfigError(f"{'.'.join(path)}: stands for more than {_MOST_VALUES:,} values by interpolation")
+        return sizes[path]
+
+    for key in values:
+        size_of((str(key),))
+
+
+def _references(text: str, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The keys that a text's interpolations name: ``${a.b}``, ``${a[b]}``, or from the key above, ``${.b}``."""
+    for dots, key in _REFERENCE.findall(text):
+        above = path[: len(path) - len(dots)] if dots else ()
+        yield (*above, *filter(None, re.split(r"[.\[\]]+", key)))
+
+
+def _at(values: Any, path: tuple[str, ...]) -> Any:
+    """The value at a path; None where there is none."""
+    for part in path:
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list | tuple) and part.isdecimal() and int(part) < len(values):
+            values = values[int(part)]
+        else:
+            return None
+    return values
 
 
 def unusable_values(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[str]:

@@ -51,21 +51,19 @@ def test_a_study_that_is_refused_leaves_nothing(study, capsys):
         ("model.weights=/none.safetensors",): "model.weights: none available",
         (
             "model.weights=models:/pets@champion",
-        ): "models:/pets@champion: tracking.uri: 'sqlite:///mlruns/mlflow.db' is",
+        ): "model.weights: none available for test_resnet: models:/pets@champion",
         ("teacher=models:/pets@champion", "strategy.distill_weight=0.5"): "teacher: tracking.uri: 'sqlite:///mlruns/ml",
         ("device=cuda:99",): "device: 'cuda:99' cannot be used",
         ("data.root=/none",): "data.root=/none does not exist",
         ("model.name=test_vit", "data.image_size=40"): "data.image_size: test_vit cannot take images of 40 px",
         ("strategy.depth={low: 0, high: 99}",): "strategy.depth.high: 99 blocks asked for, the model has 5",
         ("compile=reduce-overhead", "device=cpu"): "compile: 'reduce-overhead' records CUDA graphs",
-        ("strategy.drop_path=0.1",): "strategy.drop_path: 0.1 cannot be used",
+        ("strategy.distill_weight=0.5",): "strategy.distill_weight: 0.5 cannot be used",
         ("store.url=sqlite:////proc/none/x.db",): "store.url: 'sqlite:////proc/none/x.db' cannot be opened: ",
         ("store.url=sqlite:///lab.yaml/x.db",): "store.url: 'sqlite:///lab.yaml/x.db' cannot be opened: ",
         ("store.url='sqlite:///x.db?timeout=abc'",): "store.url: 'sqlite:///x.db?timeout=abc' cannot be opened: ",
         ("store.url=oracle://x/y",): "store.url: 'oracle://x/y' cannot be opened: ",
-        (
-            "store.url=grpc://127.0.0.1:99999999",
-        ): "store.url: 'grpc://127.0.0.1:99999999' is not an address: Port out of",
+        ("store.url=grpc://127.0.0.1:99999999",): "store.url: 'grpc://127.0.0.1:99999999' is not an address: Port",
         ("tracking.uri=sqlite:////proc/none/x.db",): "tracking.uri: 'sqlite:////proc/none/x.db' cannot be used: ",
         ("tracking.uri=nosuch://x/y",): "tracking.uri: 'nosuch://x/y' cannot be used: ",
         ("tracking.artifacts=/proc/none",): "tracking.artifacts: '/proc/none' cannot be written to: ",
@@ -112,7 +110,7 @@ def test_commands_refuse_what_they_cannot_do_before_they_begin(study, capsys):
         (
             store.main,
             ["store.url=sqlite:///new.db", "--host", "300.1.1.1"],
-            "--port 13000: cannot be listened at on 300",
+            "--port 13000: cannot be listened at on",
         ),
         (store.main, ["--port", "65536"], "argument --port: '65536' is not a whole number from 0 to 65535"),
         (predict.main, ["models:/x@champion", "lab.yaml", "--batch-size", "0"], "argument --batch-size: '0' is not a"),
@@ -120,13 +118,13 @@ def test_commands_refuse_what_they_cannot_do_before_they_begin(study, capsys):
         (
             predict.main,
             ["models:/x@champion", "lab.yaml", "--tracking-uri", "sqlite://"],
-            "tracking.uri: 'sqlite://' is",
+            "tracking.uri: 'sqlite",
         ),
         (predict.main, ["x", LONG], f"{LONG}: no such file"),
         (
             predict.main,
             ["x", "lab.yaml", "--out", "/proc/none/x.csv"],
-            "--out: '/proc/none/x.csv' cannot be written: No",
+            "--out: '/proc/none/x.csv' cannot be written",
         ),
         (export.main, ["models:/x/1", "--out", "x.pt2"], f"tracking.uri: 'sqlite:///mlruns/mlflow.db' {there}"),
         (rerun.main, ["0", "tracking.uri=sqlite:///none/x.db"], f"tracking.uri: 'sqlite:///none/x.db' {there}"),
@@ -135,7 +133,7 @@ def test_commands_refuse_what_they_cannot_do_before_they_begin(study, capsys):
         (
             housekeeping.main,
             ["--gib", "1e300"],
-            "--gib: 1e+300 is not a number at least 0 and at most 1000000, or null",
+            "--gib: 1e+300 is not a number at least 0 and at most 1000000",
         ),
         (nightly.main, [study, "budget.hours=null"], "budget.hours: null; a night has an end"),
     ]:

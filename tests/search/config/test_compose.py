@@ -218,6 +218,15 @@ def test_aliases_stand_for_their_values(study):
     assert compose_study([study(text)]).presets == {"a": {"lr": 0.01}, "b": {"lr": 0.01}, "c": {"lr": 0.01, "depth": 1}}
 
 
+@pytest.mark.parametrize("reference", ["${presets.p%d.x}", "${presets[p%d].x}", "${..p%d.x}"])
+def test_interpolations_without_end_are_refused(study, reference):
+    chain = [f"  p{k}: {{x: '{(reference % (k - 1)) * 2 if k else 'lol'}'}}\n" for k in range(40)]
+    said = refusal(study("presets:\n" + "".join(chain)))
+    turned = refusal(study("presets:\n" + "".join(reversed(chain))))
+    assert turned == "presets.p20.x: more than 20 levels deep, with interpolations"
+    assert said == "presets.p13.x: stands for more than 10,000 values by interpolation"
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
