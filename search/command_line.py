@@ -1,12 +1,15 @@
 """What every command does around its work: exit codes, and errors in one line."""
 
 import os
+import re
 import sys
 import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from strategies import UnfreezeError
+from strategies import ConfigError, UnfreezeError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -23,6 +26,51 @@ def in_words(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) or "''"
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers from ``low`` to ``high``, for argparse."""
+
+    def read(word: str) -> int:
+        # Longer words are numbers that Python may refuse to read.
+        if not re.fullmatch(r"[+-]?\d{1,18}", word, re.ASCII) or not low <= int(word) <= high:
+            raise ArgumentTypeError(f"{word[:40]!r} is not a whole number from {low} to {high}")
+        return int(word)
+
+    return read
+
+
+#: The type of an option that takes a port.
+port_number = whole_number(1, 65535)
+
+
+def check_output(option: str, file: Path) -> None:
+    """Refuse a file that a command could not write at its end; nothing is left where there was no file.
+
+    Args:
+        option: The option that names the file.
+        file: The file.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    try:
+        with file.open("xb"):
+            pass
+        file.unlink()
+    except FileExistsError:
+        try:
+            with file.open("ab"):
+                pass
+        except OSError as error:
+            raise unwritable(option, file, error) from error
+    except (OSError, ValueError) as error:
+        raise unwritable(option, file, error) from error
+
+
+def unwritable(option: str, file: Path, error: Exception) -> ConfigError:
+    """The error for a file that cannot be written."""
+    return ConfigError(f"{option}: {str(file)[:300]!r} cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
 def report_fault(error: Exception, label: str = "") -> None:

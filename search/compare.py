@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import exit_code
+from search.command_line import check_output, exit_code, unwritable, whole_number
 from search.processes import importing
 from search.reporting import as_csv, as_json, rows_of, searched_fields, table_of
 from strategies import ConfigError
@@ -24,6 +24,8 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
     Raises:
         ConfigError: A study is in no store, or the file cannot be written.
     """
+    if out is not None:
+        check_output("--out", out)
     # Only here: they take seconds to import.
     with importing():
         from rich.console import Console
@@ -48,7 +50,7 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
+        raise unwritable("--out", out, error) from error
     print(f"{len(rows)} trials written to {out}")
     return 0
 
@@ -74,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="studies, and where their stores are")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="completed trials of each study; 0 for all")
+    parser.add_argument(
+        "--top", type=whole_number(0, 10**9), default=10, metavar="N", help="completed trials of each study; 0 for all"
+    )
     parser.add_argument("--all", action="store_true", help="also trials that were pruned, killed or failed")
     parser.add_argument("--format", choices=("table", "csv", "json"), help="table by default, or the ending of --out")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write csv or json there")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search.command_line import exit_code
-from search.config import HousekeepingConfig
+from search.config import HousekeepingConfig, check_section
 from search.processes import importing
 from search.study import tidy
 from strategies import ConfigError
@@ -30,11 +30,10 @@ def housekeeping(words: Sequence[str], cache: Path, days: float | None, gib: flo
     """
     if days is None and gib is None:
         raise ConfigError("say what is too old or too much: --days N, --gib N")
-    if days is not None and not days > 0:
-        raise ConfigError(f"--days: {days:g} is not above 0")
-    if gib is not None and not gib >= 0:
-        raise ConfigError(f"--gib: {gib:g} is not at least 0")
-    how = HousekeepingConfig(days=days, gib=gib)
+    try:
+        how = check_section("housekeeping", HousekeepingConfig, {"days": days, "gib": gib})
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("housekeeping.", "--")) from error
     # Only here: it takes seconds to import.
     with importing():
         from search.storage import open_stored

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import FAILED, exit_code
+from search.command_line import FAILED, check_output, exit_code, whole_number
+from search.config import tracking_uri
 from search.winner import answers_of, find_images, load, with_mask_files, write_answers
 from strategies import ConfigError
 
@@ -32,12 +33,14 @@ def predict(options: argparse.Namespace) -> int:
     """
     if options.out is not None and options.out.suffix not in _SUFFIXES:
         raise ConfigError(f"--out: {options.out} ends in none of {', '.join(_SUFFIXES)}")
+    if options.out is not None:
+        check_output("--out", options.out)
     images = find_images(options.images)
     import pandas as pd
     from rich.console import Console
     from rich.progress import track
 
-    model = load(options.model, options.tracking_uri)
+    model = load(options.model, tracking_uri(options.tracking_uri))
     bad: list[str] = []
     batches = answers_of(model, images, options.batch_size, options.skip_bad, bad)
     console = Console(stderr=True)
@@ -67,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and patterns")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the answers")
     parser.add_argument("--masks", type=Path, metavar="FOLDER", help="write masks there as PNG files")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once, 64 by default")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1, 10**6), default=64, metavar="N", help="images at once, 64 by default"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--tracking-uri", default=_STORE, metavar="URI", help=f"MLflow's store, {_STORE} by default")
     options = parser.parse_args(arguments)

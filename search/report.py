@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import exit_code
+from search.command_line import check_output, exit_code, unwritable
 from search.processes import importing
 from search.reporting import build
 from strategies import ConfigError
@@ -22,6 +22,8 @@ def write(words: Sequence[str], out: Path | None) -> int:
     Raises:
         ConfigError: A study is in no store, its stores cannot be read, or the file cannot be written.
     """
+    if out is not None:
+        check_output("--out", out)
     # Only here: they take seconds to import.
     with importing():
         from search.reporting import summarize
@@ -36,7 +38,7 @@ def write(words: Sequence[str], out: Path | None) -> int:
         try:
             file.write_text(page, encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"--out: {file} cannot be written: {error.strerror}") from error
+            raise unwritable("--out", file, error) from error
         print(f"{stored.name}: {file.absolute().as_uri()}")
     return 0
 

@@ -12,7 +12,9 @@ from .places import StoreConfig as StoreConfig
 from .places import TrackingConfig as TrackingConfig
 from .schema import Key as Key
 from .schema import build_config as build_config
+from .schema import check_section as check_section
 from .schema import schema_keys as schema_keys
+from .schema import tracking_uri as tracking_uri
 from .sections import Cost as Cost
 from .sections import PrunerConfig as PrunerConfig
 from .sections import SamplerConfig as SamplerConfig
@@ -22,4 +24,5 @@ from .study_files import list_spaces as list_spaces
 from .study_files import list_studies as list_studies
 from .study_files import load_space as load_space
 from .study_files import load_study as load_study
+from .urls import sqlite_file as sqlite_file
 from .urls import without_password as without_password

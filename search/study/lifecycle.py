@@ -17,6 +17,7 @@ from search.scheduling import Ledger, pareto_front, ranked
 from search.storage import FRONT, MODEL, RUN_ID, taking_turns
 from search.study.loop import run_trials
 from search.study.opening import lock_place, prepare
+from search.study.places import check_places
 from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
 from search.trials import OpenStudy, is_whole, queue_lost, reconcile_runs, recover_trials, try_again
@@ -42,6 +43,7 @@ def run_study(config: StudyConfig) -> None:
         NoTrialFinishedError: Every trial failed.
         KeyboardInterrupt: After the running trial was queued again.
     """
+    check_places(config)
     with (
         stopped_by_signals(),
         executor_of(config) as executor,

@@ -6,8 +6,10 @@ import signal
 import socket
 import urllib.request
 
+import optuna
 import pytest
 
+from search.storage import IDENTITY
 from search.tracking import page_of
 from search.ui import main
 
@@ -42,7 +44,13 @@ def test_mlflow_and_optuna_are_served_for_the_stores_of_a_study_until_ctrl_c(lab
             urllib.request.urlopen(page)
 
 
+def begin(lab) -> None:
+    """Make the study's stores, in which no test here looks for more."""
+    optuna.create_study(study_name="lab", storage=lab.optuna_url).set_user_attr(IDENTITY, {})
+
+
 def test_a_port_that_was_asked_for_and_is_taken_is_refused(lab, capsys):
+    begin(lab)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -58,6 +66,7 @@ def test_stores_of_different_studies_are_not_guessed(lab, new_lab, capsys):
 
 @pytest.mark.slow
 def test_optuna_is_served_where_a_server_of_ones_own_does_not_answer(lab):
+    begin(lab)
     process = lab.start_code(START, str(lab.file), "tracking.uri=http://me:secret@127.0.0.1:9")
     lines = [process.stdout.readline() for _ in range(3)]
     assert lines[0] == "MLflow  http://me:***@127.0.0.1:9  (a server of its own)\n"
