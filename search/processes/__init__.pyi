@@ -14,5 +14,9 @@ from .rank_group import RankGroup as RankGroup
 from .rank_group import RankLostError as RankLostError
 from .signals import stop_if_asked as stop_if_asked
 from .signals import stopped_by_signals as stopped_by_signals
+from .temporary import drop_left_over as drop_left_over
+from .temporary import temporary_files_in as temporary_files_in
+from .temporary import temporary_folder as temporary_folder
+from .temporary import temporary_place as temporary_place
 from .timeout import over_the_limit as over_the_limit
 from .timeout import time_limit as time_limit

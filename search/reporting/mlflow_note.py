@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
+from search.processes import temporary_folder
 from search.reporting.page import build
 from search.reporting.rows import rows_of
 from search.reporting.summary import summarize
@@ -40,7 +41,8 @@ def write_note(open_study: OpenStudy, best: Sequence[FrozenTrial], winner: Winne
     # The report is made from what MLflow has stored.
     open_study.tracker.flush()
     try:
-        page = build(summarize(stored))
+        with temporary_folder(open_study.temporary) as folder:
+            page = build(summarize(stored, folder))
     except ConfigError as error:
         if isinstance(error.__cause__, Exception) and is_outage(error.__cause__):
             raise open_study.tracker.writer.away(error.__cause__) from error

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from search.config import StudyConfig, without_password
 from search.executors import Executor, executor_of, run_pool
-from search.processes import stopped_by_signals
+from search.processes import drop_left_over, stopped_by_signals
 from search.reporting import Terminal, importances, write_note
 from search.scheduling import Ledger, pareto_front, ranked
 from search.storage import FRONT, MODEL, RUN_ID, taking_turns
@@ -49,6 +49,7 @@ def run_study(config: StudyConfig) -> None:
         open_study = prepare(config, terminal)
         try:
             with taking_turns(lock_place(config), "begin", terminal.say):
+                drop_left_over(open_study.temporary)
                 recover_trials(open_study)
                 reconcile_runs(open_study)
                 sweep_probes(open_study)

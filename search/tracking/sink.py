@@ -1,7 +1,6 @@
 """The sink of a study's writes: an MLflow store. Every write is idempotent."""
 
 import shutil
-import tempfile
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
+from search.processes import temporary_folder
 from search.storage import is_outage
 from search.tracking import writes
 from search.tracking.writes import Begin, Drop, End, Log, Upload, Write
@@ -69,13 +69,19 @@ class Sink:
         client: Client of the store.
         study: Name of the study, which is the name of its experiment.
         artifacts: URI of the folder for a new experiment; None where the server decides.
+        temporary: Where temporary folders are made.
         experiment_id: Id of the study's experiment; None to look it up or make the experiment.
     """
 
     def __init__(
-        self, client: MlflowClient, study: str, artifacts: str | None, experiment_id: str | None = None
+        self,
+        client: MlflowClient,
+        study: str,
+        artifacts: str | None,
+        temporary: Path,
+        experiment_id: str | None = None,
     ) -> None:
-        self._client, self._study, self._artifacts = client, study, artifacts
+        self._client, self._study, self._artifacts, self._temporary = client, study, artifacts, temporary
         self._experiment_id = experiment_id
         self._ids: dict[str, str] = {}
         # Errors of runs that MLflow refused to begin: later writes to these runs are refused with the same error.
@@ -177,11 +183,13 @@ class Sink:
             # MLflow leaves data sets that the run has already as they are.
             self._client.log_inputs(run_id, [_input(one) for one in write.datasets])
         if write.files:
-            with tempfile.TemporaryDirectory() as folder:
+            with temporary_folder(self._temporary) as folder:
+                # Apart from the file that names the folder's owner.
+                files = folder / "files"
                 for name, content in write.files.items():
-                    (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                    (Path(folder) / name).write_bytes(content)
-                self.artifacts_of(run_id).log_artifacts(folder)  # type: ignore[no-untyped-call]
+                    (files / name).parent.mkdir(parents=True, exist_ok=True)
+                    (files / name).write_bytes(content)
+                self.artifacts_of(run_id).log_artifacts(str(files))  # type: ignore[no-untyped-call]
 
     def _upload(self, write: Upload, folder: Path) -> None:
         place = folder / write.run / write.place

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from search.config import StudyConfig
-from search.processes import RANK_TIMEOUT, RankGroup, RankOrders
+from search.processes import RANK_TIMEOUT, RankGroup, RankOrders, temporary_place
 from trainers import Device
 
 
@@ -24,4 +24,7 @@ def rank_group_of(config: StudyConfig, device: Device) -> RankGroup:
 
     executor = config.executor
     # On a cluster the process that trains runs on another machine than the one that checks.
-    return RankGroup(executor.gpus_per_trial, device, config.threads, orders, is_here=executor.name != "ray")
+    is_here = executor.name != "ray"
+    return RankGroup(
+        executor.gpus_per_trial, device, config.threads, orders, temporary_place(config.data.cache), is_here=is_here
+    )

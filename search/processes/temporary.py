@@ -1,0 +1,68 @@
+"""Temporary folders that name their owner, so that a later start removes those of processes that were killed."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from search.processes.ownership import is_gone, owner
+
+_PREFIX, _OWNER_FILE = "unfreeze-", ".owner"
+# A folder is made a moment before it names its owner.
+_UNNAMED_SECONDS = 60.0
+
+
+def temporary_place(cache: Path | str) -> Path:
+    """Where the temporary folders of the processes lie that share ``data.cache``."""
+    return Path(cache).absolute() / "temporary"
+
+
+@contextmanager
+def temporary_folder(within: Path) -> Iterator[Path]:
+    """While the ``with`` block runs, have a folder that this process alone may read.
+
+    Args:
+        within: Where the folder is made; made too where it is missing.
+    """
+    within.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=within))
+    try:
+        (folder / _OWNER_FILE).write_text(owner(), encoding="utf-8")
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """While the ``with`` block runs, have libraries make their temporary files in a folder, with all threads."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def drop_left_over(within: Path) -> None:
+    """Remove folders that processes of this user, on this host, have made by :func:`temporary_folder` and left."""
+    for folder in within.glob(f"{_PREFIX}*"):
+        if _is_left_over(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left_over(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    if found.st_uid != os.getuid():
+        return False
+    try:
+        return is_gone((folder / _OWNER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # It was killed before it named itself, or a power cut took the name back.
+        return time.time() - found.st_mtime > _UNNAMED_SECONDS
