@@ -6,6 +6,7 @@ from .orders import RankOrders as RankOrders
 from .ownership import is_gone as is_gone
 from .ownership import is_here as is_here
 from .ownership import owner as owner
+from .pipes import end_with_input as end_with_input
 from .pipes import lines_of as lines_of
 from .pipes import run_on_cores as run_on_cores
 from .pipes import take_stdout as take_stdout

@@ -59,6 +59,10 @@ class Checkpoints:
 
 
 def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a model's tensors to a safetensors file."""
+    """Write a model's tensors to a safetensors file, with the rights that the process gives its files."""
+    path.touch()
+    rights = path.stat().st_mode
     # safetensors takes neither tensors that share memory nor channels_last ones.
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in state_dict.items()}, path)
+    # safetensors replaces the file by one that only its owner may read; MLflow's server may run as another user.
+    path.chmod(rights)
