@@ -1,12 +1,11 @@
 """A logged model for other programs: ``python -m search.export MODEL --out model.onnx``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import exit_code
+from search.command_line import exit_code, say, set_up_logging
 from search.winner import check_destination, export_model, push
 from strategies import ConfigError
 
@@ -35,9 +34,9 @@ def export(model: str, out: Path, tracking_uri: str, repository: str | None) -> 
     if repository is not None and out.suffix:
         raise ConfigError("--push: the hub takes a timm folder; let --out name one")
     off = export_model(model, out, tracking_uri)
-    print(f"{out} gives the model's answers{', exactly' if off == 0 else f', to {off:.1e}'}")
+    say(f"{out} gives the model's answers{', exactly' if off == 0 else f', to {off:.1e}'}")
     if repository is not None:
-        print(push(out, repository))
+        say(push(out, repository))
     return 0
 
 
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hugging Face hub")
     parser.add_argument("--tracking-uri", default=_STORE, metavar="URI", help=f"MLflow's store, {_STORE} by default")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: export(options.model, options.out, options.tracking_uri, options.push), "nothing is kept")
 
 

@@ -1,5 +1,6 @@
 """What MLflow's pages show about a study that has ended: a note, learning curves and the report."""
 
+import re
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
@@ -63,10 +64,15 @@ def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
     ]
     table = [f"| rank | strategy | {metric} | seconds |", "| ---: | --- | ---: | ---: |"]
     for row in rows:
-        name = f"[{row['trial']} · {row['name']}]({_page(open_study, row['run'])})"
+        name = f"[{row['trial']} · {_plain(row['name'])}]({_page(open_study, row['run'])})"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.append(f"| {row['rank']} | {name} | {row['score']:.4f} | {seconds} |")
     return "\n\n".join([*above, "\n".join(table)])
+
+
+def _plain(text: str) -> str:
+    """A text as Markdown that shows it as it is: a model's name may hold a link or an HTML element."""
+    return re.sub(r"([\\`\[\]<>|&])", r"\\\1", text)
 
 
 def _page(open_study: OpenStudy, run: str) -> str:
