@@ -64,13 +64,13 @@ def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
     ]
     table = [f"| rank | strategy | {metric} | seconds |", "| ---: | --- | ---: | ---: |"]
     for row in rows:
-        name = f"[{row['trial']} · {_plain(row['name'])}]({_page(open_study, row['run'])})"
+        name = f"[{row['trial']} · {plain(row['name'])}]({_page(open_study, row['run'])})"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.append(f"| {row['rank']} | {name} | {row['score']:.4f} | {seconds} |")
     return "\n\n".join([*above, "\n".join(table)])
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text as Markdown that shows it as it is: a model's name may hold a link or an HTML element."""
     return re.sub(r"([\\`\[\]<>|&])", r"\\\1", text)
 

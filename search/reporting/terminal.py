@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from search.config import Cost
+from search.config import Cost, printable
 from search.reporting.console import SafeConsole
 from search.storage import DEPTH, ENDINGS, MODEL, REASON, STRATEGY, outcome_of, score_of
 from search.tracking import EpochEnded, Event, TrialEnded, TrialStarted
@@ -263,13 +263,15 @@ def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str
     console.print(escape(title), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     needed = 0
-    for heading, cells in columns.items():
+    # Spelled out here already, since control characters have no width.
+    texts = {printable(heading): [printable(cell) for cell in cells] for heading, cells in columns.items()}
+    for heading, cells in texts.items():
         # Spaces let a narrow terminal break headings and names in two lines.
         words = " ".join((heading.replace("_", " "), *cells)).split()
         width = max(map(len, words))
         needed += width + 2
         table.add_column(escape(heading.replace("_", " ")), justify="right", min_width=width)
-    for row in zip(*columns.values(), strict=True):
+    for row in zip(*texts.values(), strict=True):
         table.add_row(*map(escape, row))
     before = console.width
     # The terminal breaks lines that are still too wide; rich would cut words.

@@ -3,14 +3,18 @@
 import os
 import signal
 import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
-from lab import SMALL, finish, owners, train_both
+from lab import SMALL, family_of, finish, open_to_others, owners, train_both
 from ray.cluster_utils import Cluster
 
 from search.config import build_config
-from search.executors.ray_cluster import Fit, connected, fit, refuse_files
+from search.executors.ray_cluster import Fit, connected, fit, refuse_files, short_place
 from search.storage import ATTEMPT, REASON
 from strategies import ConfigError
 
@@ -72,18 +76,37 @@ def cluster():
     cluster.shutdown()
 
 
+@pytest.fixture
+def short_folder(monkeypatch) -> Iterator[Path]:
+    """A folder for temporary files, whose path is short enough for Ray's sockets."""
+    with TemporaryDirectory(dir="/tmp") as name:
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+def test_rays_sockets_go_where_their_paths_are_short_enough(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", "/scratch")
+    assert short_place() == Path("/scratch")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "of-a-job"))
+    assert short_place() == Path("/tmp")
+
+
 @pytest.mark.slow
-def test_a_study_on_ray_that_ctrl_c_stops_goes_on_to_its_end(new_lab, capsys, request):
+def test_a_study_on_ray_that_ctrl_c_stops_goes_on_to_its_end(new_lab, capsys, request, short_folder):
     lab = new_lab(**LONG)
     process = lab.start("budget.trials=2", "executor=ray", "executor.workers=2", leads=True)
     lab.wait_until(train_both, process)
-    everyone = psutil.Process(process.pid).children(recursive=True)
+    command, *everyone = family_of(process.pid)
+    assert open_to_others([command, *everyone]) == {}
+    (files,) = short_folder.glob("unfreeze-*")
+    assert list(files.glob("session_*/sockets/raylet"))
     # As a terminal does, to all that were not put into a group of their own.
     os.killpg(process.pid, signal.SIGINT)
     code, out, err = finish(process)
     assert code == 130, err
     assert "Workers 2 processes train at once on Ray, 1 CPU threads each" in out
     assert not psutil.wait_procs(everyone, timeout=60)[1]
+    assert not files.exists()
     assert lab.outcomes() == ["killed", "killed", None, None]
     assert [trial.user_attrs[ATTEMPT] for trial in lab.trials()[2:]] == [0, 0]
     assert lab.statuses() == ["KILLED", "KILLED"]
