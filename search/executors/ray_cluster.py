@@ -27,9 +27,9 @@ _PLACED_SECONDS = 900.0
 _ANSWER_SECONDS = 5.0
 # Variables of the command that a worker needs: addresses and credentials of MLflow and the hub.
 _PASSED_ON = ("MLFLOW_", "HF_")
-# A socket's path has at most 103 bytes on macOS, 107 on Linux. Of those, Ray's names and our folder's take 82:
-# /unfreeze-8letters/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store
-_MOST_PATH_BYTES = 103 - 82
+# A socket's path has at most 103 bytes on macOS, 107 on Linux. Of those, Ray's names and our folder's take 86:
+# /unfreeze-tmp-8letters/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store
+_MOST_PATH_BYTES = 103 - 86
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from search.processes.ownership import is_gone, owner
 
-_PREFIX, _OWNER_FILE = "unfreeze-", ".owner"
+_PREFIX, _OWNER_FILE = "unfreeze-tmp-", ".owner"
 # A folder is made a moment before it names its owner.
 _UNNAMED_SECONDS = 60.0
 
@@ -22,7 +22,7 @@ def temporary_place(cache: Path | str) -> Path:
 
 @contextmanager
 def temporary_folder(within: Path) -> Iterator[Path]:
-    """While the ``with`` block runs, have a folder that this process alone may read.
+    """While the ``with`` block runs, have a folder that this user alone may read.
 
     Args:
         within: Where the folder is made; made too where it is missing.
@@ -30,10 +30,18 @@ def temporary_folder(within: Path) -> Iterator[Path]:
     within.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=within))
     try:
-        (folder / _OWNER_FILE).write_text(owner(), encoding="utf-8")
+        _name_owner(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            # A process that is just ending has written into it meanwhile. Later starts remove it.
+            with suppress(OSError):
+                _name_owner(folder)
+
+
+def _name_owner(folder: Path) -> None:
+    (folder / _OWNER_FILE).write_text(owner(), encoding="utf-8")
 
 
 @contextmanager
@@ -50,19 +58,21 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 def drop_left_over(within: Path) -> None:
     """Remove folders that processes of this user, on this host, have made by :func:`temporary_folder` and left."""
     for folder in within.glob(f"{_PREFIX}*"):
-        if _is_left_over(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            found = folder.lstat()
+            if found.st_uid != os.getuid():
+                continue
+            if (folder / _OWNER_FILE).exists():
+                if _is_gone((folder / _OWNER_FILE).read_text(encoding="utf-8")):
+                    shutil.rmtree(folder, ignore_errors=True)
+            elif time.time() - found.st_mtime > _UNNAMED_SECONDS:
+                # Its process was killed at once, so that the folder is empty; any other is none of ours.
+                folder.rmdir()
 
 
-def _is_left_over(folder: Path) -> bool:
+def _is_gone(owner_text: str) -> bool:
     try:
-        found = folder.lstat()
-    except FileNotFoundError:
-        return False
-    if found.st_uid != os.getuid():
-        return False
-    try:
-        return is_gone((folder / _OWNER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # It was killed before it named itself, or a power cut took the name back.
-        return time.time() - found.st_mtime > _UNNAMED_SECONDS
+        return is_gone(owner_text)
+    except ValueError:
+        # A power cut took the owner's name back.
+        return True

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,7 @@ from PIL import Image
 import strategies
 import trainers
 from search.processes import temporary_files_in
+from search.storage import is_outage, reason_of
 from search.tracking import save_weights
 from search.trials import OpenStudy
 from strategies import Strategy, shown_size
@@ -78,6 +79,52 @@ def log_model(
         strategy: How the weights were trained; the served model uses the same views (``tta``).
         temperature: Divides the logits before they become probabilities; None for no division.
     """
+    files = _write_files(open_study, source, weights, folder, strategy, temperature)
+    content = _digest_of(run_id, files.values())
+    client = MlflowClient()
+    for model in _models_of(client, open_study.tracker.experiment_id):
+        if model.tags[_CONTENT_TAG] == _UNFINISHED:
+            _remove(client, model)
+        elif model.tags[_CONTENT_TAG] == content:
+            return str(model.model_uri)
+    # MLflow has no type for paths, bytes and arrays together, so the hint is Any. MLflow warns of that each time, past
+    # any filter; its warnings go to the log.
+    with (
+        temporary_files_in(folder),
+        warnings.catch_warnings(record=True) as caught,
+        mlflow.start_run(run_id=run_id),
+    ):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={name: str(path) for name, path in files.items()},
+            code_paths=[_copied(package, folder) for package in (strategies, trainers)],
+            input_example=[_example_image(open_study)],
+            pip_requirements=_requirements(open_study.config.model.decoder),
+            tags={_CONTENT_TAG: _UNFINISHED},
+        )
+        # The signature comes from the type hints of predict, which cannot name the output columns. Only its outputs
+        # change: a new signature is not marked as coming from hints, and MLflow would then turn lists of arrays into
+        # tables.
+        signature = info.signature
+        assert signature is not None, "predict has type hints"
+        signature.outputs = _columns(TASKS[open_study.materials.data.task], open_study.materials.data.classes)
+        set_signature(info.model_uri, signature)
+    for warning in caught:
+        logger.info("%s", warning.message)
+    client.set_logged_model_tags(info.model_id, {_CONTENT_TAG: content})
+    return str(info.model_uri)
+
+
+def _write_files(
+    open_study: OpenStudy,
+    source: ModelSource,
+    weights: State,
+    folder: Path,
+    strategy: Strategy,
+    temperature: float | None,
+) -> dict[str, Path]:
+    """Write the model's files, and return their paths by the names that the served model knows them by."""
     task = TASKS[open_study.materials.data.task]
     scale = task.scale(open_study.materials.data.train.targets)
     card = {
@@ -102,43 +149,10 @@ def log_model(
     np.save(seen_file, np.unique(np.concatenate(taught)))
     weights_file = folder / "weights.safetensors"
     save_weights(weights, weights_file)
-    content = _digest_of(run_id, card_file, seen_file, weights_file)
-    client = MlflowClient()
-    for model in _models_of(client, open_study.tracker.experiment_id):
-        if model.tags[_CONTENT_TAG] == _UNFINISHED:
-            _remove(client, model)
-        elif model.tags[_CONTENT_TAG] == content:
-            return str(model.model_uri)
-    # MLflow has no type for paths, bytes and arrays together, so the hint is Any. MLflow warns of that each time, past
-    # any filter; its warnings go to the log.
-    with (
-        temporary_files_in(folder),
-        warnings.catch_warnings(record=True) as caught,
-        mlflow.start_run(run_id=run_id),
-    ):
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"weights": str(weights_file), "card": str(card_file), "seen": str(seen_file)},
-            code_paths=[_copied(package, folder) for package in (strategies, trainers)],
-            input_example=[_example_image(open_study)],
-            pip_requirements=_requirements(open_study.config.model.decoder),
-            tags={_CONTENT_TAG: _UNFINISHED},
-        )
-        # The signature comes from the type hints of predict, which cannot name the output columns. Only its outputs
-        # change: a new signature is not marked as coming from hints, and MLflow would then turn lists of arrays into
-        # tables.
-        signature = info.signature
-        assert signature is not None, "predict has type hints"
-        signature.outputs = _columns(task, open_study.materials.data.classes)
-        set_signature(info.model_uri, signature)
-    for warning in caught:
-        logger.info("%s", warning.message)
-    client.set_logged_model_tags(info.model_id, {_CONTENT_TAG: content})
-    return str(info.model_uri)
+    return {"weights": weights_file, "card": card_file, "seen": seen_file}
 
 
-def _digest_of(run_id: str, *files: Path) -> str:
+def _digest_of(run_id: str, files: Iterable[Path]) -> str:
     """Digest of a run's id and of files."""
     found = hashlib.sha256(run_id.encode())
     for path in files:
@@ -147,24 +161,29 @@ def _digest_of(run_id: str, *files: Path) -> str:
     return found.hexdigest()
 
 
-def _models_of(client: MlflowClient, experiment_id: str) -> Iterator[LoggedModel]:
-    """The models that this function's module has logged to an experiment; those of earlier versions have no digest."""
+def _models_of(client: MlflowClient, experiment_id: str) -> list[LoggedModel]:
+    """The models that :func:`log_model` has logged to an experiment; those of earlier versions have no tag."""
+    found: list[LoggedModel] = []
     token = None
     while True:
         page = client.search_logged_models([experiment_id], page_token=token)
-        yield from (model for model in page if _CONTENT_TAG in model.tags)
+        found += [model for model in page if _CONTENT_TAG in model.tags]
         token = page.token
         if not token:
-            return
+            return found
 
 
 def _remove(client: MlflowClient, model: LoggedModel) -> None:
-    """Delete a logged model and its files."""
+    """Delete a logged model and its files; a store that does not allow this does not keep the study from its end."""
     # The folder of its artifacts is in a folder of its own.
     place = str(model.artifact_location).removesuffix("/artifacts")
-    get_artifact_repository(place).delete_artifacts()  # type: ignore[no-untyped-call]
-    client.delete_logged_model(model.model_id)
-    logger.info("logged model %s was left unfinished, and is removed", model.model_id)
+    try:
+        get_artifact_repository(place).delete_artifacts()  # type: ignore[no-untyped-call]
+        client.delete_logged_model(model.model_id)
+    except Exception as error:  # each store of artifacts has errors of its own
+        if is_outage(error):
+            raise
+        logger.warning("logged model %s is unfinished, and cannot be removed: %s", model.model_id, reason_of(error))
 
 
 def _columns(task: Task, classes: Sequence[str]) -> Schema:

@@ -98,7 +98,7 @@ def test_a_study_on_ray_that_ctrl_c_stops_goes_on_to_its_end(new_lab, capsys, re
     lab.wait_until(train_both, process)
     command, *everyone = family_of(process.pid)
     assert open_to_others([command, *everyone]) == {}
-    (files,) = short_folder.glob("unfreeze-*")
+    (files,) = short_folder.glob("unfreeze-tmp-*")
     assert list(files.glob("session_*/sockets/raylet"))
     # As a terminal does, to all that were not put into a group of their own.
     os.killpg(process.pid, signal.SIGINT)

@@ -22,18 +22,21 @@ def test_only_folders_of_ended_processes_of_this_host_are_removed(tmp_path):
         "ended": json.dumps(ended),
         "elsewhere": json.dumps(ended | {"host": "elsewhere"}),
         "cut-off": "",
+        "nameless": None,
+        "of-others": None,
         "just-made": None,
     }
     for name, text in owners.items():
-        (tmp_path / f"unfreeze-{name}").mkdir()
+        (tmp_path / f"unfreeze-tmp-{name}").mkdir()
         if text is not None:
-            (tmp_path / f"unfreeze-{name}" / ".owner").write_text(text)
-    os.utime(tmp_path / "unfreeze-cut-off", (0, 0))
-    (tmp_path / "other").mkdir()
+            (tmp_path / f"unfreeze-tmp-{name}" / ".owner").write_text(text)
+    (tmp_path / "unfreeze-tmp-of-others" / "file").touch()
+    for name in ("nameless", "of-others"):
+        os.utime(tmp_path / f"unfreeze-tmp-{name}", (0, 0))
     with temporary_folder(tmp_path) as mine:
         (mine / "file").touch()
         drop_left_over(tmp_path)
-        left = {"other", "unfreeze-elsewhere", "unfreeze-just-made"}
+        left = {f"unfreeze-tmp-{name}" for name in ("elsewhere", "of-others", "just-made")}
         assert {path.name for path in tmp_path.iterdir()} == left | {mine.name}
         assert (mine / "file").exists()
     assert {path.name for path in tmp_path.iterdir()} == left
