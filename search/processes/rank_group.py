@@ -94,7 +94,6 @@ class RankGroup:
         device: Device of rank 0; the others take the GPUs behind it, or on a CPU their shares of its threads.
         threads: CPU threads of all ranks together; None for torch's own number.
         orders: Gives the first line of a rank's input, from its device, its threads, and the file by which ranks meet.
-        temporary: Where a temporary folder is made.
         is_here: Whether all ranks run on this machine, whose GPUs can be counted.
 
     Raises:
@@ -107,11 +106,10 @@ class RankGroup:
         device: Device,
         threads: int | None,
         orders: Callable[[str, int, Path], str],
-        temporary: Path,
         is_here: bool = True,
     ) -> None:
         self._device, self._threads, self._orders = device, threads, orders
-        self._temporary, self._cleanup = temporary, ExitStack()
+        self._cleanup = ExitStack()
         self.count = count
         #: Whether the running trial has had a result.
         self.has_result = False
@@ -206,7 +204,7 @@ class RankGroup:
         if self._followers and not any(follower.has_ended.is_set() for follower in self._followers):
             return
         self.close()
-        self._folder = self._cleanup.enter_context(temporary_folder(self._temporary))
+        self._folder = self._cleanup.enter_context(temporary_folder())
         meeting = self._folder / "meeting"
         threads = max(1, (self._threads or torch.get_num_threads()) // self.count)
         if self._device.torch.type == "cpu":

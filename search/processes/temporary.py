@@ -21,13 +21,15 @@ def temporary_place(cache: Path | str) -> Path:
 
 
 @contextmanager
-def temporary_folder(within: Path) -> Iterator[Path]:
+def temporary_folder(within: Path | None = None) -> Iterator[Path]:
     """While the ``with`` block runs, have a folder that this user alone may read.
 
     Args:
-        within: Where the folder is made; made too where it is missing.
+        within: Where the folder is made, and made too where it is missing; None for the system's temporary folder,
+            which has room when ``data.cache`` is full.
     """
-    within.mkdir(parents=True, exist_ok=True)
+    if within is not None:
+        within.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=within))
     try:
         _name_owner(folder)

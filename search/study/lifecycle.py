@@ -3,9 +3,11 @@
 import logging
 import math
 import shlex
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
@@ -49,7 +51,8 @@ def run_study(config: StudyConfig) -> None:
         open_study = prepare(config, terminal)
         try:
             with taking_turns(lock_place(config), "begin", terminal.say):
-                drop_left_over(open_study.temporary)
+                for place in (open_study.temporary, Path(tempfile.gettempdir())):
+                    drop_left_over(place)
                 recover_trials(open_study)
                 reconcile_runs(open_study)
                 sweep_probes(open_study)

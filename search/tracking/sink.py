@@ -69,19 +69,13 @@ class Sink:
         client: Client of the store.
         study: Name of the study, which is the name of its experiment.
         artifacts: URI of the folder for a new experiment; None where the server decides.
-        temporary: Where temporary folders are made.
         experiment_id: Id of the study's experiment; None to look it up or make the experiment.
     """
 
     def __init__(
-        self,
-        client: MlflowClient,
-        study: str,
-        artifacts: str | None,
-        temporary: Path,
-        experiment_id: str | None = None,
+        self, client: MlflowClient, study: str, artifacts: str | None, experiment_id: str | None = None
     ) -> None:
-        self._client, self._study, self._artifacts, self._temporary = client, study, artifacts, temporary
+        self._client, self._study, self._artifacts = client, study, artifacts
         self._experiment_id = experiment_id
         self._ids: dict[str, str] = {}
         # Errors of runs that MLflow refused to begin: later writes to these runs are refused with the same error.
@@ -183,7 +177,7 @@ class Sink:
             # MLflow leaves data sets that the run has already as they are.
             self._client.log_inputs(run_id, [_input(one) for one in write.datasets])
         if write.files:
-            with temporary_folder(self._temporary) as folder:
+            with temporary_folder() as folder:
                 # Apart from the file that names the folder's owner.
                 files = folder / "files"
                 for name, content in write.files.items():

@@ -13,7 +13,6 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from search.config import without_password
-from search.processes import temporary_place
 from search.storage import (
     ENDINGS,
     HTTP_RETRIES,
@@ -100,7 +99,7 @@ class Tracker:
         is_local = not self.uri.startswith(("http://", "https://", "databricks"))
         location = (Path(artifacts).absolute() / study).as_uri() if is_local else None
         experiment_id = str(experiment.experiment_id) if experiment is not None else None
-        self._sink = Sink(self._client, study, location, temporary_place(spools.parent), experiment_id)
+        self._sink = Sink(self._client, study, location, experiment_id)
         self.writer = BackgroundWriter(f"MLflow at {without_password(self.uri)}", self._sink, say)
         self._batches = Batches(self.writer)
         self.checkpoints = Checkpoints(self.writer, self._batches)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from search.config import StudyConfig
-from search.processes import RANK_TIMEOUT, RankGroup, RankOrders, temporary_place
+from search.processes import RANK_TIMEOUT, RankGroup, RankOrders
 from trainers import Device
 
 
@@ -24,7 +24,4 @@ def rank_group_of(config: StudyConfig, device: Device) -> RankGroup:
 
     executor = config.executor
     # On a cluster the process that trains runs on another machine than the one that checks.
-    is_here = executor.name != "ray"
-    return RankGroup(
-        executor.gpus_per_trial, device, config.threads, orders, temporary_place(config.data.cache), is_here=is_here
-    )
+    return RankGroup(executor.gpus_per_trial, device, config.threads, orders, is_here=executor.name != "ray")

@@ -1,6 +1,7 @@
 """A search that is killed while its winner is logged leaves nothing twice, and nothing outside its own folders."""
 
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,16 +30,17 @@ def left_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_of_one_winner_there_is_one_model_whenever_its_search_was_killed(new_lab, tmp_path):
+def test_of_one_winner_there_is_one_model_whenever_its_search_was_killed(new_lab, tmp_path, monkeypatch):
     lab = new_lab()
     temporary = lab.folder / "mlruns" / "cache" / "temporary"
     process = lab.start_code(KILLED, str(tmp_path), f"study={lab.file}", "budget.trials=1")
     out, err = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL, out + err
-    assert left_in(tmp_path) == []
+    assert not list(tmp_path.rglob("*.safetensors"))
     assert len(left_in(temporary)) == 1
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert lab.run("budget.trials=1") == 0
-    assert left_in(temporary) == []
+    assert left_in(temporary) == left_in(tmp_path) == []
     first = lab.study.user_attrs[WINNER]
     # As after a kill before Optuna knew of the model.
     lab.study.set_user_attr(WINNER, None)
