@@ -78,6 +78,7 @@ def _halves(task: str) -> ImageData:
         classes=("up", "down"),
         **splits,
         fingerprint="0" * 16,
+        contents=dict.fromkeys(splits, "0" * 32),
         skipped=(),
         duplicates=(),
         source="halves",
