@@ -6,7 +6,7 @@ from typing import Any
 from optuna import Study
 
 from search.scheduling import RUNGS, Decision, Ledger, Rungs, Step, queue_again
-from search.storage import CONTINUES, PAUSED, SEED
+from search.storage import CONTINUES, PAUSED, RETRY_OF, SEED
 from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Record, Sampled
 from search.trials.snapshots import paused_state_of, write_state
@@ -14,10 +14,13 @@ from trainers import StateError, Trainer
 
 
 def seed_before(study: Study, attrs: Mapping[str, Any]) -> int | None:
-    """The seed of the trial that a trial with these attributes resumes; None for a new trial."""
-    if CONTINUES not in attrs:
+    """The seed of the trial that a trial with these attributes resumes or tries again; None for a new trial."""
+    before = attrs.get(CONTINUES, attrs.get(RETRY_OF))
+    if before is None:
         return None
-    return int(study.get_trials(deepcopy=False)[attrs[CONTINUES]].user_attrs[SEED])
+    # A trial that was killed at once may not have stored its seed.
+    seed = study.get_trials(deepcopy=False)[before].user_attrs.get(SEED)
+    return None if seed is None else int(seed)
 
 
 def pause(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> Decision:
