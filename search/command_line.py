@@ -1,5 +1,6 @@
 """What every command does around its work: exit codes, and errors in one line."""
 
+import logging
 import os
 import re
 import sys
@@ -7,8 +8,9 @@ import traceback
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from search.config import printable
 from strategies import ConfigError, UnfreezeError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -73,6 +75,30 @@ def unwritable(option: str, file: Path, error: Exception) -> ConfigError:
     return ConfigError(f"{option}: {str(file)[:300]!r} cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line for people, to the standard output by default."""
+    print(printable(text), file=file, flush=True)
+
+
+class LogFormatter(logging.Formatter):
+    """Formats messages for a terminal or a log file, whatever is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As usual, with control characters spelled out."""
+        return printable(super().format(record))
+
+
+def set_up_logging(force: bool = False) -> None:
+    """Log warnings and errors to the standard error.
+
+    Args:
+        force: Whether to replace handlers that are there already.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=force)
+
+
 def report_fault(error: Exception, label: str = "") -> None:
     """Print an error that is no bad input: one line for a full disk, which a user can mend, else a traceback.
 
@@ -83,9 +109,9 @@ def report_fault(error: Exception, label: str = "") -> None:
     from search.storage import is_no_room, reason_of
 
     if is_no_room(error):
-        print(f"error: {label}{reason_of(error)}; make room, then run the same command again", file=sys.stderr)
+        say(f"error: {label}{reason_of(error)}; make room, then run the same command again", sys.stderr)
     else:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
 
 
 def exit_code(work: Callable[[], int], resume: str = _RESUME) -> int:
@@ -102,18 +128,18 @@ def exit_code(work: Callable[[], int], resume: str = _RESUME) -> int:
     try:
         return work()
     except UnfreezeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
         # The reader, such as head, has ended; Python's own flush at exit must not raise this again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print(f"interrupted; {resume}", file=sys.stderr)
+        say(f"interrupted; {resume}", sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
         # run_study turns SIGTERM into this, to unwind as after Ctrl-C.
-        print(f"stopped by a signal; {resume}", file=sys.stderr)
+        say(f"stopped by a signal; {resume}", sys.stderr)
         return int(stop.code or 0)
     except Exception as error:  # every error is printed
         report_fault(error)

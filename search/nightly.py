@@ -1,7 +1,6 @@
 """Search every night: ``python -m search.nightly study=NAME[,NAME...] budget.hours=8``, from cron or a timer."""
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.command_line import FAILED, check_output, exit_code, report_fault, unwritable
+from search.command_line import FAILED, check_output, exit_code, report_fault, say, set_up_logging, unwritable
 from search.config import StudyConfig, compose_jobs
 from search.processes import importing
 from strategies import ConfigError, TrialError, UnfreezeError, first_line
@@ -70,7 +69,7 @@ def nightly(overrides: Sequence[str], summary: Path | None, notify: Sequence[str
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                print(f"error: another night of study {config.name} is under way", file=sys.stderr)
+                say(f"error: another night of study {config.name} is under way", sys.stderr)
                 return OVERLAPS
             held.callback(lock.release)
             locks[config.name] = lock
@@ -100,13 +99,13 @@ def tell(nights: Sequence["Night"], seconds: float, summary: Path | None, notify
     from search.study import as_markdown
 
     text, code = as_markdown(nights, seconds), 0
-    print(f"\n{text}")
+    say(f"\n{text}")
     if summary is not None:
         try:
             summary.write_text(text, encoding="utf-8")
         except OSError as error:
             # The disk may be full by now; the summary is sent all the same.
-            print(f"error: {unwritable('--summary', summary, error)}", file=sys.stderr)
+            say(f"error: {unwritable('--summary', summary, error)}", sys.stderr)
             code = FAILED
     send(notify, _title(nights), text)
     return code
@@ -119,7 +118,7 @@ def _refused(config: StudyConfig) -> "Night | None":
     try:
         check_places(config)
     except ConfigError as error:
-        print(f"error: study {config.name}: {error}", file=sys.stderr)
+        say(f"error: study {config.name}: {error}", sys.stderr)
         return Night(config.name or "", problem=first_line(error), is_input=True)
     return None
 
@@ -137,7 +136,7 @@ def search_for(config: StudyConfig, hours: float) -> "Night":
         return search_night(generation.config, hours, night)
     except UnfreezeError as error:
         is_input = not isinstance(error, TrialError)
-        print(f"error: study {night.study}: {error}", file=sys.stderr)
+        say(f"error: study {night.study}: {error}", sys.stderr)
         return replace(night, problem=first_line(error), is_input=is_input)
     except Exception as error:  # an error in one study's store must not cost the others their night
         report_fault(error, f"study {night.study}: ")
@@ -172,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--notify", action="append", default=[], metavar="URL", help="send the summary there, by apprise"
     )
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(
         lambda: nightly(options.overrides, options.summary, options.notify), "the next night resumes from here"
     )

@@ -1,12 +1,11 @@
 """A report of a study, a page that needs no other file: ``python -m search.report STUDY``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import check_output, exit_code, unwritable
+from search.command_line import check_output, exit_code, say, set_up_logging, unwritable
 from search.processes import importing
 from search.reporting import build
 from strategies import ConfigError
@@ -39,7 +38,7 @@ def write(words: Sequence[str], out: Path | None) -> int:
             file.write_text(page, encoding="utf-8")
         except OSError as error:
             raise unwritable("--out", file, error) from error
-        print(f"{stored.name}: {file.absolute().as_uri()}")
+        say(f"{stored.name}: {file.absolute().as_uri()}")
     return 0
 
 
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("words", nargs="+", metavar="STUDY or key=value", help="studies, and where their stores are")
     parser.add_argument("--out", type=Path, metavar="FILE", help="STUDY-report.html in the working folder by default")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: write(options.words, options.out), "nothing was written")
 
 

@@ -5,13 +5,12 @@ read.
 """
 
 import argparse
-import logging
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import FAILED, exit_code
+from search.command_line import FAILED, exit_code, set_up_logging
 from search.config import compose_study, tracking_uri
 from search.processes import importing
 from strategies import ConfigError
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--tolerance", type=float, default=_TOLERANCE, help=f"difference that is none, {_TOLERANCE:g} by default"
     )
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: rerun(options.run, options.overrides, options.tolerance), "nothing was written")
 
 

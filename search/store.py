@@ -1,11 +1,10 @@
 """A proxy in front of the study's database, for many workers: ``python -m search.store store.url=postgresql://...``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
-from search.command_line import exit_code, whole_number
+from search.command_line import exit_code, say, set_up_logging, whole_number
 from search.config import StoreConfig, check_section, without_password
 from strategies import ConfigError, first_line
 
@@ -52,7 +51,7 @@ def run_store(overrides: Sequence[str], host: str, port: int) -> int:
     except Exception as error:  # each database driver has errors of its own
         raise ConfigError(f"store.url: {without_password(url)!r} cannot be opened: {first_line(error)}") from error
     server, port = serve(storage, host, port)
-    print(f"Proxy of {without_password(url)} at grpc://{host}:{port}", flush=True)
+    say(f"Proxy of {without_password(url)} at grpc://{host}:{port}")
     server.wait_for_termination()
     return 0
 
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at, 127.0.0.1 by default")
     parser.add_argument("--port", type=whole_number(0, 65535), default=13000, help="13000 by default")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: run_store(options.overrides, options.host, options.port), "workers wait for some minutes")
 
 

@@ -2,6 +2,8 @@ from .compose import compose_jobs as compose_jobs
 from .compose import compose_study as compose_study
 from .compose import configure as configure
 from .data import DataConfig as DataConfig
+from .escapes import for_output as for_output
+from .escapes import printable as printable
 from .executor import MOST_RAY_WORKERS as MOST_RAY_WORKERS
 from .executor import MOST_WORKERS as MOST_WORKERS
 from .executor import ExecutorConfig as ExecutorConfig

@@ -3,15 +3,17 @@
 import logging
 import math
 import shlex
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
 from search.config import StudyConfig, without_password
 from search.executors import Executor, executor_of, run_pool
-from search.processes import stopped_by_signals
+from search.processes import drop_left_over, stopped_by_signals
 from search.reporting import Terminal, importances, write_note
 from search.scheduling import Ledger, pareto_front, ranked
 from search.storage import FRONT, MODEL, RUN_ID, taking_turns
@@ -52,6 +54,8 @@ def run_study(config: StudyConfig) -> None:
         open_study = prepare(config, terminal)
         try:
             with taking_turns(lock_place(config), "begin", terminal.say):
+                for place in (open_study.temporary, Path(tempfile.gettempdir())):
+                    drop_left_over(place)
                 recover_trials(open_study)
                 reconcile_runs(open_study)
                 queue_lost(open_study)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.config import for_output
 from strategies import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def write_answers(table: "pd.DataFrame", out: Path | None) -> None:
         ConfigError: The file cannot be written.
     """
     if out is None:
-        table.to_csv(sys.stdout, index=False, lineterminator="\n")
+        sys.stdout.write(for_output(str(table.to_csv(index=False, lineterminator="\n"))))
         return
     try:
         match out.suffix:
