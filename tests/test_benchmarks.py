@@ -70,7 +70,7 @@ def warm(monkeypatch: pytest.MonkeyPatch, empty_mlflow: Path) -> None:
         return folder
 
     monkeypatch.setattr(searches, "subprocess", SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT))
-    for benchmark in (dense_speed, search_speed):
+    for benchmark in (dense_speed, executors, search_speed):
         monkeypatch.setattr(benchmark, "fresh", fresh)
 
 
@@ -172,7 +172,9 @@ def test_the_benchmark_of_pruners_reads_a_study(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_sharing_counts_steps(tmp_path: Path):
+def test_the_benchmark_of_sharing_counts_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Each side starts a Python that imports torch anew.
+    monkeypatch.setattr(sharing, "SIDES", {"as Unfreeze waits": sharing.SIDES["as Unfreeze waits"]})
     sharing.main(
         ["--models", "test_resnet", "--image-size", "32", "--seconds", "0.1", "--json", str(tmp_path / "r.json")]
     )
@@ -207,8 +209,9 @@ def test_dense_speed_trains_the_same_with_and_without_reuse(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_the_benchmark_of_executors_tells_trials_from_the_whole_command(tmp_path: Path):
-    run = executors.run("two local", executors.QUICK, tmp_path)
+    run = executors.run("two local", executors.QUICK, executors.fresh(tmp_path / "home"))
     assert 0 < run["trials"] < run["whole"]
     sides = {"one worker": {"trials": 8.0, "whole": 20.0}, "two local": {"trials": 4.0, "whole": 15.0}}
     runs = {side: [seconds] for side, seconds in sides.items()}

@@ -1,5 +1,9 @@
 from .atomic_files import sync as sync
 from .cache_cleanup import drop_unused as drop_unused
+from .checked_files import DamagedFileError as DamagedFileError
+from .checked_files import check_tensors as check_tensors
+from .checked_files import load_weights as load_weights
+from .checked_files import save_weights as save_weights
 from .data import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .data import ImageData as ImageData
 from .data import Preprocessing as Preprocessing

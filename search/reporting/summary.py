@@ -172,14 +172,14 @@ def _read_runs(stored: StoredStudy) -> _OfRuns:
         evidence, mistakes = None, []
         if _has(client, parent, EVIDENCE_FILE):
             evidence = json.loads(_fetched(client, parent, EVIDENCE_FILE, folder).read_text(encoding="utf-8"))
-            mistakes = [
-                _fetched(client, parent, f"{MISTAKES_FOLDER}/{place}.png", folder).read_bytes()
-                for place in range(len(evidence["mistakes"]))
-            ]
-        pictures = [
-            _fetched(client, parent, found.path, folder).read_bytes()
-            for found in sorted(client.list_artifacts(parent, "pictures"), key=lambda found: found.path)
-        ]
+            # A folder at once: MLflow looks the run up anew for each download.
+            if evidence["mistakes"]:
+                shown = _fetched(client, parent, MISTAKES_FOLDER, folder)
+                mistakes = [(shown / f"{place}.png").read_bytes() for place in range(len(evidence["mistakes"]))]
+        pictures = []
+        if client.list_artifacts(parent, "pictures"):
+            found = _fetched(client, parent, "pictures", folder)
+            pictures = [file.read_bytes() for file in sorted(found.iterdir())]
     return _OfRuns(evidence, mistakes, pictures, config, dict(run.data.tags))
 
 

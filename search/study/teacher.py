@@ -4,12 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from search.storage import fetch_uri
 from strategies import ConfigError, WeightsError
-from trainers import Device, Teacher, create_classifier, normaliser
+from trainers import DamagedFileError, Device, Teacher, create_classifier, load_weights, normaliser
 
 
 def load_teacher(uri: str, tracking_uri: str, classes: Sequence[str], in_chans: int, device: Device) -> Teacher:
@@ -29,8 +26,8 @@ def load_teacher(uri: str, tracking_uri: str, classes: Sequence[str], in_chans: 
         folder = fetch_uri(uri, tracking_uri)
         card, weights = (_only(folder, pattern) for pattern in ("card.json", "*.safetensors"))
         content = json.loads(card.read_text())
-        state = load_file(weights)
-    except (WeightsError, OSError, ValueError, SafetensorError) as error:
+        state = load_weights(weights)
+    except (WeightsError, OSError, ValueError, DamagedFileError) as error:
         raise ConfigError(f"teacher: {uri}: {error}") from error
     preprocessing = content["preprocessing"]
     for what, theirs, ours in (

@@ -3,7 +3,6 @@ from .background_writer import NoRoomError as NoRoomError
 from .background_writer import WriteError as WriteError
 from .best_first_view import best_first as best_first
 from .best_first_view import page_of as page_of
-from .checkpoints import save_weights as save_weights
 from .datasets import datasets_of as datasets_of
 from .events import EpochEnded as EpochEnded
 from .events import Event as Event

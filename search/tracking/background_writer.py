@@ -113,6 +113,8 @@ class BackgroundWriter:
                     self._begin_spooling()
             self._raise()
             if self._is_spooling and self.spool is not None:
+                if self.spool.is_gone and self._pending:
+                    self._keep([])
                 self.spool.sync()
 
     def deliver(self) -> None:
@@ -174,8 +176,10 @@ class BackgroundWriter:
             raise WriteError(f"{self._store} cannot be written to: {reason_of(error)}") from error
 
     def _keep(self, writes: list[Write]) -> None:
-        """Spool writes to disk."""
+        """Spool writes to disk, behind all earlier ones if someone has removed the spool's file."""
         assert self.spool is not None, "nothing is spooled without a spool"
+        if self._is_spooling and self.spool.is_gone:
+            writes = [*self._pending, *writes]
         try:
             self.spool.add(writes)
         except (OSError, ValueError) as error:

@@ -3,17 +3,16 @@
 import shutil
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from search.tracking.background_writer import BackgroundWriter, NoRoomError
 from search.tracking.batches import Batches
 from search.tracking.sink import CHECKPOINT_FILE
 from search.tracking.writes import Drop, Upload
 from strategies import first_line
+from trainers import save_weights
 
 
 class Checkpoints:
@@ -56,9 +55,3 @@ class Checkpoints:
             # A checkpoint that still waits on disk is not needed there either.
             shutil.rmtree(self._writer.spool.checkpoints_of(run), ignore_errors=True)
         self._writer.put(Drop(run=run))
-
-
-def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a model's tensors to a safetensors file."""
-    # safetensors takes neither tensors that share memory nor channels_last ones.
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in state_dict.items()}, path)

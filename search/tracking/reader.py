@@ -8,11 +8,13 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from search.config import without_password
 from search.storage import is_outage, retrying_mlflow
 from search.tracking.background_writer import BackgroundWriter
 from search.tracking.batches import Batches
 from search.tracking.sink import CHECKPOINT_FILE, Sink
 from strategies import UnfreezeError, first_line
+from trainers import DamagedFileError, check_tensors
 
 
 class Reader:
@@ -85,11 +87,19 @@ class Reader:
                     return found
 
     def fetch_checkpoint(self, run: str, folder: Path) -> Path:
-        """Copy a run's checkpoint into ``folder``.
+        """Copy a run's checkpoint into ``folder``, and check the copy.
 
         Raises:
             AwayError: MLflow cannot be reached.
+            DamagedFileError: The checkpoint is truncated or altered; the message names the artifact.
             UnfreezeError: The checkpoint is not there.
         """
         with self._reading(f"the checkpoint of run {run}"):
-            return Path(self._client.download_artifacts(self._sink.id_of(run), CHECKPOINT_FILE, str(folder)))
+            run_id = self._sink.id_of(run)
+            copy = Path(self._client.download_artifacts(run_id, CHECKPOINT_FILE, str(folder)))
+        try:
+            check_tensors(copy)
+        except DamagedFileError as error:
+            place = without_password(f"{self._sink.artifacts_uri_of(run)}/{CHECKPOINT_FILE}")
+            raise DamagedFileError(f"the checkpoint of run {run_id} is damaged: {place}") from error
+        return copy

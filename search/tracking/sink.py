@@ -159,10 +159,14 @@ class Sink:
 
     def artifacts_of(self, run: str) -> ArtifactRepository:
         """The repository of a run's files."""
+        return get_artifact_repository(self.artifacts_uri_of(run))
+
+    def artifacts_uri_of(self, run: str) -> str:
+        """Where a run's files are."""
         run_id = self.id_of(run)
         if run_id not in self._artifact_uris:
             self._artifact_uris[run_id] = str(self._client.get_run(run_id).info.artifact_uri)
-        return get_artifact_repository(self._artifact_uris[run_id])
+        return self._artifact_uris[run_id]
 
     def _log(self, write: Log) -> None:
         run_id, most = self.id_of(write.run), MAX_PARAMS_TAGS_PER_BATCH

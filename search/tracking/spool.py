@@ -38,16 +38,24 @@ class Spool:
         self._lock = FileLock(f"{self.folder}.lock", thread_local=False)
 
     def open(self) -> None:
-        """Make the folder.
+        """Make the folder; also anew, if someone has removed the cache.
 
         Raises:
             OSError: The folder cannot be made.
         """
+        if self._lock.is_locked and not Path(self._lock.lock_file).exists():
+            # A lock on a removed file keeps no other process from locking a new one.
+            self.release()
         if not self._lock.is_locked:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             # Before the folder is made: a folder whose lock is free passes for one that an ended process has left.
             self._lock.acquire()
         self.folder.mkdir(exist_ok=True)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the file of waiting writes is missing."""
+        return not (self.folder / _WRITES).exists()
 
     def checkpoints_of(self, run: str) -> Path:
         """Folder of a run's waiting checkpoints, each of which has a folder of its own in it."""

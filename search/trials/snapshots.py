@@ -1,8 +1,10 @@
 """Snapshots of trials on disk, from which paused trials, and retries of killed trials, resume."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -10,10 +12,15 @@ from search.scheduling import CONTINUE, Decision, forerunners
 from search.storage import CONTINUES, RETRY_OF
 from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Record, Sampled
-from trainers import EpochResult, StateError, Trainer, load_state, save_state
+from strategies import first_line
+from trainers import EpochResult, StateError, Trainer, is_out_of_memory, load_state, save_state
 
 # Writing snapshots may take at most one part in so many of a trial's time.
 _COST = 50
+
+
+class UnfitSnapshotError(StateError):
+    """A snapshot does not fit the trial, which has loaded a part of it."""
 
 
 class Snapshots:
@@ -67,27 +74,32 @@ def write_state(sampled: Sampled, trainer: Trainer, record: Record, file: Path) 
 def resume(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> Decision:
     """Load the snapshot of the trial that this one resumes, or of a killed attempt at it; without one, do nothing.
 
+    Damaged snapshots are named, and the trial starts from its beginning.
+
     Returns:
         Whether the trial continues: a trial that was killed at a pause may pause again.
+
+    Raises:
+        UnfitSnapshotError: A snapshot did not fit, and was removed; the trainer and the record are to be made anew.
     """
     number, attrs = asked.trial.number, asked.trial.user_attrs
     if not attrs.keys() & {CONTINUES, RETRY_OF}:
         return CONTINUE
     trials = open_study.study.get_trials(deepcopy=False)
-    problem = ""
+    problem, is_damaged = "", False
     for before in forerunners(trials, attrs):
         # With both files, it was killed after it had been paused.
         is_paused = paused_state_of(open_study, before).exists()
+        file = paused_state_of(open_study, before) if is_paused else snapshot_of(open_study, before)
         try:
-            state = load_state(paused_state_of(open_study, before) if is_paused else snapshot_of(open_study, before))
+            state = load_state(file)
         except StateError as error:
-            problem = str(error)
+            problem, is_damaged = str(error), is_damaged or file.exists()
             continue
         if (state["fingerprint"], state["seed"]) != (sampled.fingerprint, sampled.seed):
             problem = "the space of strategies has changed"
             continue
-        trainer.load_state_dict(state["trainer"])
-        record.restore([EpochResult(**result) for result in state["results"]], state["best"])
+        _load(state, file, trainer, record)
         open_study.tracker.log(asked.run, tags={"unfreeze.continues": before})
         if before != attrs.get(CONTINUES):
             open_study.watcher.say(
@@ -96,9 +108,26 @@ def resume(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Train
             if is_paused:
                 return record.decide()
         return CONTINUE
-    if CONTINUES in attrs:
-        open_study.watcher.say(f"trial {number} starts anew, and does not resume trial {attrs[CONTINUES]}: {problem}")
+    if CONTINUES in attrs or is_damaged:
+        earlier = attrs.get(CONTINUES, attrs.get(RETRY_OF))
+        open_study.watcher.say(f"trial {number} starts anew, and does not resume trial {earlier}: {problem}")
     return CONTINUE
+
+
+def _load(state: Mapping[str, Any], file: Path, trainer: Trainer, record: Record) -> None:
+    """Load a snapshot into a trainer and a record.
+
+    Raises:
+        UnfitSnapshotError: The snapshot is, for example, of another version of Unfreeze; the file was removed.
+    """
+    try:
+        trainer.load_state_dict(state["trainer"])
+        record.restore([EpochResult(**result) for result in state["results"]], state["best"])
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        file.unlink(missing_ok=True)
+        raise UnfitSnapshotError(f"{file} does not fit: {type(error).__name__}: {first_line(error)}") from error
 
 
 def drop_snapshots(open_study: OpenStudy, ended: FrozenTrial) -> None:

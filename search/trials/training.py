@@ -10,7 +10,7 @@ from search.trials.materials import make_trainer
 from search.trials.open_study import OpenStudy
 from search.trials.pausing import pause
 from search.trials.record import Asked, Record, Sampled, Trained
-from search.trials.snapshots import Snapshots, resume
+from search.trials.snapshots import Snapshots, UnfitSnapshotError, resume
 from strategies import Plan, Strategy
 from trainers import Trainer, free_memory, is_out_of_memory, leave_onednn_if_broken
 
@@ -30,6 +30,10 @@ def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> 
         while True:
             try:
                 return _train_in_parts(open_study, asked, sampled, parts)
+            except UnfitSnapshotError as error:
+                # The snapshot is removed by now.
+                open_study.watcher.say(f"trial {asked.trial.number} starts anew: {error}")
+                continue
             except (RuntimeError, MemoryError) as error:
                 # One rank alone cannot repeat a step in which the others wait for it, so all ranks start again.
                 is_first = open_study.rank_group.count > 1 and not open_study.rank_group.has_result

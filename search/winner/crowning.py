@@ -35,6 +35,7 @@ def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirm
         confirmed: The best strategies' scores with new seeds; empty where none were trained.
 
     Raises:
+        DamagedFileError: The trial's checkpoint is damaged.
         UnfreezeError: The trial's checkpoint is gone.
     """
     stored = open_study.study.user_attrs.get(WINNER)

@@ -22,10 +22,9 @@ from PIL import Image
 
 import strategies
 import trainers
-from search.tracking import save_weights
 from search.trials import OpenStudy
 from strategies import Strategy, shown_size
-from trainers import SMP_SEGMENTERS, TASKS, ModelSource, State, Task
+from trainers import SMP_SEGMENTERS, TASKS, ModelSource, State, Task, save_weights
 
 # Packages that every logged model imports, by way of trainers and strategies too.
 _NEEDED = (

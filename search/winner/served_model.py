@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from safetensors.torch import load_file
 
 from strategies import DataError, resize, tta_views
-from trainers import TASKS, Preprocessing, create_classifier, decode, dress, placed, top_of
+from trainers import TASKS, Preprocessing, create_classifier, decode, dress, load_weights, placed, top_of
 from trainers.tasks import Answers, Dense, Scale
 
 _BATCH = 64
@@ -45,7 +44,7 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
         top = top_of(card["task"], card.get("decoder"), len(self.classes), how.image_size)
         if top is not None:
             model = dress(model, how.image_size, how.in_chans, top)
-        model.load_state_dict(load_file(context.artifacts["weights"]))
+        model.load_state_dict(load_weights(Path(context.artifacts["weights"])))
         self.model = model.eval().to(self.device)
 
     def predict(self, context: PythonModelContext, model_input: list[Any], params: Any = None) -> Any:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,31 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "threads": 1,
 }
+
+# Runs a study and sends its process a signal at the n-th call of a function, before or after it.
+ENDER = """
+import os, sys
+from importlib import import_module
+from search.run import main
+
+module, owner, name, when, count, number, *arguments = sys.argv[1:]
+place, calls = import_module(module), 0
+place = getattr(place, owner) if owner else place
+call = getattr(place, name)
+
+def ending(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == int(count) and when == "before":
+        os.kill(os.getpid(), int(number))
+    result = call(*args, **kwargs)
+    if calls == int(count) and when == "after":
+        os.kill(os.getpid(), int(number))
+    return result
+
+setattr(place, name, ending)
+sys.exit(main(arguments))
+"""
 
 
 class Lab:
@@ -104,7 +130,7 @@ class Lab:
         """Run or resume the study in a process of its own; with ``leads`` it is the first of a group, as in a shell."""
         if not makes_tables:
             # Made here, since who polls the trials meanwhile would make them too.
-            optuna.storages.RDBStorage(self.optuna_url)
+            self.storage  # noqa: B018
         group = "import os; os.setpgid(0, 0)\n" if leads else ""
         command = f"{group}import sys; from search.run import main; sys.exit(main())"
         return self.start_code(command, f"study={self.file}", *overrides)
@@ -116,23 +142,38 @@ class Lab:
         self._started.append(copies().start(code, arguments, self.folder, inherited | {"PYTHONPATH": str(REPOSITORY)}))
         return self._started[-1]
 
+    def start_and_end(self, place: tuple[str, str, str, str, int], number: int, *overrides: str) -> Started:
+        """Run or resume the study in a process that ends itself.
+
+        Args:
+            place: Module, class or "", function, "before" or "after", and the how manyth call of the function.
+            number: Of the signal.
+            overrides: As of :meth:`run`.
+        """
+        return self.start_code(ENDER, *map(str, place), str(number), f"study={self.file}", *overrides)
+
     def close(self) -> None:
         """End what was started here and that a test that has failed has left; workers follow their command."""
         for process in self._started:
             process.kill()
+        if "storage" in self.__dict__:
+            self.storage.engine.dispose()
 
     def wait_until(self, condition: Callable[[list[FrozenTrial]], bool], process: "subprocess.Popen[str]") -> None:
         """Poll the trials until the condition holds."""
-        # Opened once: to open a store takes longer than to read trials, of a core that the process has use for.
-        storage = optuna.storages.RDBStorage(self.optuna_url)
         end = time.monotonic() + 300
         while time.monotonic() < end:
             assert process.poll() is None, process.communicate()
-            found = [study for study in storage.get_all_studies() if study.study_name == "lab"]
-            if found and condition(storage.get_all_trials(found[0]._study_id)):
+            found = [study for study in self.storage.get_all_studies() if study.study_name == "lab"]
+            if found and condition(self.storage.get_all_trials(found[0]._study_id)):
                 return
             time.sleep(0.1)
         raise AssertionError("it did not happen in time")
+
+    @cached_property
+    def storage(self) -> optuna.storages.RDBStorage:
+        """The study's store, opened once, which takes longer than to read trials."""
+        return optuna.storages.RDBStorage(self.optuna_url)
 
     @property
     def study(self) -> optuna.Study:
@@ -140,7 +181,7 @@ class Lab:
 
     def open(self, name: str) -> optuna.Study:
         """One of several studies in the store."""
-        return optuna.load_study(study_name=name, storage=self.optuna_url)
+        return optuna.load_study(study_name=name, storage=self.storage)
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.trials

@@ -40,9 +40,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "plain": ("test_resnet", CLASSES, {"optimizer": SGD, "epochs": 3}),
     # 13 images: 7 for one rank and 6 for the other.
     "uneven batches": ("test_resnet", CLASSES, {"batch_size": 13, "optimizer": SGD}),
-    "gradual unfreezing": ("test_resnet", CLASSES, {"depth": 3, "unfreeze_epochs": 2, "epochs": 3, **FROZEN}),
+    "gradual unfreezing": ("test_resnet", CLASSES, {"depth": 2, "unfreeze_epochs": 1, "epochs": 2, **FROZEN}),
     "ema, layer decay": ("test_resnet", CLASSES, {"ema": 0.9, "layer_decay": 0.8, "clip_grad": 0.5, "optimizer": SGD}),
-    "swa": ("test_resnet", CLASSES, {"swa_epochs": 2, "optimizer": SGD}),
+    "swa": ("test_resnet", CLASSES, {"swa_epochs": 2, "optimizer": SGD, "epochs": 2}),
     "sam": ("test_resnet", CLASSES, {"sam_rho": 0.05, "optimizer": SGD}),
     "lora": ("test_vit", CLASSES, {"parameters": "lora", "depth": 2}),
     "mixup, augmentation": (
@@ -78,6 +78,7 @@ def _halves(task: str) -> ImageData:
         classes=("up", "down"),
         **splits,
         fingerprint="0" * 16,
+        contents=dict.fromkeys(splits, "0" * 32),
         skipped=(),
         duplicates=(),
         source="halves",
@@ -104,7 +105,7 @@ def trainer_of(case: str, data: ImageData, cache: Path, ranks: Ranks = ALONE, pa
     decoder = {"segmentation": "unet", "detection": "retinanet"}.get(task)
     top = None if decoder is None else top_of(task, decoder, classes, size)
     source = ModelSource(model, Weights("none", "random", None), classes, size, top=top)
-    strategy = Strategy(**{"epochs": 2, "batch_size": 16, "lr": 1e-3, "depth": 1.0} | fields)
+    strategy = Strategy(**{"epochs": 1, "batch_size": 16, "lr": 1e-3, "depth": 1.0} | fields)
     reuse = Reuse(ActivationStore(cache, 2**30), always=True) if "reuse" in case else None
     return Trainer(source, data, strategy, 0, DEVICE, reuse=reuse, ranks=ranks, micro_batches=parts)
 

@@ -35,6 +35,7 @@ def halves(task: str = "classification", retarget: Callable[[torch.Tensor], torc
         classes=("up", "down"),
         **splits,
         fingerprint="0" * 16,
+        contents=dict.fromkeys(splits, "0" * 32),
         skipped=(),
         duplicates=(),
         source="halves",

@@ -50,12 +50,14 @@ def test_trials_of_one_depth_share_code_and_train_as_uncompiled_ones(compiler, t
 
 
 @pytest.mark.slow
-def test_what_changes_while_a_trial_trains_is_compiled_too(compiler):
+def test_what_changes_while_a_trial_trains_is_compiled_too(compiler, tmp_path):
     source = pretrained("test_resnet")
+    # What is read from the cache need not be compiled.
+    reuse = Reuse(ActivationStore(tmp_path, 2**30), always=True)
     # Not by Adam, whose first step makes of a rounding error around zero a step of full length.
     strategy = Strategy(depth=1, epochs=2, batch_size=16, lr=1e-2, optimizer="sgd", unfreeze_epochs=1)
     strategy = strategy.replace(sam_rho=0.05, ema=0.5, dropout=0.5, clip_grad=1.0)
-    found, expected, trainer = both_ways(source, strategy, compiler)
+    found, expected, trainer = both_ways(source, strategy, compiler, reuse)
     assert trainer.forward.reason == "compile: default"
     assert found == pytest.approx(expected, rel=1e-4)
 

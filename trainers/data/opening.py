@@ -36,9 +36,6 @@ _WHOLE_IMAGE_TASKS = ("segmentation", "detection")
 class ImageData:
     """A labelled image set, split and read.
 
-    Two sets with one fingerprint hold the same images in the same order, so what is computed from one can be stored
-    under the fingerprint and used for the other.
-
     Args:
         task: ``classification``, ``multilabel``, ``regression``, ``segmentation`` or ``detection``.
         classes: Class names, or names of the regression targets; a target is an index into them or a column a name. In
@@ -49,6 +46,8 @@ class ImageData:
         fingerprint: 16 hexadecimal digits that stand for the images of every split and their labels or masks. It does
             not depend on names, folders and order of files, nor on the decoded size. Of a file above 64 KiB only its
             length and its first, middle and last 4 KiB count.
+        contents: By split, a digest of every byte of its images, in their order. What is computed from images is stored
+            under this digest.
         skipped: Bad images that were left out, each as "path: reason".
         duplicates: Images that were found in more than one split, each as "a.png (train) = b.png (test)".
         source: Where the images come from, in words.
@@ -62,6 +61,7 @@ class ImageData:
     val: Split
     test: Split
     fingerprint: str
+    contents: Mapping[str, str]
     skipped: tuple[str, ...]
     duplicates: tuple[str, ...]
     source: str
@@ -214,6 +214,7 @@ def _checked(
         val=splits["val"],
         test=splits["test"],
         fingerprint=_fingerprint(targets.task, learnt, parts, read),
+        contents={split: _content(part, read) for split, part in parts.items()},
         skipped=skipped,
         duplicates=duplicates,
         source=source,
@@ -354,6 +355,10 @@ def _split(found: Found, values: torch.Tensor, part: Indices, read: Read, how: P
 
 def _digests(part: Indices, read: Read) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(read.samples[k][:8] for k in part.tolist()), dtype=np.uint64)
+
+
+def _content(part: Indices, read: Read) -> str:
+    return hashlib.blake2b(b"".join(read.contents[k] for k in part.tolist()), digest_size=16).hexdigest()
 
 
 def _fingerprint(task: str, learnt: Learnt, parts: Mapping[str, Indices], read: Read) -> str:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from strategies import DataError
+from trainers.checked_files import cores
 from trainers.data.cache import (
     DECODING,
     AccessError,
@@ -20,7 +21,6 @@ from trainers.data.cache import (
     Progress,
     Squares,
     content_digests,
-    cores,
     decoded_bytes,
     digests_of,
     squared,
@@ -46,8 +46,7 @@ class Read:
 
     Args:
         samples: (N,) sample digests (:mod:`trainers.data.cache.file_index`); empty for an image that cannot be read.
-        contents: (N,) content digests, which are equal only for equal images; the sample digests if not all contents
-            were read.
+        contents: (N,) content digests, which are equal only for equal images; empty for an image that cannot be read.
         reasons: The reason why an image is bad, by the image's position.
         array: The decoded images; None if they are not stored.
     """
@@ -79,7 +78,9 @@ def read_images(images: Sequence[ImageRef], how: Squares, *, cache: Path, max_by
             if array is not None:
                 return reading.result(array)
         reading.identify(whole=False)
+        # Verifying reads most files as a whole; the rest is read afterwards, so that no file is read twice.
         reading.verify()
+        reading.identify(whole=True)
         return reading.result(None)
 
 
@@ -100,9 +101,8 @@ class _Reading:
         """The images after reading."""
         known = [None if k in self._reasons else digests for k, digests in enumerate(self._digests)]
         samples = [b"" if digests is None else digests.sample for digests in known]
-        contents = [b"" if digests is None else digests.content for digests in known]
-        exact = [content for content in contents if content is not None]
-        return Read(samples, exact if len(exact) == len(contents) else samples, self._reasons, array)
+        contents = [b"" if digests is None or digests.content is None else digests.content for digests in known]
+        return Read(samples, contents, self._reasons, array)
 
     def identify(self, *, whole: bool) -> None:
         """Compute the missing digests; digests of contents only if ``whole``."""

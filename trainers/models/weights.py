@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from strategies import ConfigError, WeightsError, nearest
+from trainers.checked_files import load_weights
 from trainers.hub import HubError, Progress, model_file
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def read_state_dict(path: Path) -> StateDict:
 
 def _read_safetensors(path: Path) -> Any:
     try:
-        return load_file(path, device="cpu")
+        return load_weights(path)
     except Exception as error:
         raise _unreadable(path, error) from error
 

@@ -126,7 +126,7 @@ def share_of(device: torch.device) -> int:
 
 
 def open_rows(path: Path) -> Rows | None:
-    """The tensors in a file, mapped to memory; None if the file is missing or damaged."""
+    """The tensors in a file, mapped to memory; None if the file is missing or not whole."""
     try:
         with safe_open(path, "pt") as file:
             names = sorted(file.keys(), key=int)

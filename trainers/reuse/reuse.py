@@ -121,7 +121,7 @@ class Setting:
             in_chans=self.source.in_chans,
             image_size=self.source.image_size,
             cut=cut.description,
-            data=self.data.fingerprint,
+            data=self.data.contents[split],
             split=split,
             transform=repr(how),
             view=0 if view is None else view.number,

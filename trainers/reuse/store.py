@@ -5,8 +5,8 @@ One file holds the outputs of a prefix for a split, or for one view of it::
     <folder>/activations/<key>.safetensors    tensors "0", "1", ... (N, ...): a row for each image, in the split's order
 
 The file is written as ``<key>.part`` and renamed once it is whole and on the disk, so that every file not called
-``.part`` is whole. A part that a killed process left behind is never read. The next builder writes it anew, and it is
-removed first when room is needed.
+``.part`` is whole. It holds a digest of its content, which each process checks when it opens the file. A part that a
+killed process left behind is never read. The next builder writes it anew, and it is removed first when room is needed.
 """
 
 import json
@@ -29,13 +29,14 @@ from torch import Tensor, nn
 
 from strategies import UnfreezeError
 from trainers.atomic_files import FULL, PART, make_room, reserve, sync, write_at
+from trainers.checked_files import BLANK, DIGEST, DamagedFileError, check_tensors, seal_tensors
 from trainers.reuse.entry import Activations, fit, open_rows
 from trainers.reuse.rows import RowLayout, Rows
 
 log = logging.getLogger(__name__)
 
 #: The version of how rows are computed and laid out; raise it when old entries must no longer be read.
-_VERSION = 1
+_VERSION = 2
 
 _SUFFIX = ".safetensors"
 _POLL_SECONDS = 0.1
@@ -70,7 +71,7 @@ class Content:
         in_chans: Channels of the images.
         image_size: Height and width in pixels.
         cut: The values that cross (:attr:`Cut.description`).
-        data: The data's fingerprint.
+        data: The digest of the split's images (:attr:`ImageData.contents`).
         split: ``train``, ``val`` or ``test``.
         transform: How pixels become the model's input: normalisation, and the augmentation of a view with its seed.
         view: The number of the augmented copy.
@@ -145,6 +146,12 @@ class ActivationStore:
             layouts: The layouts of its tensors.
             images: The expected number of rows.
         """
+        return self._find(content, layouts, images)
+
+    def _find(
+        self, content: Content, layouts: Sequence[RowLayout], images: int, is_checked: bool = False
+    ) -> Activations | None:
+        """:meth:`find`; an entry that this process has just written is not read once more (``is_checked``)."""
         path = self._path(content)
         try:
             stat = path.stat()
@@ -156,7 +163,7 @@ class ActivationStore:
             os.utime(path)
         known = self._opened.pop(path, None)
         if known is None or known[0] != stamp:
-            tensors = open_rows(path)
+            tensors = open_rows(path) if is_checked or _is_sound(path) else None
             if tensors is None or not fit(tensors, layouts, images):
                 return None
             known = stamp, Activations(tensors)
@@ -235,7 +242,7 @@ class ActivationStore:
                     f"the activation cache in {self._entries} is bounded to {self._max_bytes:,} bytes, which leaves no "
                     f"room for {size:,} bytes more"
                 )
-            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 reserve(file, size)
             except OSError:
@@ -245,6 +252,7 @@ class ActivationStore:
         try:
             write_at(file, memoryview(header), 0)
             _fill(file, offsets, layouts, images, batches())
+            seal_tensors(file)
             os.fsync(file)
             part.rename(path)
             sync(path.parent)
@@ -253,7 +261,7 @@ class ActivationStore:
             raise
         finally:
             os.close(file)
-        found = self.find(content, layouts, images)
+        found = self._find(content, layouts, images, is_checked=True)
         if found is None:
             raise OSError(f"{path} was removed by another process")
         return found
@@ -300,12 +308,20 @@ class ActivationStore:
         )
 
 
+def _is_sound(path: Path) -> bool:
+    try:
+        return check_tensors(path)
+    except (OSError, DamagedFileError):
+        return False
+
+
 def _header(content: Content, layouts: Sequence[RowLayout], images: int) -> tuple[bytes, list[int], int]:
     """The header of a safetensors file, the offset of each tensor, and the size of the file.
 
     The format's own library writes whole tensors only, but these tensors are computed batch by batch.
     """
-    about: dict[str, Any] = {"__metadata__": {name: str(value) for name, value in asdict(content).items()}}
+    metadata = {DIGEST: BLANK.decode()} | {name: str(value) for name, value in asdict(content).items()}
+    about: dict[str, Any] = {"__metadata__": metadata}
     begins, end = dict.fromkeys(range(len(layouts)), 0), 0
     # The widest numbers first: the format allows no gaps, and a tensor must begin at a multiple of its numbers' size.
     for index, layout in sorted(enumerate(layouts), key=lambda item: -item[1].dtype.itemsize):

@@ -116,7 +116,7 @@ def test_a_cluster_that_is_joined_leaves_signals_to_the_search(cluster):
 @pytest.mark.slow
 def test_the_trial_of_a_lost_node_is_killed_once_and_tried_again_once(new_lab, cluster):
     lab = new_lab(**LONG)
-    process = lab.start("budget.trials=2", "strategy.epochs=150", f"executor.address={cluster.address}")
+    process = lab.start("budget.trials=2", "strategy.epochs=90", f"executor.address={cluster.address}")
     lab.wait_until(train_both, process)
     victim = psutil.Process(owners(lab)[0])
     above = {parent.pid for parent in victim.parents()}

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from lab import SMALL
+from lab import SMALL, finish
 
 from search.processes import time_limit
 from search.processes.timeout import TrialTimeoutError
@@ -49,30 +49,37 @@ def test_a_trial_that_takes_too_long_has_failed_and_the_study_goes_on(new_lab):
     assert lab.outcomes() == ["failed", "failed", "complete"]
 
 
-@pytest.mark.slow
-def test_a_worker_that_hangs_where_no_signal_reaches_is_replaced(new_lab, monkeypatch):
-    from search.executors import pool
+# Its workers are copies of the command, and the first of them hangs in the first trial. Blocked signals stand for a
+# library that never returns to Python.
+HANGING = """
+import signal, sys, time
+from pathlib import Path
+import search.trials.trial
+from search.executors import pool
+from search.run import main
 
+pool._GRACE_SECONDS = 1.0
+train, hung = search.trials.trial.train, Path("hung")
+
+def hanging(*args):
+    if not hung.exists():
+        hung.touch()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM])
+        time.sleep(600)
+    return train(*args)
+
+search.trials.trial.train = hanging
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_where_no_signal_reaches_is_replaced(new_lab):
     lab = new_lab(strategy=SMALL["strategy"] | {"depth": 1.0, "epochs": 2}, metric="loss")
-    # Blocked signals stand for a library that never returns to Python.
-    hang = "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM]); time.sleep"
-    (lab.folder / "hang").mkdir()
-    (lab.folder / "hang" / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "if 'search.worker' in sys.orig_argv:\n"
-        "    import search.trials.trial\n"
-        "    train = search.trials.trial.train\n"
-        "    def hanging(*args):\n"
-        "        if not os.path.exists('hung'):\n"
-        "            open('hung', 'w').close()\n"
-        f"            {hang}(600)\n"
-        "        return train(*args)\n"
-        "    search.trials.trial.train = hanging\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(lab.folder / "hang"))
-    monkeypatch.chdir(lab.folder)
-    monkeypatch.setattr(pool, "_GRACE_SECONDS", 1.0)
-    assert lab.run("budget.trials=3", "budget.trial_minutes=0.1", "executor.trials_per_device=2") == 0
+    words = ["budget.trials=3", "budget.trial_minutes=0.1", "executor.trials_per_device=2"]
+    code, _, err = finish(lab.start_code(HANGING, f"study={lab.file}", *words))
+    assert code == 0, err
+    assert (lab.folder / "hung").exists()
     assert sorted(map(str, lab.outcomes())) == ["complete", "complete", "failed"]
     (hung,) = [trial for trial in lab.trials() if trial.user_attrs.get(REASON)]
     assert hung.user_attrs[REASON] == "it took longer than budget.trial_minutes: 0.1"

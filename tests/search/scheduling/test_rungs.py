@@ -185,31 +185,6 @@ def test_a_trial_that_cannot_be_kept_just_ends(ladder, capsys):
     assert all(PAUSED not in trial.user_attrs for trial in lab.trials())
 
 
-# Ends its process at the n-th call of a function, before or after it.
-ENDER = """
-import os, sys
-from importlib import import_module
-from search.run import main
-
-module, owner, name, when, count, number, *arguments = sys.argv[1:]
-place, calls = import_module(module), 0
-place = getattr(place, owner) if owner else place
-call = getattr(place, name)
-
-def ending(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == int(count) and when == "before":
-        os.kill(os.getpid(), int(number))
-    result = call(*args, **kwargs)
-    if calls == int(count) and when == "after":
-        os.kill(os.getpid(), int(number))
-    return result
-
-setattr(place, name, ending)
-sys.exit(main(arguments))
-"""
-
 ENDS = {
     "while it is paused": ("search.trials.snapshots", "", "save_state", "before", 1),
     "between the file and tell": ("search.trials.snapshots", "", "save_state", "after", 1),
@@ -229,7 +204,7 @@ CTRL_C = ("while it is paused", "two epochs on")
 @pytest.mark.parametrize(("end", "signal_number"), [*((end, 9) for end in ENDS), *((end, 2) for end in CTRL_C)])
 def test_however_it_ends_nothing_is_lost_and_none_goes_on_twice(ladder, whole, end, signal_number):
     lab = ladder()
-    process = lab.start_code(ENDER, *map(str, ENDS[end]), str(signal_number), f"study={lab.file}")
+    process = lab.start_and_end(ENDS[end], signal_number)
     _, err = process.communicate()
     assert process.wait() == (-9 if signal_number == 9 else 130), err
     before = [trial for trial in lab.trials() if trial.state.is_finished()]

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 import threading
@@ -6,6 +7,8 @@ import pytest
 
 from search.tracking import WriteError
 from search.tracking.background_writer import BackgroundWriter
+from search.tracking.spool import Spool, left_in
+from search.tracking.writes import Drop
 
 
 def deliver(write, folder, again):
@@ -89,3 +92,31 @@ def test_everything_is_written_before_python_exits(tmp_path):
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "file")], check=True)
     assert (tmp_path / "file").read_text() == "012"
+
+
+def test_writes_wait_in_a_new_file_where_someone_removes_the_spool(tmp_path):
+    is_away = threading.Event()
+    is_away.set()
+
+    def sink(write, folder, again):
+        if is_away.is_set():
+            raise ConnectionError("away")
+
+    writer = BackgroundWriter("the store", sink, lambda text: None)
+    writer.spool = Spool(tmp_path / "cache" / "spool")
+    writes = [Drop(run=str(number)) for number in range(4)]
+    writer.put(writes[0])
+    writer.put(writes[1])
+    writer.flush()
+    shutil.rmtree(tmp_path / "cache")
+    writer.put(writes[2])
+    writer.flush()
+    assert writer.spool.read() == writes[:3]
+    shutil.rmtree(tmp_path / "cache")
+    writer.flush()
+    assert writer.spool.read() == writes[:3]
+    (left,) = left_in(tmp_path / "cache" / "spool")
+    assert not left.take(), "its process still holds the new lock"
+    is_away.clear()
+    writer.deliver()
+    assert writer.close() == 0

@@ -14,6 +14,7 @@ from search.storage import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY, absolut
 from search.tracking import CHECKPOINT_FILE, PARENT_TAG, Tracker, WriteError, git_commit
 from search.tracking.sink import Sink
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
+from trainers import DamagedFileError
 
 EPOCH_METRICS = {
     *("train_loss", "lr", "epoch_seconds"),
@@ -322,3 +323,14 @@ def test_a_study_whose_runs_cannot_be_begun_ends_with_1_and_the_reason_and_tells
     assert lab.outcomes() == ["complete", None]
     assert lab.statuses() == ["FINISHED"]
     assert lab.parent().info.status == "FAILED"
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:-1] + b"?"])
+def test_a_damaged_checkpoint_is_one_error_that_names_the_artifact(lab, tracker, tmp_path, damage):
+    run = tracker.start_trial(tracker.open_parent(None, "lab", {}), "t", {"unfreeze.trial": 0})
+    tracker.checkpoints.save(run, {"a": torch.zeros(3)})
+    run_id = tracker.reader.id_of(run)
+    file = lab.artifact(lab.client.get_run(run_id), CHECKPOINT_FILE)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DamagedFileError, match=f"the checkpoint of run {run_id} is damaged: .*{file}"):
+        tracker.reader.fetch_checkpoint(run, tmp_path)

@@ -426,7 +426,8 @@ def wait_for(condition, process):
 
 
 def done_rows(cache):
-    return sum(sum(part.read_bytes()) for part in (cache / "images").glob("*/*.part/done"))
+    found = (cache / "images").glob("*/*.part/checks")
+    return sum(np.count_nonzero(np.fromfile(checks, dtype=np.uint32)) for checks in found)
 
 
 @pytest.fixture
@@ -577,7 +578,7 @@ def other_contents(array):
 
 
 def undone(array):
-    (array / "done").write_bytes(bytes(24))
+    (array / "checks").write_bytes(bytes(4 * 24))
 
 
 @pytest.mark.parametrize(
@@ -615,7 +616,7 @@ def scratched(path):
 def other_tables(path):
     path.unlink()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE files (name TEXT)")
+        connection.execute("CREATE TABLE checked_files (name TEXT)")
         connection.commit()
 
 

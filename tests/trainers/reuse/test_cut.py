@@ -108,7 +108,7 @@ def batch(count: int, size: int, seed: int = 0) -> torch.Tensor:
 
 
 def some_blocks(count: int) -> list[int]:
-    return sorted({1, (count + 1) // 2, max(1, count - 1), count})
+    return sorted({1, (count + 1) // 2, count})
 
 
 def step(model: nn.Module, k: int, images: torch.Tensor, cut: Cut | None) -> dict[str, torch.Tensor]:

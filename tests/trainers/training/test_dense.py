@@ -27,7 +27,7 @@ DECODERS = [
 def sets(tmp_path_factory):
     """A few scenes for either task."""
     cache = tmp_path_factory.mktemp("cache")
-    return {task: scenes(task, cache, 16) for task in LOSSES}
+    return {task: scenes(task, cache, 8) for task in LOSSES}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def source_for(data, task: str, decoder: str, name: str = "test_resnet") -> Mode
 
 
 def strategy_for(task: str, **fields) -> Strategy:
-    return Strategy(loss=LOSSES[task], batch_size=8, epochs=2, lr=2e-3, **fields)
+    return Strategy(loss=LOSSES[task], batch_size=4, epochs=2, lr=2e-3, **fields)
 
 
 def run(trainer: Trainer) -> list[dict[str, float]]:
@@ -78,7 +78,7 @@ def test_trials_score_the_same_whether_or_not_they_share_what_is_frozen(sets, tm
 @pytest.mark.parametrize("name", ["test_efficientnet", "vit_tiny_patch16_224", "convnext_zepto_rms"])
 @pytest.mark.parametrize("task", LOSSES)
 def test_several_feature_levels_cross_the_cut_of_any_family(larger_sets, tmp_path, task, name):
-    data, strategy = larger_sets[task], strategy_for(task, depth=1, batch_norm="frozen_stats")
+    data, strategy = larger_sets[task], strategy_for(task, depth=1, batch_norm="frozen_stats").replace(epochs=1)
     source = source_for(data, task, {"segmentation": "fpn", "detection": "fcos"}[task], name)
     plain = run(Trainer(source, data, strategy, 0, DEVICE))
     shared = Trainer(source, data, strategy, 0, DEVICE, reuse=Reuse(ActivationStore(tmp_path, 2**30), always=True))
@@ -94,7 +94,7 @@ def test_several_feature_levels_cross_the_cut_of_any_family(larger_sets, tmp_pat
 def test_training_lowers_the_loss(sets, task):
     data = sets[task]
     source = source_for(data, task, {"segmentation": "unet", "detection": "faster_rcnn"}[task])
-    strategy = Strategy(loss=LOSSES[task], batch_size=8, epochs=9, lr=3e-3, warmup_epochs=0.5)
+    strategy = Strategy(loss=LOSSES[task], batch_size=4, epochs=6, lr=3e-3, warmup_epochs=0.5)
     losses = [result.metrics["train_loss"] for result in Trainer(source, data, strategy, 0, DEVICE)]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -115,8 +115,8 @@ def test_augmented_training_goes_on_after_a_break_as_without_one(sets, task):
 
 
 @pytest.mark.parametrize("task", LOSSES)
-def test_pictures_show_image_truth_and_prediction_side_by_side(sets, task):
-    data = sets[task]
+def test_pictures_show_image_truth_and_prediction_side_by_side(larger_sets, task):
+    data = larger_sets[task]
     source = source_for(data, task, {"segmentation": "fcn", "detection": "fcos"}[task])
     trainer = Trainer(source, data, strategy_for(task), 0, DEVICE)
     drawn = pictures(data, trainer.look())

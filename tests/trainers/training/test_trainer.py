@@ -45,7 +45,7 @@ def test_it_learns_several_labels_an_image(source):
     assert results[-1].metrics["val_exact_match"] > results[0].metrics["val_exact_match"]
 
 
-@pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
+@pytest.mark.parametrize("loss", ["mse", "huber"])
 def test_it_learns_numbers_whatever_their_units(source, loss):
     data = halves("regression", lambda half: torch.stack([1e4 + 100.0 * half, 1e-3 * half], dim=1))
     strategy = Strategy(epochs=12, batch_size=16, lr=1e-2, loss=loss)
@@ -345,13 +345,8 @@ def test_every_schedule_ends_where_it_should_and_can_be_resumed(source, schedule
 @pytest.mark.parametrize(
     "strategy",
     [
-        {"ema": 0.9},
-        {"swa_epochs": 2},
-        {"sam_rho": 0.05},
-        {"lr_by": "gradient"},
-        {"parameters": "lora"},
+        {"parameters": "lora", "ema": 0.9},
         {"sampling": "balanced", "class_weights": "effective_number"},
-        {"stochastic_norm": 0.5, "dropout": 0.2, "drop_path": 0.2},
         {"l2_sp": 0.1, "delta": 0.1, "bss": 0.01},
         {"grow_from": 0.5},
     ],
@@ -396,7 +391,7 @@ def divided(source: ModelSource, parts: int, **strategy) -> Trainer:
     return Trainer(source, DATA, Strategy(**values), 0, DEVICE, parts=parts)
 
 
-@pytest.mark.parametrize("strategy", BROKEN_UP, ids="-".join)
+@pytest.mark.parametrize("strategy", BROKEN_UP[::2], ids="-".join)
 def test_looking_several_times_an_epoch_changes_nothing_in_the_training(source, strategy):
     whole = list(trainer(source, **strategy))
     looked = list(divided(source, 2, **strategy))

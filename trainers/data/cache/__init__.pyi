@@ -11,7 +11,6 @@ from .pixel_cache import AccessError as AccessError
 from .pixel_cache import PixelArray as PixelArray
 from .pixel_cache import PixelCache as PixelCache
 from .pixel_cache import Progress as Progress
-from .pixel_cache import cores as cores
 from .pixel_cache import decoded_bytes as decoded_bytes
 from .sizes import Size as Size
 from .sizes import read_sizes as read_sizes

@@ -11,6 +11,7 @@ import os
 import sqlite3
 import stat
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +42,11 @@ _BUSY_SECONDS = 30
 _DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (
-    place BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sample BLOB, content BLOB
+CREATE TABLE IF NOT EXISTS checked_files (
+    place BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sample BLOB, content BLOB, crc INTEGER
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS verdicts (
-    scope TEXT, digest BLOB, verdict TEXT, PRIMARY KEY (scope, digest)
+CREATE TABLE IF NOT EXISTS checked_verdicts (
+    scope TEXT, digest BLOB, verdict TEXT, crc INTEGER, PRIMARY KEY (scope, digest)
 ) WITHOUT ROWID;
 CREATE TEMP TABLE wanted (item BLOB);
 """
@@ -189,8 +190,8 @@ def _raw(content: NDArray[np.uint8] | Image.Image) -> tuple[bytes, bytes]:
 class FileIndex:
     """Digests and verdicts of images in an SQLite file that processes share.
 
-    The index only saves work. A damaged file is replaced, and a file that cannot be used (read-only, full disk, locked
-    for too long) is not used, each with a warning.
+    The index only saves work. A row that does not agree with its CRC-32 is not used. A damaged file is replaced, and a
+    file that cannot be used (read-only, full disk, locked for too long) is not used, each with a warning.
 
     Args:
         path: The file; it is made if it is missing.
@@ -213,9 +214,9 @@ class FileIndex:
         wanted = {stamp.place for stamp in stamps if stamp is not None}
         if not wanted:
             return [None] * len(stamps)
-        query = "SELECT place, size, mtime_ns, sample, content FROM wanted CROSS JOIN files ON place = item"
+        query = "SELECT checked_files.* FROM wanted CROSS JOIN checked_files ON place = item"
         rows = self._attempt(lambda connection: _joined(connection, wanted, query)) or []
-        known = {place: (size, mtime_ns, sample, content) for place, size, mtime_ns, sample, content in rows}
+        known = {place: facts for place, *facts, crc in rows if crc == _crc(place, *facts)}
         return [None if stamp is None else _unchanged(stamp, known.get(stamp.place)) for stamp in stamps]
 
     def save_digests(self, entries: Iterable[tuple[Stamp, Digests]]) -> None:
@@ -225,7 +226,7 @@ class FileIndex:
             for stamp, digests in entries
             if stamp.settled
         ]
-        self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+        self._write("INSERT OR REPLACE INTO checked_files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def verdicts(self, scope: str, digests: Collection[bytes]) -> dict[bytes, str]:
         """Verdicts of decoding, by digest: ``""`` for a good image, else the reason why the image is bad.
@@ -234,17 +235,19 @@ class FileIndex:
             scope: The way of decoding that verdicts hold for.
             digests: Digests to look up, samples or contents.
         """
-        query = "SELECT digest, verdict FROM wanted CROSS JOIN verdicts ON digest = item WHERE scope = ?"
-        return dict(self._attempt(lambda connection: _joined(connection, digests, query, scope)) or [])
+        query = "SELECT checked_verdicts.* FROM wanted CROSS JOIN checked_verdicts ON digest = item WHERE scope = ?"
+        rows = self._attempt(lambda connection: _joined(connection, digests, query, scope)) or []
+        return {digest: verdict for _, digest, verdict, crc in rows if crc == _crc(scope, digest, verdict)}
 
     def save_verdicts(self, scope: str, verdicts: Mapping[bytes, str]) -> None:
         """Save verdicts of decoding; see :meth:`verdicts`."""
         rows = [(scope, digest, verdict) for digest, verdict in verdicts.items()]
-        self._write("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
+        self._write("INSERT OR REPLACE INTO checked_verdicts VALUES (?, ?, ?, ?)", rows)
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         if rows:
-            self._attempt(lambda connection: connection.executemany(statement, rows))
+            checked = [(*row, _crc(*row)) for row in rows]
+            self._attempt(lambda connection: connection.executemany(statement, checked))
 
     def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """The result of ``work``, on a new file if this file is damaged; None if no file can be used."""
@@ -302,8 +305,12 @@ def _joined(connection: sqlite3.Connection, wanted: Iterable[bytes], query: str,
     return connection.execute(query, values).fetchall()
 
 
-def _unchanged(stamp: Stamp, known: tuple[Any, ...] | None) -> Digests | None:
-    if known is None or known[:2] != (stamp.size, stamp.mtime_ns):
+def _crc(*row: object) -> int:
+    return zlib.crc32(repr(row).encode(errors="surrogatepass"))
+
+
+def _unchanged(stamp: Stamp, known: Sequence[Any] | None) -> Digests | None:
+    if known is None or tuple(known[:2]) != (stamp.size, stamp.mtime_ns):
         return None
     _, _, sample, content = known
     if not _is_digest(sample) or not (content is None or _is_digest(content)):

@@ -1,19 +1,14 @@
 """Decoded images in memory-mapped files, shared by trials, processes and nights.
 
-One folder holds one array::
+The folder of an array (:mod:`trainers.data.cache.stored_array`) is built as ``<key>.part`` and renamed, durably, once
+it is whole, so that every folder not called ``.part`` is whole. The CRC-32 of a row is written only after its pixels
+have reached the disk: if the builder is killed, the next builder resumes from the rows that have one.
 
-    <cache>/images/<preprocessing>/<key>/pixels.npy    (N, C, S, S) uint8, a row for each content
-    <cache>/images/<preprocessing>/<key>/contents      N digests of 16 bytes, sorted: the content of each row
-    <cache>/images/<preprocessing>/<key>/done          N bytes, 1 where the row holds its image
-    <cache>/images/<preprocessing>/<key>/reasons.json  the reasons why the other rows are bad images, by row
-
-The folder is built as ``<key>.part`` and renamed, durably, once it is whole, so that every folder not called ``.part``
-is whole. A row is marked as done only after its pixels have reached the disk: if the builder is killed, the next
-builder resumes from the marked rows.
+Rows are checked when an array is opened, and when they are copied to another array. Images whose rows are damaged are
+decoded anew.
 """
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -24,7 +19,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -32,16 +26,24 @@ from numpy.typing import NDArray
 
 from strategies import DataError
 from trainers.atomic_files import FULL, PART, make_room, reserve, sync, write_at
+from trainers.checked_files import cores
 from trainers.data.cache.file_index import DIGEST_BYTES
 from trainers.data.cache.mask_squares import Squares
+from trainers.data.cache.stored_array import (
+    VERSION,
+    Contents,
+    StoredArray,
+    check_of,
+    damaged_rows,
+    key_of,
+    open_array,
+    write_reasons,
+)
 from trainers.data.pixels import Pixels
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-#: Digests (N,). They are compared and written as arrays only: NumPy drops zero bytes at the end of a single digest.
-Contents: TypeAlias = NDArray[np.bytes_]
-
 DECODING = "decoding images"
 WAITING = "waiting for another process that decodes these images"
 
@@ -70,17 +72,6 @@ class PixelArray:
     rows: NDArray[np.int64]
     reasons: dict[int, str]
     unread: dict[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """The files of one array, opened; ``reasons`` by row."""
-
-    folder: Path
-    contents: Contents
-    done: NDArray[np.uint8]
-    pixels: NDArray[np.uint8]
-    reasons: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +133,8 @@ class PixelCache:
         """
         given = np.frombuffer(b"".join(contents), dtype=f"S{DIGEST_BYTES}")
         wanted = _Wanted(*np.unique(given, return_index=True, return_inverse=True), how)
-        shelf = self._root / hashlib.blake2b(how.key().encode(), digest_size=8).hexdigest()
-        key = hashlib.blake2b(shelf.name.encode() + wanted.contents.tobytes(), digest_size=16).hexdigest()
+        shelf = self._root / hashlib.blake2b(f"{VERSION} {how.key()}".encode(), digest_size=8).hexdigest()
+        key = key_of(shelf, wanted.contents)
         try:
             found = _found(shelf / key, wanted)
             if found is not None:
@@ -158,11 +149,12 @@ class PixelCache:
         self, folder: Path, wanted: _Wanted, decoded: Callable[[int], Pixels], progress: Progress
     ) -> PixelArray | None:
         part = folder.with_suffix(PART)
+        others = [other for other in _folders(folder.parent) if other != part]
+        # Opened before room is made: a mapped file can be copied from even after its name is gone. A damaged array is
+        # copied from as well, as far as its rows are not damaged.
+        donors = [donor for donor in (open_array(other, wanted.shape) for other in others) if donor is not None]
         _remove_damaged(folder)
-        others = [other for other in _folders(folder.parent) if other not in {folder, part}]
-        # Opened before room is made: a mapped file can be copied from even after its name is gone.
-        donors = [donor for donor in (_opened(other, wanted.shape) for other in others) if donor is not None]
-        stored = _opened(part, wanted.shape)
+        stored = open_array(part, wanted.shape)
         if stored is None or not np.array_equal(stored.contents, wanted.contents):
             stored = self._allocated(part, wanted, donors)
         if stored is None:
@@ -181,7 +173,7 @@ class PixelCache:
             _finish(part, folder, filling.reasons)
         return PixelArray(stored.pixels, wanted.inverse, _by_image(filling.reasons, wanted.inverse), filling.unread)
 
-    def _allocated(self, part: Path, wanted: _Wanted, donors: list[_Stored]) -> _Stored | None:
+    def _allocated(self, part: Path, wanted: _Wanted, donors: list[StoredArray]) -> StoredArray | None:
         """A new array without any finished row; None if the bound leaves no room for it."""
         with FileLock(self._locks / "room.lock"):
             _remove_damaged(part)
@@ -196,7 +188,7 @@ class PixelCache:
                     raise
                 donors.clear()
                 _allocate(part, wanted)
-        return _opened(part, wanted.shape)
+        return open_array(part, wanted.shape)
 
     def _make_room(self, need: int) -> bool:
         return make_room(self.sizes(), need, self._max_bytes, self.removed)
@@ -230,9 +222,9 @@ class PixelCache:
             except Timeout:
                 if attempt == 0:
                     log.info("another process is decoding these images; waiting for it")
-                other = _opened(folder.with_suffix(PART), wanted.shape)
+                other = open_array(folder.with_suffix(PART), wanted.shape)
                 if other is not None:
-                    progress(WAITING, int(other.done.sum()), len(other.done))
+                    progress(WAITING, int(np.count_nonzero(other.checks)), len(other.checks))
         try:
             yield
         finally:
@@ -250,18 +242,21 @@ class PixelCache:
 
 
 class _Filling:
-    """An array under construction: rows are written, synced to the disk, and then marked as done."""
+    """An array under construction: rows are written and synced to the disk, and then their checks are."""
 
-    def __init__(self, stored: _Stored, wanted: _Wanted, progress: Progress) -> None:
+    def __init__(self, stored: StoredArray, wanted: _Wanted, progress: Progress) -> None:
         self._wanted = wanted
-        self._done = stored.done.copy()
+        self._checks = stored.checks.copy()
+        # A row may have been damaged since a builder that was killed has written it.
+        self._checks[damaged_rows(stored, np.flatnonzero(stored.checks))] = 0
+        self._new_checks = self._checks.copy()
         self._row_bytes = decoded_bytes(1, wanted.how)
         self._start = (stored.folder / "pixels.npy").stat().st_size - wanted.bytes
         self._progress = progress
         self._pixels_file = os.open(stored.folder / "pixels.npy", os.O_WRONLY)
-        self._done_file = os.open(stored.folder / "done", os.O_WRONLY)
+        self._checks_file = os.open(stored.folder / "checks", os.O_WRONLY)
         self._written: list[int] = []
-        self._finished = int(self._done.sum())
+        self._finished = int(np.count_nonzero(self._checks))
         self._committed = time.monotonic()
         #: The reasons why images are bad, by row.
         self.reasons: dict[int, str] = {}
@@ -273,23 +268,24 @@ class _Filling:
             self._commit()
         finally:
             os.close(self._pixels_file)
-            os.close(self._done_file)
+            os.close(self._checks_file)
 
-    def copy(self, donor: _Stored) -> None:
-        """Copy the rows that ``donor`` holds and that are not done yet."""
+    def copy(self, donor: StoredArray) -> None:
+        """Copy the rows that ``donor`` holds undamaged and that are not done yet."""
         contents = self._wanted.contents
         places = np.searchsorted(donor.contents, contents).clip(max=len(donor.contents) - 1)
-        held = (donor.contents[places] == contents) & (donor.done[places] == 1) & (self._done == 0)
+        held = (donor.contents[places] == contents) & (donor.checks[places] != 0) & (self._checks == 0)
         for rows in _tasks(np.flatnonzero(held)):
-            for row in rows:
+            whole = [row for row in rows if check_of(donor.pixels[places[row]]) == donor.checks[places[row]]]
+            for row in whole:
                 self._write(row, donor.pixels[places[row]])
-            self._count(rows, len(rows))
+            self._count(whole, len(whole))
         self._commit()
 
     def decode(self, decoded: Callable[[int], Pixels]) -> None:
         """Decode the rows that are not done yet."""
         # In the order of the set rather than of the digests: files of a set mostly lie in this order on the disk.
-        todo = np.flatnonzero(self._done == 0)
+        todo = np.flatnonzero(self._checks == 0)
         tasks = _tasks(todo[np.argsort(self._wanted.first[todo])])
 
         def work(rows: list[int]) -> list[int]:
@@ -317,20 +313,22 @@ class _Filling:
         return True
 
     def _write(self, row: int, pixels: NDArray[np.uint8]) -> None:
-        write_at(self._pixels_file, np.ascontiguousarray(pixels).reshape(-1).data, self._start + row * self._row_bytes)
+        pixels = np.ascontiguousarray(pixels)
+        write_at(self._pixels_file, pixels.reshape(-1).data, self._start + row * self._row_bytes)
+        self._new_checks[row] = check_of(pixels)
 
     def _count(self, good: list[int], finished: int) -> None:
         self._written += good
         self._finished += finished
         if time.monotonic() - self._committed > _COMMIT_SECONDS:
             self._commit()
-        self._progress(DECODING, self._finished, len(self._done))
+        self._progress(DECODING, self._finished, len(self._checks))
 
     def _commit(self) -> None:
         if self._written:
             os.fsync(self._pixels_file)
-            self._done[self._written] = 1
-            os.pwrite(self._done_file, self._done.tobytes(), 0)
+            self._checks[self._written] = self._new_checks[self._written]
+            os.pwrite(self._checks_file, self._checks.tobytes(), 0)
             self._written.clear()
         self._committed = time.monotonic()
 
@@ -340,43 +338,21 @@ def decoded_bytes(images: int, how: Squares) -> int:
     return images * how.in_chans * how.image_size * how.image_size
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    # A container's share of the machine, where the system can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _found(folder: Path, wanted: _Wanted) -> PixelArray | None:
     """The wanted images, from the array of that name or from a larger array."""
     shelf = [other for other in _folders(folder.parent) if other != folder and other.suffix != PART]
     for candidate in (folder, *shelf):
-        stored = _opened(candidate, wanted.shape)
-        if stored is None or int(stored.done.sum()) + len(stored.reasons) != len(stored.done):
+        stored = open_array(candidate, wanted.shape)
+        if stored is None or np.count_nonzero(stored.checks) + len(stored.reasons) != len(stored.checks):
             continue
         places = np.searchsorted(stored.contents, wanted.contents).clip(max=len(stored.contents) - 1)
-        if np.array_equal(stored.contents[places], wanted.contents):
+        good = places[stored.checks[places] != 0]
+        if np.array_equal(stored.contents[places], wanted.contents) and not len(damaged_rows(stored, good)):
             with suppress(OSError):
                 os.utime(candidate)
             rows = places[wanted.inverse]
             return PixelArray(stored.pixels, rows, _by_image(stored.reasons, rows), {})
     return None
-
-
-def _opened(folder: Path, shape: tuple[int, int, int, int]) -> _Stored | None:
-    """The array in a folder, whole or not, of images of that shape; None if it is missing or damaged."""
-    try:
-        contents = np.frombuffer((folder / "contents").read_bytes(), dtype=f"S{DIGEST_BYTES}")
-        done = np.fromfile(folder / "done", dtype=np.uint8)
-        mapped = np.lib.format.open_memmap(folder / "pixels.npy", mode="r")
-        whole = (folder / "pixels.npy").stat().st_size == mapped.offset + mapped.nbytes
-        reasons = {} if folder.suffix == PART else json.loads((folder / "reasons.json").read_text())
-        reasons = {int(row): str(reason) for row, reason in reasons.items()}
-    except (OSError, ValueError, AttributeError):
-        return None
-    # A plain view: slices of np.memmap cost several times those of np.ndarray.
-    pixels = np.asarray(mapped)
-    fits = pixels.dtype == np.uint8 and pixels.shape == (len(contents), *shape[1:]) and len(done) == len(contents)
-    return _Stored(folder, contents, done, pixels, reasons) if whole and fits else None
 
 
 def _remove_damaged(folder: Path) -> None:
@@ -393,13 +369,13 @@ def _allocate(part: Path, wanted: _Wanted) -> None:
         np.lib.format.write_array_header_1_0(file, about)
         file.flush()
         reserve(file.fileno(), file.tell() + wanted.bytes)
-    (part / "done").write_bytes(bytes(len(wanted.contents)))
+    (part / "checks").write_bytes(bytes(4 * len(wanted.contents)))
     (part / "contents").write_bytes(wanted.contents.tobytes())
 
 
 def _finish(part: Path, folder: Path, reasons: dict[int, str]) -> None:
     """Give a built array its name, once all of it is on the disk."""
-    (part / "reasons.json").write_text(json.dumps(reasons))
+    write_reasons(part / "reasons.json", reasons)
     for path in (*part.iterdir(), part):
         sync(path)
     part.rename(folder)

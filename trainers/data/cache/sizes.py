@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from strategies import DataError
+from trainers.checked_files import cores
 from trainers.data.cache.file_index import FileIndex
-from trainers.data.cache.pixel_cache import cores
 from trainers.data.found import Content, ImageRef, fetch
 
 Size = tuple[int, int]
