@@ -61,7 +61,10 @@ def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
     ]
     table = [f"| rank | strategy | {metric} | seconds |", "| ---: | --- | ---: | ---: |"]
     for row in rows:
-        name = f"[{row['trial']} · {row['name']}]({_page(open_study, row['run'])})"
+        name = f"{row['trial']} · {row['name']}"
+        # MLflow may have lost the run of a trial, which still counts.
+        if open_study.tracker.reader.lacks(row["run"]) != "run":
+            name = f"[{name}]({_page(open_study, row['run'])})"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.append(f"| {row['rank']} | {name} | {row['score']:.4f} | {seconds} |")
     return "\n\n".join([*above, "\n".join(table)])

@@ -29,6 +29,7 @@ class Ledger:
         self._told: list[FrozenTrial] = []
         self._open: list[int] = []
         self._continued: set[int] = set()
+        self._retried: set[int] = set()
         self._running: list[FrozenTrial] = []
         self._tried: Counter[str] = Counter()
         self._ranked: list[FrozenTrial] = []
@@ -44,6 +45,9 @@ class Ledger:
         self._open = [trial.number for trial in looked_at if not trial.state.is_finished()]
         self._continued |= {trial.user_attrs[CONTINUES] for trial in looked_at if CONTINUES in trial.user_attrs}
         self._running = [trial for trial in looked_at if trial.state == TrialState.RUNNING]
+        retried = {trial.user_attrs[RETRY_OF] for trial in looked_at if RETRY_OF in trial.user_attrs} - self._retried
+        self._retried |= retried
+        self._leave_out(retried)
         for trial in looked_at:
             self._note_attempt(trial)
             if trial.state.is_finished():
@@ -80,14 +84,25 @@ class Ledger:
     def _add(self, trial: FrozenTrial) -> None:
         if CONTINUES in trial.user_attrs:
             self._continued.add(trial.user_attrs[CONTINUES])
-        if outcome_of(trial) == "killed":
+        if outcome_of(trial) == "killed" or trial.number in self._retried:
             return
         self._told.append(trial)
         # A trial that resumes a paused one has its seed, and takes no new one.
         if FINGERPRINT in trial.user_attrs and CONTINUES not in trial.user_attrs:
             self._tried[trial.user_attrs[FINGERPRINT]] += 1
-        if trial.state != TrialState.COMPLETE:
+        if trial.state == TrialState.COMPLETE:
+            self._add_complete(trial)
+
+    def _leave_out(self, numbers: set[int]) -> None:
+        """Count told trials as killed: MLflow has lost what they logged, and they are tried again."""
+        gone = [trial for trial in self._told if trial.number in numbers] if numbers else []
+        if not gone:
             return
+        told, self._told, self._tried, self._ranked, self._front = self._told, [], Counter(), [], []
+        for trial in told:
+            self._add(trial)
+
+    def _add_complete(self, trial: FrozenTrial) -> None:
         insort(self._ranked, trial, key=self._rank)
         if len(self._signs) > 1:
             losses = self._losses(trial.values)
@@ -109,12 +124,12 @@ class Ledger:
 
     @property
     def counted(self) -> int:
-        """Number of trials that count against the budget: told, and neither killed nor resumed by another trial."""
+        """Number of trials that count against the budget: told, not killed, and neither resumed nor tried again."""
         return len(self._told) - len(self._continued)
 
     @property
     def told(self) -> Sequence[FrozenTrial]:
-        """Told trials without the killed ones, in the order in which they were read."""
+        """Told trials without those that were killed or lost, in the order in which they were read."""
         return self._told
 
     @property

@@ -39,6 +39,7 @@ from .mlflow_store import HTTP_RETRIES as HTTP_RETRIES
 from .mlflow_store import absolute_sqlite as absolute_sqlite
 from .mlflow_store import check_database as check_database
 from .mlflow_store import fetch_uri as fetch_uri
+from .mlflow_store import make_store as make_store
 from .mlflow_store import reachable as reachable
 from .mlflow_store import reading_mlflow as reading_mlflow
 from .mlflow_store import retrying_mlflow as retrying_mlflow
@@ -57,6 +58,7 @@ from .private_apis import queued_params as queued_params
 from .private_apis import take_queued as take_queued
 from .proxy import is_proxy as is_proxy
 from .proxy import serve as serve
+from .sqlite import sync_log as sync_log
 from .sqlite import write_ahead as write_ahead
 from .stored_study import STORE_KEYS as STORE_KEYS
 from .stored_study import StoredStudy as StoredStudy

@@ -34,7 +34,7 @@ DEPTH = "depth_blocks"
 SEED = "seed"
 #: Estimate of the seconds that the trial would have taken longer without its cache.
 SPARED = "seconds_spared"
-#: Number of the killed trial that this trial tries again.
+#: Number of the trial that this trial tries again: it was killed, or MLflow has lost its run or its checkpoint.
 RETRY_OF = "retry_of"
 #: Number of the paused trial that this trial resumes.
 CONTINUES = "continues"

@@ -18,6 +18,7 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session as transaction
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import Engine
 
 __all__ = [
     "NAMES",
@@ -26,8 +27,10 @@ __all__ = [
     "PlacedQMC",
     "StudyOfTrials",
     "add_storage_service",
+    "fill_mlflow",
     "id_in_storage",
     "live_trial",
+    "mlflow_revision",
     "models",
     "queued_params",
     "take_queued",
@@ -62,6 +65,9 @@ NAMES = {
     "mlflow.protos.databricks_pb2:ErrorCode.Name": "MLflow's exceptions carry the name of their code",
     "mlflow.store.artifact.artifact_repo:ArtifactRepository.delete_artifacts": "MlflowClient deletes no artifacts",
     "mlflow.store.artifact.artifact_repository_registry:get_artifact_repository": "it opens the repository of a URI",
+    "mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.artifact_dir": "a stored checkpoint is synced",
+    "mlflow.store.db.utils:_get_latest_schema_revision": "it tells a database that was left between its migrations",
+    "mlflow.store.db.utils:_initialize_tables": "it makes a database under a temporary name",
     "mlflow.store.db.db_types:DATABASE_ENGINES": "it tells a database from a server",
     "mlflow.system_metrics.metrics.cpu_monitor:CPUMonitor": "MLflow's thread would log past the background writer",
     "mlflow.system_metrics.metrics.gpu_monitor:GPUMonitor": "MLflow's thread would log past the background writer",
@@ -148,3 +154,17 @@ def add_storage_service(storage: BaseStorage, server: Any) -> None:
 
     service = OptunaStorageProxyService(storage)
     api_pb2_grpc.add_StorageServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+
+
+def mlflow_revision() -> str:
+    """The revision of MLflow's tables after all its migrations."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())  # type: ignore[no-untyped-call]
+
+
+def fill_mlflow(engine: Engine) -> None:
+    """Make MLflow's tables in an empty database."""
+    from mlflow.store.db.utils import _initialize_tables
+
+    _initialize_tables(engine)  # type: ignore[no-untyped-call]

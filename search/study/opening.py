@@ -19,6 +19,7 @@ from search.storage import (
     absolute_sqlite,
     lock_of,
     open_storage,
+    sync_log,
     taking_turns,
 )
 from search.study.comparability import check_identity, check_space, identity
@@ -126,6 +127,8 @@ def _open_parent(
         str(config.name),
         {"unfreeze.kind": "study", **tags, **model_tags(sources)},
     )
+    # A power cut must not take the run from MLflow and leave Optuna its id: folders on disk are named after it.
+    sync_log(tracker.uri)
     minimizes = study.directions[0] == StudyDirection.MINIMIZE
     tracker.save_view(best_first(config.space(), len(sources) > 1, minimizes))
     study.set_user_attr(PARENT_RUN, parent)

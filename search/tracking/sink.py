@@ -13,12 +13,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from search.storage import is_outage
 from search.tracking import writes
 from search.tracking.writes import Begin, Drop, End, Log, Upload, Write
+from trainers import sync
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -194,6 +196,9 @@ class Sink:
             repository = self.artifacts_of(write.run)
             try:
                 repository.log_artifact(str(place / CHECKPOINT_FILE))  # type: ignore[no-untyped-call]
+                if isinstance(repository, LocalArtifactRepository):
+                    sync(Path(repository.artifact_dir) / CHECKPOINT_FILE)
+                    sync(Path(repository.artifact_dir))
             except FileNotFoundError:
                 if place.exists():
                     raise

@@ -19,6 +19,7 @@ from search.storage import (
     Outcome,
     check_database,
     is_outage,
+    make_store,
     reachable,
     retrying_mlflow,
     write_ahead,
@@ -85,6 +86,7 @@ class Tracker:
         with self._usable():
             self.uri = reachable(uri)
             write_ahead(self.uri)
+            make_store(self.uri, say)
             check_database(self.uri)
             self._client = mlflow.MlflowClient(tracking_uri=self.uri)
             experiment = None

@@ -27,7 +27,7 @@ from search.study import prepare, run_trials
 from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
 from search.tracking import CHECKPOINT_FILE
-from search.trials import reconcile_runs, recover_trials
+from search.trials import queue_lost, reconcile_runs, recover_trials
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -113,6 +113,7 @@ class Lab:
             try:
                 recover_trials(open_study)
                 reconcile_runs(open_study)
+                queue_lost(open_study)
                 sweep_probes(open_study)
                 _queue_presets(open_study)
                 ledger = Ledger(open_study.study)
