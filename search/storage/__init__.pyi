@@ -17,7 +17,6 @@ from .attributes import OWNER as OWNER
 from .attributes import PARENT_RUN as PARENT_RUN
 from .attributes import PAUSED as PAUSED
 from .attributes import PRESET as PRESET
-from .attributes import PRESETS_QUEUED as PRESETS_QUEUED
 from .attributes import REASON as REASON
 from .attributes import RETRY_OF as RETRY_OF
 from .attributes import RUN_ID as RUN_ID
@@ -28,7 +27,6 @@ from .attributes import SUGGESTED_LR as SUGGESTED_LR
 from .attributes import SWEEP as SWEEP
 from .attributes import WINNER as WINNER
 from .attributes import Outcome as Outcome
-from .attributes import has_drawn as has_drawn
 from .attributes import outcome_of as outcome_of
 from .attributes import score_of as score_of
 from .locks import Lock as Lock
@@ -60,9 +58,13 @@ from .presence import check_folder as check_folder
 from .presence import check_store as check_store
 from .presence import check_writable as check_writable
 from .private_apis import BaseHeartbeat as BaseHeartbeat
+from .private_apis import Hyperband as Hyperband
+from .private_apis import PlacedQMC as PlacedQMC
+from .private_apis import StudyOfTrials as StudyOfTrials
 from .private_apis import id_in_storage as id_in_storage
 from .private_apis import live_trial as live_trial
 from .private_apis import queued_params as queued_params
+from .private_apis import take_queued as take_queued
 from .proxy import check_address as check_address
 from .proxy import is_proxy as is_proxy
 from .proxy import serve as serve

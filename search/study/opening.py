@@ -8,7 +8,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 
 from search.config import StudyConfig, without_password
-from search.scheduling import make_pruner, requeuing
+from search.scheduling import StudySampler, make_pruner, requeuing
 from search.storage import (
     BLOCKS,
     FEATURES,
@@ -193,6 +193,7 @@ def _open_study(config: StudyConfig) -> Study:
             study_name=config.name,
             storage=storage,
             directions=directions,
+            sampler=StudySampler(config.sampler, config.seed),
             pruner=make_pruner(config.pruner),
             load_if_exists=True,
         )
