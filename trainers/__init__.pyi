@@ -1,3 +1,4 @@
+from .atomic_files import PART as PART
 from .atomic_files import sync as sync
 from .cache_cleanup import drop_unused as drop_unused
 from .checked_files import DamagedFileError as DamagedFileError

@@ -1,19 +1,24 @@
 """MLflow's store: URIs that MLflow can open, and retries where the store does not answer."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import mlflow
 import sqlalchemy
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
-from search.config import without_password
+from search.config import sqlite_file, without_password
 from search.storage.postgres import with_driver
+from search.storage.presence import MLFLOW_TABLE, check_begun
+from search.storage.private_apis import fill_mlflow, mlflow_revision
+from search.storage.sqlite import file_of, make_whole
 from strategies import ConfigError, WeightsError, first_line
 
 
@@ -47,10 +52,60 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
     # download_artifacts looks up models in the global store, whatever its tracking_uri says (MLflow 3.17).
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
+        check_begun("tracking.uri", tracking_uri, MLFLOW_TABLE)
         with retrying_mlflow():
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, ConfigError, OSError) as error:
         raise WeightsError(first_line(error)) from error
+
+
+# Tables in which MLflow's migrations leave rows, and which rows are a user's.
+_ROWS_OF_USERS = {"alembic_version": "false", "workspaces": "name <> 'default'", "experiments": "name <> 'Default'"}
+
+
+def make_store(uri: str, say: Callable[[str], None]) -> None:
+    """Make the database of an embedded store, whole or not at all; a database of another kind stays as it is.
+
+    MLflow commits its migrations one by one: a process that is killed between two would leave a database that MLflow
+    neither opens nor mends. Such a database is made anew if it holds nothing.
+
+    Args:
+        uri: URI of the store, as :func:`reachable` gives it.
+        say: Gets a line where a database is made anew.
+
+    Raises:
+        OSError, sqlite3.Error: The file cannot be read or written.
+    """
+    path = file_of(uri)
+    if path is None or not _is_to_make(path):
+        return
+    lock = path.with_name(f"{path.name}.begin.lock")
+    # Without permission FileLock would wait for ever.
+    lock.touch()
+    with FileLock(lock):
+        if _is_to_make(path):
+            if path.exists() and path.stat().st_size:
+                say(f"{path} was left in the middle of MLflow's migrations and holds no run: it is made anew")
+            make_whole(path, fill_mlflow)
+        # A process that waits for the file finds the database whole.
+        lock.unlink(missing_ok=True)
+
+
+def _is_to_make(path: Path) -> bool:
+    """Whether a database is missing, or holds nothing and has not been through all of MLflow's migrations."""
+    if not path.exists():
+        return True
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        # Where a study has begun, the first question answers.
+        tables = sorted((name for (name,) in found), key=lambda name: name != "runs")
+        for table in tables:
+            rows = f'SELECT 1 FROM "{table}" WHERE {_ROWS_OF_USERS.get(table, "true")} LIMIT 1'
+            if connection.execute(rows).fetchone():
+                return False
+        if "alembic_version" not in tables:
+            return True
+        return connection.execute("SELECT version_num FROM alembic_version").fetchall() != [(mlflow_revision(),)]
 
 
 def check_database(uri: str) -> None:
@@ -86,13 +141,16 @@ def reachable(uri: str) -> str:
 
 
 def absolute_sqlite(uri: str) -> str:
-    """A ``sqlite:///`` URI with an absolute path, whose folder is made; other URIs unchanged."""
+    """A ``sqlite:///`` URI with an absolute path; other URIs unchanged."""
     prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return uri
-    path = Path(uri.removeprefix(prefix)).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f"{prefix}{path}"
+    return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
+
+
+def make_folder_of(uri: str) -> None:
+    """Make the folder of a SQLite database, which is about to be made."""
+    file = sqlite_file(uri)
+    if file:
+        Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -104,8 +162,9 @@ def reading_mlflow(uri: str, what: str) -> Iterator[MlflowClient]:
         what: Name of what is read, for the message.
 
     Raises:
-        ConfigError: The store cannot be read.
+        ConfigError: The store is not there, or cannot be read.
     """
+    check_begun("tracking.uri", uri, MLFLOW_TABLE)
     try:
         with retrying_mlflow():
             yield MlflowClient(reachable(uri))

@@ -1,13 +1,16 @@
-"""SQLite databases whose many small transactions do not wait for the disk."""
+"""SQLite databases: made whole or not at all, and their many small transactions do not wait for the disk."""
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from sqlalchemy import event
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import Engine, create_engine, make_url
+
+from trainers import PART, sync
 
 # The index of the write-ahead log is in memory that processes share, which processes of several hosts cannot.
 _SHARED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "beegfs")
@@ -23,18 +26,68 @@ def write_ahead(url: str) -> None:
 
     A commit is then a write to the log (https://www.sqlite.org/wal.html, ``synchronous=NORMAL``): about 1 ms where a
     sync takes 3 to 20 ms. What was committed survives the end of the process, ``kill -9`` included. A power cut can
-    undo the last commits, never one without those after it, and leaves the database intact.
+    undo the last commits, never one without those after it, and leaves the database intact; :func:`sync_log` prevents
+    that for all commits before it.
 
     Other databases and files on network file systems stay as they are.
 
     Args:
         url: SQLAlchemy URL; the call concerns all later connections, whichever library makes them.
     """
-    if not url.startswith("sqlite"):
-        return
-    path = make_url(url).database
-    if path and path != ":memory:" and not _is_shared(Path(path)):
-        _paths.add(str(Path(path).resolve()))
+    path = file_of(url)
+    if path is not None and not _is_shared(path):
+        _paths.add(str(path.resolve()))
+
+
+def file_of(url: str) -> Path | None:
+    """The file of a SQLite database; ``None`` for other databases and for those in memory."""
+    path = make_url(url).database if url.startswith("sqlite") else None
+    return Path(path) if path and path != ":memory:" else None
+
+
+def make_whole(path: Path, fill: Callable[[Engine], None]) -> None:
+    """Make a database under a temporary name beside its place, and rename it: it is there whole or not at all.
+
+    One process at a time may do this.
+
+    Args:
+        path: The place of the database; a database that is there is replaced.
+        fill: Makes the tables.
+    """
+    part = path.with_name(path.name + PART)
+    part.unlink(missing_ok=True)
+    engine = create_engine(f"sqlite:///{part}")
+    event.listen(engine, "connect", _write_unsynced)
+    try:
+        fill(engine)
+        engine.dispose()
+        sync(part)
+        # SQLite would take the log of the replaced database for the new one's.
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        part.rename(path)
+        sync(path.parent)
+    finally:
+        engine.dispose()
+        part.unlink(missing_ok=True)
+
+
+def sync_log(url: str) -> None:
+    """Wait until all commits to a database of :func:`write_ahead`, by any process, are on the disk itself.
+
+    Other databases sync each commit by themselves.
+    """
+    path = file_of(url)
+    if path is not None:
+        # Without the log, every commit has been synced.
+        with suppress(FileNotFoundError):
+            sync(path.with_name(f"{path.name}-wal"))
+
+
+def _write_unsynced(connection: sqlite3.Connection, record: Any) -> None:
+    """Is called for each connection to a database that nobody needs before it is whole."""
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.execute("PRAGMA journal_mode=MEMORY")
 
 
 def _is_shared(path: Path) -> bool:

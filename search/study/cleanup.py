@@ -75,19 +75,21 @@ def too_many(checkpoints: Sequence[Checkpoint], how: HousekeepingConfig) -> list
 
 
 def _checkpoints(studies: Sequence["StoredStudy"]) -> Iterator[Checkpoint]:
-    """Checkpoints of studies without running trials, except winners'."""
+    """Checkpoints of studies without running trials, except winners' and those of the best trials, which may win."""
     from optuna.trial import TrialState
 
+    from search.scheduling import ranked
     from search.storage import CHECKPOINT, RUN_ID, WINNER
 
     for stored in studies:
         trials = stored.study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.RUNNING for trial in trials):
             continue
-        winner = stored.study.user_attrs.get(WINNER, {}).get("trial")
+        spared = {trial.number for trial in ranked(stored.study)[:1]}
+        spared.add(stored.study.user_attrs.get(WINNER, {}).get("trial"))
         with stored.reading_runs() as client:
             for trial in trials:
-                if CHECKPOINT not in trial.user_attrs or trial.number == winner or trial.datetime_complete is None:
+                if CHECKPOINT not in trial.user_attrs or trial.number in spared or trial.datetime_complete is None:
                     continue
                 place = _place_of_checkpoint(client, trial.user_attrs[RUN_ID])
                 if place is not None:

@@ -3,25 +3,29 @@
 import logging
 import math
 import shlex
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
 from search.config import StudyConfig, without_password
 from search.executors import Executor, executor_of, run_pool
-from search.processes import stopped_by_signals
+from search.processes import drop_left_over, stopped_by_signals
 from search.reporting import Terminal, importances, write_note
 from search.scheduling import Ledger, pareto_front, ranked
 from search.storage import FRONT, MODEL, RUN_ID, taking_turns
 from search.study.loop import run_trials
 from search.study.opening import lock_place, prepare
+from search.study.places import check_places
 from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
-from search.trials import OpenStudy, reconcile_runs, recover_trials
+from search.trials import OpenStudy, is_whole, queue_lost, reconcile_runs, recover_trials, try_again
 from search.winner import VERDICT, confirm, crown, describe_verdict, propose
 from strategies import Fixed, TrialError
+from trainers import DamagedFileError
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ def run_study(config: StudyConfig) -> None:
         NoTrialFinishedError: Every trial failed.
         KeyboardInterrupt: After the running trial was queued again.
     """
+    check_places(config)
     with (
         stopped_by_signals(),
         executor_of(config) as executor,
@@ -49,8 +54,11 @@ def run_study(config: StudyConfig) -> None:
         open_study = prepare(config, terminal)
         try:
             with taking_turns(lock_place(config), "begin", terminal.say):
+                for place in (open_study.temporary, Path(tempfile.gettempdir())):
+                    drop_left_over(place)
                 recover_trials(open_study)
                 reconcile_runs(open_study)
+                queue_lost(open_study)
                 sweep_probes(open_study)
                 _queue_presets(open_study)
             hours = config.budget.hours
@@ -82,16 +90,23 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
     # A model is logged to the winner's run, which has to have ended before.
     if open_study.tracker.deliver():
         reconcile_runs(open_study)
+    # Those that other processes have ended, or whose writes MLflow has refused.
+    lost = queue_lost(open_study)
     trials = open_study.study.get_trials(deepcopy=False)
-    best = ranked(open_study.study)
-    if not best:
+    best = [trial for trial in ranked(open_study.study) if trial.number not in lost]
+    if not best and not lost:
         terminal.counts(trials)
         raise NoTrialFinishedError("no trial completed, so there is no winner")
     if open_study.config.after.wise_ft or open_study.config.after.soups:
         terminal.say("Scoring mixtures of the best weights on validation")
     confirmed = confirm(open_study, best) if open_study.config.confirm.seeds else []
-    trial = confirmed[0][0] if confirmed else best[0]
-    winner = crown(open_study, trial, [one for _, one in confirmed])
+    trial = _first_whole(open_study, [trial for trial, _ in confirmed] or best)
+    try:
+        winner = crown(open_study, trial, [one for _, one in confirmed])
+    except DamagedFileError:
+        # The error names the file; without the file, the next run would end with the same error.
+        try_again(open_study, trial, "its checkpoint is damaged")
+        raise
     entries = {name: entry for space in open_study.spaces.values() for name, entry in space.items()}
     searched = [name for name, entry in entries.items() if not isinstance(entry, Fixed)]
     shares = importances(open_study.study)
@@ -100,7 +115,7 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
     searched = [MODEL, *searched] if open_study.chooses_model else searched
     terminal.table(best, searched)
     if open_study.config.costs:
-        front = pareto_front(open_study.study)
+        front = [trial for trial in pareto_front(open_study.study) if trial.number not in lost]
         _tag_front(open_study, front)
         terminal.front(front, searched)
     terminal.counts(trials)
@@ -117,11 +132,28 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
     open_study.tracker.flush()
 
 
+def _first_whole(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> FrozenTrial:
+    """The best trial that may win.
+
+    Raises:
+        NoTrialFinishedError: MLflow has the checkpoint of none.
+    """
+    # The others' checkpoints were removed.
+    for trial in best[: open_study.config.checkpoints.keep]:
+        if is_whole(open_study, trial):
+            return trial
+    queue_lost(open_study, of_everyone=True)
+    raise NoTrialFinishedError(
+        "MLflow has lost the checkpoints of the best trials; the same command tries these trials again"
+    )
+
+
 def _tag_front(open_study: OpenStudy, front: Sequence[FrozenTrial]) -> None:
     """Tag the runs on the Pareto front, and those on an earlier front that have been beaten since."""
     runs = {trial.user_attrs[RUN_ID] for trial in front}
     for run_id in {*runs, *open_study.study.user_attrs.get(FRONT, ())}:
-        open_study.tracker.log(run_id, tags={"unfreeze.pareto": "true" if run_id in runs else "false"})
+        if run_id in runs or open_study.tracker.reader.lacks(run_id) != "run":
+            open_study.tracker.log(run_id, tags={"unfreeze.pareto": "true" if run_id in runs else "false"})
     # Last: after an interruption the next end of the study tags everything again.
     open_study.study.set_user_attr(FRONT, sorted(runs))
 

@@ -3,16 +3,18 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import requests
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 
 from search.config import without_password
 from search.storage import is_outage, retrying_mlflow
 from search.tracking.background_writer import BackgroundWriter
 from search.tracking.batches import Batches
-from search.tracking.sink import CHECKPOINT_FILE, Sink
+from search.tracking.sink import CHECKPOINT_FILE, Sink, find_run, is_absent
 from strategies import UnfreezeError, first_line
 from trainers import DamagedFileError, check_tensors
 
@@ -85,6 +87,25 @@ class Reader:
                 token = page.token
                 if not token:
                     return found
+
+    def lacks(self, run: str) -> Literal["run", "checkpoint"] | None:
+        """Which of a run and its checkpoint MLflow does not have, or has as deleted; ``None`` where it has both.
+
+        Raises:
+            AwayError: MLflow cannot be reached.
+        """
+        with self._reading(f"run {run}"):
+            try:
+                run_id = find_run(self._client, self._sink.id_or_key(run), [self._sink.experiment_id])
+                if run_id is None or self._client.get_run(run_id).info.lifecycle_stage != LifecycleStage.ACTIVE:
+                    return "run"
+                files = self._client.list_artifacts(run_id)
+            except MlflowException as error:
+                if not is_absent(error):
+                    raise
+                return "run"
+        # A power cut may leave an empty file.
+        return None if any(one.path == CHECKPOINT_FILE and one.file_size != 0 for one in files) else "checkpoint"
 
     def fetch_checkpoint(self, run: str, folder: Path) -> Path:
         """Copy a run's checkpoint into ``folder``, and check the copy.

@@ -88,27 +88,42 @@ class Spool:
             sync(self.folder / _WRITES)
             sync(self.folder)
 
-    def read(self) -> list[Write]:
-        """The writes that wait; broken lines, as after a power cut, are set aside."""
-        found: list[Write] = []
+    def read(self) -> list[Write | None]:
+        """The writes that wait, ``None`` for a line that cannot be read, as after a power cut.
+
+        A copy of a file with such a line is kept beside the folder. At the end are the checkpoints that its lines do
+        not name: the lost line may have.
+        """
         path = self.folder / _WRITES
         if not path.exists():
-            return found
-        # A last line without its end was never completely written.
-        *lines, _ = path.read_bytes().split(b"\n")
+            return []
+        # A last line without its end was never completely written; its write was not waited for by a trial.
+        *lines, torn = path.read_bytes().split(b"\n")
+        found: list[Write | None] = []
         for line in lines[self._count_delivered() :]:
             try:
                 found.append(from_line(line))
             except ValueError:
-                self._note_refused("it cannot be read", line.decode(errors="replace"))
+                found.append(None)
+        damaged = self.folder.parent / f"damaged-{self.folder.name}.jsonl"
+        if None in found:
+            shutil.copyfile(path, damaged)
+            logger.warning("not all writes that waited for MLflow can be read; they are kept in %s", damaged)
+        if damaged.exists() or torn:
+            named = {write.place for write in found if isinstance(write, Upload)}
+            found += [Upload(run=one.parent.name, place=one.name) for one in self._places() if one.name not in named]
         return found
+
+    def _places(self) -> list[Path]:
+        """Folders of the checkpoints that wait, the oldest first."""
+        return sorted((one for one in self.folder.glob("*/*") if one.is_dir()), key=lambda one: one.stat().st_mtime)
 
     def _count_delivered(self) -> int:
         path = self.folder / _DELIVERED
         return path.stat().st_size if path.exists() else 0
 
     def delivered(self) -> None:
-        """Note that the first waiting write was delivered or set aside."""
+        """Note that the first waiting write was delivered, set aside, or cannot be read."""
         with (self.folder / _DELIVERED).open("ab") as file:
             file.write(b".")
 

@@ -2,6 +2,9 @@ from .commit import kill_asked as kill_asked
 from .commit import refresh as refresh
 from .linear_probes import probes_waiting as probes_waiting
 from .linear_probes import run_probes as run_probes
+from .lost import is_whole as is_whole
+from .lost import queue_lost as queue_lost
+from .lost import try_again as try_again
 from .materials import Materials as Materials
 from .materials import make_trainer as make_trainer
 from .materials import model_tags as model_tags

@@ -7,7 +7,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
 from search.scheduling import Ledger, attempt_of, interrupt, requeue
-from search.storage import CHECKPOINT, ENDINGS, OUTCOME, REASON, RUN_ID, score_of
+from search.storage import CHECKPOINT, ENDINGS, OUTCOME, REASON, RUN_ID, score_of, sync_log
 from search.tracking import TrialEnded
 from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Ended, note_run
@@ -33,6 +33,8 @@ def commit(
         return _put_back(open_study, ledger, asked)
     # Before a trial counts, its logs are in MLflow, or in the spool on disk while MLflow cannot be reached.
     open_study.tracker.flush()
+    # A power cut must not take them from MLflow and leave Optuna a trial that may win. Each sync takes some 2 ms.
+    sync_log(open_study.tracker.uri)
     try:
         told = _tell(open_study, asked, ended)
     except (UpdateFinishedTrialError, ValueError):
@@ -61,7 +63,9 @@ def _tell(open_study: OpenStudy, asked: Asked, ended: Ended) -> FrozenTrial:
     if ended.reason:
         open_study.attributes.put(trial, {OUTCOME: ended.outcome, REASON: ended.reason})
     open_study.attributes.flush(trial)
-    return open_study.study.tell(trial, ended.values, state=ENDINGS[ended.outcome].state)
+    told = open_study.study.tell(trial, ended.values, state=ENDINGS[ended.outcome].state)
+    sync_log(open_study.config.store.url)
+    return told
 
 
 def kill_asked(open_study: OpenStudy, asked: Asked) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search.config import StudyConfig
+from search.processes import temporary_files_in, temporary_folder, temporary_place
 from strategies import ConfigError, Strategy
 from trainers import TASKS, Device, Groups, InOrder, answers_for, in_order, normaliser, open_data, predict
 
@@ -64,7 +65,9 @@ def judge(model_uris: Sequence[str], config: StudyConfig, device: Device) -> lis
     Raises:
         UnfreezeError: A model is of another task, or the images cannot be opened.
     """
-    served = [mlflow.pyfunc.load_model(uri).unwrap_python_model() for uri in model_uris]
+    # Of a server's model, MLflow leaves a copy where temporary files are.
+    with temporary_folder(temporary_place(config.data.cache)) as folder, temporary_files_in(folder):
+        served = [mlflow.pyfunc.load_model(uri).unwrap_python_model() for uri in model_uris]
     for uri, one in zip(model_uris, served, strict=True):
         if one.task.name != config.task:
             raise ConfigError(f"{uri} is a model for {one.task.name}, and the study is for {config.task}")

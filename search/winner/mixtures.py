@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from search.scheduling import ranked
-from search.storage import CHECKPOINT, RUN_ID, STRATEGY, score_of
+from search.storage import CHECKPOINT, RUN_ID, SEED, STRATEGY, score_of
 from search.trials import OpenStudy
 from search.winner.winner import GREEDY_SOUP, TRIAL, UNIFORM_SOUP, WISE_FT, Candidate
 from strategies import Strategy, UnfreezeError, make_plan, resize, shown_size
@@ -127,12 +127,15 @@ def make_judge(open_study: OpenStudy, trial: FrozenTrial, weights: State) -> Jud
     model = source.build(open_study.config.seed).to(open_study.materials.device.torch)
     model.to(memory_format=torch.channels_last)
     strategy = Strategy.from_dict(trial.user_attrs[STRATEGY]).canonical(source.num_blocks)
-    seed = int(open_study.tracker.reader.params(trial.user_attrs[RUN_ID])["seed"])
+    # Earlier versions stored the seed with the run alone.
+    seed = trial.user_attrs.get(SEED)
+    if seed is None:
+        seed = open_study.tracker.reader.params(trial.user_attrs[RUN_ID])[SEED]
     return Judge(
         open_study,
         source,
         strategy,
-        seed,
+        int(seed),
         weights,
         model,
         normaliser(source.mean, source.std, open_study.materials.device),

@@ -1,6 +1,5 @@
 """Which test images were there when a version became the champion: images that came later are fresh."""
 
-import tempfile
 from pathlib import Path
 
 import mlflow
@@ -8,6 +7,8 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from numpy.typing import NDArray
+
+from search.processes import temporary_folder
 
 #: Folder among the files of a logged model.
 FOLDER = "champion"
@@ -27,8 +28,8 @@ def keep_shown(
     """
     earlier = shown_before(client, name, before) if before is not None else None
     every = digests if earlier is None else np.union1d(earlier, digests)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{name}.npy"
+    with temporary_folder() as folder:
+        file = folder / f"{name}.npy"
         np.save(file, every)
         client.log_model_artifact(_model_id(version), str(file), FOLDER)
 
@@ -38,10 +39,10 @@ def shown_before(client: MlflowClient, name: str, version: ModelVersion) -> NDAr
     model = _model_id(version)
     if f"{name}.npy" not in {Path(file.path).name for file in client.list_logged_model_artifacts(model, FOLDER)}:
         return None
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         # Not by models:/m-.../FOLDER, which MLflow (3.17) takes for the name of a registered model.
         place = client.get_logged_model(model).artifact_location
-        found = mlflow.artifacts.download_artifacts(f"{place}/{FOLDER}/{name}.npy", dst_path=folder)
+        found = mlflow.artifacts.download_artifacts(f"{place}/{FOLDER}/{name}.npy", dst_path=str(folder))
         digests: NDArray[np.uint64] = np.load(found)
     return digests
 
