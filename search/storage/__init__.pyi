@@ -32,6 +32,7 @@ from .attributes import score_of as score_of
 from .locks import Lock as Lock
 from .locks import LockPlace as LockPlace
 from .locks import TurnLostError as TurnLostError
+from .locks import forget as forget
 from .locks import held_all_along as held_all_along
 from .locks import lock_of as lock_of
 from .locks import taking_turns as taking_turns
@@ -39,6 +40,7 @@ from .mlflow_store import HTTP_RETRIES as HTTP_RETRIES
 from .mlflow_store import absolute_sqlite as absolute_sqlite
 from .mlflow_store import check_database as check_database
 from .mlflow_store import fetch_uri as fetch_uri
+from .mlflow_store import make_folder_of as make_folder_of
 from .mlflow_store import make_store as make_store
 from .mlflow_store import reachable as reachable
 from .mlflow_store import reading_mlflow as reading_mlflow
@@ -48,6 +50,13 @@ from .optuna_storage import open_storage as open_storage
 from .outage import is_no_room as is_no_room
 from .outage import is_outage as is_outage
 from .outage import reason_of as reason_of
+from .presence import MLFLOW_TABLE as MLFLOW_TABLE
+from .presence import OPTUNA_TABLE as OPTUNA_TABLE
+from .presence import artifact_folder as artifact_folder
+from .presence import check_begun as check_begun
+from .presence import check_folder as check_folder
+from .presence import check_store as check_store
+from .presence import check_writable as check_writable
 from .private_apis import BaseHeartbeat as BaseHeartbeat
 from .private_apis import Hyperband as Hyperband
 from .private_apis import PlacedQMC as PlacedQMC
@@ -56,6 +65,7 @@ from .private_apis import id_in_storage as id_in_storage
 from .private_apis import live_trial as live_trial
 from .private_apis import queued_params as queued_params
 from .private_apis import take_queued as take_queued
+from .proxy import check_address as check_address
 from .proxy import is_proxy as is_proxy
 from .proxy import serve as serve
 from .sqlite import sync_log as sync_log

@@ -43,10 +43,11 @@ def generation_of(config: StudyConfig) -> Generation:
         UnfreezeError: The images cannot be opened.
     """
     assert config.name is not None, "composition names every study"
-    data = open_data(task=config.task, in_chans=config.model.in_chans, **config.data.model_dump())
     storage = _storage(config)
     if storage is None:
+        # The search reads the images, after it has checked everything else.
         return Generation(config, 0)
+    data = open_data(task=config.task, in_chans=config.model.in_chans, **config.data.model_dump())
     newest = max(_generations(storage, config.name), default=0)
     if newest == 0:
         return Generation(_warmed(config, storage, data), 0)

@@ -17,6 +17,7 @@ from optuna import Study
 from torch import Tensor, nn
 
 from search.config import ChampionConfig, StudyConfig, without_password
+from search.processes import temporary_files_in, temporary_folder, temporary_place
 from search.storage import is_outage
 from search.winner.significance import Difference, compare_models
 from strategies import ConfigError, Strategy, TrialError, first_line
@@ -265,7 +266,9 @@ def judge(model_uri: str, config: StudyConfig, device: Device) -> Judged:
     Raises:
         UnfreezeError: The model is of another task, or the images cannot be opened.
     """
-    served = mlflow.pyfunc.load_model(model_uri).unwrap_python_model()
+    # Of a server's model, MLflow leaves a copy where temporary files are.
+    with temporary_folder(temporary_place(config.data.cache)) as folder, temporary_files_in(folder):
+        served = mlflow.pyfunc.load_model(model_uri).unwrap_python_model()
     if served.task.name != config.task:
         raise ConfigError(f"{model_uri} is a model for {served.task.name}, and the study is for {config.task}")
     how = served.preprocessing

@@ -2,7 +2,6 @@
 
 import math
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from optuna.trial import FrozenTrial
 from safetensors.torch import load_file
 from torch import Tensor
 
+from search.processes import temporary_folder
 from search.storage import RUN_ID, WINNER, score_of
 from search.trials import OpenStudy
 from search.winner.evidence import log_evidence
@@ -46,8 +46,7 @@ def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirm
         if winner != crowned:
             open_study.study.set_user_attr(WINNER, asdict(winner))
         return winner
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder(open_study.temporary) as folder:
         checkpoint = open_study.tracker.reader.fetch_checkpoint(trial.user_attrs[RUN_ID], folder)
         judge = make_judge(open_study, trial, load_file(checkpoint))
         weights, candidates, chosen = choose(judge, trial, folder)

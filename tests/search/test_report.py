@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import optuna
@@ -155,6 +156,18 @@ def test_a_study_of_2000_trials_makes_a_page_below_10_mb(searched):
     assert len(page.encode()) < 10e6
     assert "of 2000 trials" in Page(page).text
     assert len(rows_of(StoredStudy(many, searched.mlflow_uri), top=None)) == 2000
+
+
+def test_a_class_named_as_a_link_is_a_name(searched):
+    summary = summarize(open_stored([str(searched.file)])[0])
+    assert summary.evidence is not None
+    name = '<a href="https://example.org">cat</a>'
+    renamed = replace(summary, evidence=summary.evidence | {"classes": [name, *summary.evidence["classes"][1:]]})
+    figures = Page(build(renamed)).figures
+    plot = figures["plot-confusion"]["data"][0]
+    # plotly.js reads names as HTML.
+    assert plot["x"][0] == plot["y"][0] == '&lt;a href="https://example.org"&gt;cat&lt;/a&gt;'
+    assert "<br>" in figures["plot-history"]["data"][0]["hovertemplate"]
 
 
 def test_a_page_that_cannot_be_written_is_refused(searched, tmp_path, capsys):

@@ -114,6 +114,14 @@ def test_the_checkpoint_is_safetensors_that_fit_the_model(done):
     assert all(torch.isfinite(tensor.float()).all() for tensor in state.values())
 
 
+def test_all_that_is_stored_has_the_rights_of_any_new_file(done, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    usual = {path.is_dir(): path.stat().st_mode for path in tmp_path.iterdir()}
+    stored = [path for path in (done.folder / "mlruns").rglob("*") if not path.is_symlink()]
+    assert [path.name for path in stored if path.stat().st_mode != usual[path.is_dir()]] == []
+
+
 def test_the_parent_run_holds_the_configuration_and_the_winner(done):
     parent = done.parent()
     assert json.loads(done.artifact(parent, "study.json").read_text())["seed"] == 3
