@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from search.config import without_password
-from search.storage import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY, absolute_sqlite, fetch_uri
+from search.storage import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY, fetch_uri, make_folder_of
 from search.tracking import CHECKPOINT_FILE, PARENT_TAG, Tracker, WriteError, git_commit
 from search.tracking.sink import Sink
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
@@ -207,7 +207,7 @@ def test_relative_paths_of_the_stores_are_those_of_the_working_folder(lab, monke
 
 
 def test_the_folder_of_a_database_is_made(tmp_path):
-    absolute_sqlite(f"sqlite:///{tmp_path}/here/and/there.db")
+    make_folder_of(f"sqlite:///{tmp_path}/here/and/there.db")
     assert (tmp_path / "here" / "and").is_dir()
 
 
