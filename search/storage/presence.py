@@ -3,6 +3,7 @@
 Both libraries make a store that is not there, by opening it: so a mistyped address would be an empty store.
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -63,9 +64,10 @@ def check_store(key: str, url: str, table: str, verb: str, connect: Callable[[],
         file = sqlite_file(url)
         if file is not None:
             check_writable(Path(file).absolute().parent)
-            if Path(file).exists():
-                with Path(file).open("r+b"):
-                    pass
+            # Not opened: closing a file ends the locks of all connections that this process has to it, and the next
+            # process to leave the database would remove the log that they write to (sqlite.org/howtocorrupt.html, 2.2).
+            if Path(file).exists() and not os.access(file, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         tables = () if _is_server(url) else _tables_in(url) or ()
         if _is_server(url) or table in tables:
             connect()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import optuna
 import psutil
 import pytest
+from copies import Started
 from lab import family_of, open_to_others
 
 from search.storage import IDENTITY
@@ -58,16 +59,18 @@ def begin(lab) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_servers_that_are_still_starting_end_with_the_command(lab, number):
+    begin(lab)
     process = lab.start_code(START, str(lab.file))
-    servers = next(found for found in _children_of(process.pid) if found)
+    servers = next(found for found in _children_of(process) if found)
     os.kill(process.pid, number)
     process.wait(60)
     assert psutil.wait_procs(servers, timeout=60)[1] == []
 
 
-def _children_of(pid: int) -> Iterator[list[psutil.Process]]:
-    while True:
-        yield psutil.Process(pid).children()
+def _children_of(process: Started) -> Iterator[list[psutil.Process]]:
+    """The processes that a process has started so far, again and again while it runs."""
+    while process.poll() is None:
+        yield psutil.Process(process.pid).children()
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_refused(lab, capsys):
