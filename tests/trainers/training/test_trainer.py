@@ -309,7 +309,7 @@ def bss_by_hand(found: Trainer, start: torch.nn.Module, images: torch.Tensor) ->
     return torch.linalg.svdvals(features)[-1] ** 2
 
 
-@pytest.mark.parametrize(("field", "weight", "by_hand"), [("delta", 20.0, delta_by_hand), ("bss", 2e3, bss_by_hand)])
+@pytest.mark.parametrize(("field", "weight", "by_hand"), [("delta", 20.0, delta_by_hand), ("bss", 1e3, bss_by_hand)])
 def test_a_penalty_is_in_the_loss_and_in_its_gradients_by_its_weight(source, field, weight, by_hand):
     free, held = (trainer(source, batch_norm="frozen_stats", **{field: value}) for value in (0.0, weight))
     start = deepcopy(held.model).eval()
@@ -321,7 +321,7 @@ def test_a_penalty_is_in_the_loss_and_in_its_gradients_by_its_weight(source, fie
     loss, without, images = loss_of_first_batch(free)
     penalised, found, _ = loss_of_first_batch(held)
     penalty = weight * by_hand(held, start, images)
-    assert penalty > 0.1
+    assert penalty > 0.05
     assert penalised == pytest.approx((loss + penalty).item(), rel=1e-3)
     grads = torch.autograd.grad(penalty, list(held.model.parameters()), allow_unused=True, materialize_grads=True)
     assert_close(found, [one + other for one, other in zip(without, grads, strict=True)])
