@@ -118,7 +118,7 @@ def cut_exactly(family: str, name: str, side: int) -> Family:
         except CutError as error:
             reasons.append(str(error))
             continue
-        differs = [key for key, value in expected.items() if not torch.equal(value, found[key])]
+        differs = [key for key, value in expected.items() if key not in found or not torch.equal(value, found[key])]
         if differs:
             reasons.append(f"at depth {depth} another {differs[0]}")
     exact, reason = len(depths) - len(reasons), "; ".join(dict.fromkeys(reasons))

@@ -21,6 +21,7 @@ from benchmarks import (
     cache,
     dense_speed,
     executors,
+    families,
     plain_loop,
     pruners,
     search_speed,
@@ -289,3 +290,18 @@ def test_the_benchmark_of_stores_finds_every_trial_once_behind_the_proxy(tmp_pat
     found = json.loads((tmp_path / "out.json").read_text())["found"]["proxy"]
     assert found["trials"] == 6
     assert found["ms_a_trial"] > 0
+
+
+def test_the_benchmark_of_families_tells_exact_cuts_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["--families", "resnet", "--json", str(tmp_path / "out.json")]
+    families.main(words)
+    (found,) = json.loads((tmp_path / "out.json").read_text())["families"]
+    assert (found["model"], found["side"], found["blocks"]) == ("test_resnet", 64, 5)
+    assert (found["cuts"], found["exact"], found["reason"]) == (4, 4, "")
+    # Cuts that freeze a block too many.
+    cut_at = families.cut_at
+    monkeypatch.setattr(families, "cut_at", lambda graph, model, k: cut_at(graph, model, min(k + 1, graph.num_blocks)))
+    families.main(words)
+    (found,) = json.loads((tmp_path / "out.json").read_text())["families"]
+    assert (found["cuts"], found["exact"]) == (4, 1)
+    assert "at depth 1 another gradient of layer4" in found["reason"]
