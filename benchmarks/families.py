@@ -26,7 +26,9 @@ from trainers.reuse import Cut, CutError, cut_at, trace_blocks
 QUICK = ("resnet", "vision_transformer", "convnext", "dpn")
 # Parts of names that small models have, the smallest first.
 _SMALL = ["test_", "zepto", "atto", "femto", "pico", "nano", "xx", "tiny", "_t", "_xs", "small", "_s", "18", "b0", "50"]
-_IMAGES, _CLASSES, _SIDE = 4, 5, 64
+_IMAGES, _CLASSES = 2, 5
+# Tried before the size that a model was made for.
+_SIDES = (64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def examined(family: str) -> Family:
     name = small_model(family)
     own = timm.get_pretrained_cfg(name).input_size[-1]
     reason = ""
-    for side in dict.fromkeys((_SIDE, own)):
+    for side in dict.fromkeys((*_SIDES, own)):
         try:
             return cut_exactly(family, name, side)
         except Exception as error:  # any error of any model is what the table is about
