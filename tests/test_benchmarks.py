@@ -218,7 +218,7 @@ def test_dense_speed_trains_the_same_with_and_without_reuse(tmp_path: Path):
         "--decoders",
         "fcn",
         "--epochs",
-        "2",
+        "1",
         "--json",
         str(tmp_path / "result.json"),
     ]
@@ -274,10 +274,10 @@ def test_the_benchmark_of_the_cache_measures_every_cut_of_the_model(tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path: Path):
-    short = ["--trials", "5", "20", "--blocks", "1", "--block", "2", "--epoch-ms", "0"]
+    short = ["--trials", "3", "6", "--blocks", "1", "--block", "2", "--epoch-ms", "0"]
     assert "unfreeze beyond plain calls" in run_script("bookkeeping", *short, "--json", str(tmp_path / "out.json"))
     sizes = json.loads((tmp_path / "out.json").read_text())["ms_a_trial"]
-    assert list(sizes) == ["5", "20"]
+    assert list(sizes) == ["3", "6"]
     for ways in sizes.values():
         assert len(ways) == 3
         assert all(way["all"] > 0 for way in ways.values())
@@ -285,10 +285,10 @@ def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_benchmark_of_stores_finds_every_trial_once_behind_the_proxy(tmp_path: Path):
-    short = ["--quick", "--trials", "6", "--stores", "proxy", "--json", str(tmp_path / "out.json")]
+    short = ["--quick", "--trials", "4", "--stores", "proxy", "--json", str(tmp_path / "out.json")]
     assert "every trial was trained once, told once and has one run" in run_script("stores", *short)
     found = json.loads((tmp_path / "out.json").read_text())["found"]["proxy"]
-    assert found["trials"] == 6
+    assert found["trials"] == 4
     assert found["ms_a_trial"] > 0
 
 
