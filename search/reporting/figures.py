@@ -2,7 +2,7 @@
 
 ``optuna.visualization`` draws similar ones from a study. They lack: pruned trials and names of strategies (history);
 depth in blocks, means and intervals (slice); the choice of fields that differ (parallel coordinates); the choice of
-fields that most trials drew (importances); seconds where there is one objective (Pareto front); the best trials in
+a band of chance (importances); seconds where there is one objective (Pareto front); the best trials in
 colour before all others in grey (intermediate values).
 """
 
@@ -58,20 +58,22 @@ def by_depth(summary: Summary) -> go.Figure | None:
 
 
 def of_importances(summary: Summary) -> go.Figure | None:
-    """Share of each field in the score's variation."""
-    shares = dict(sorted(summary.importances.items(), key=lambda item: item[1])[-12:])
-    if not shares:
+    """The share of the trials' order that each field explains which stands out, and what chance reaches."""
+    found = summary.importances
+    shares = dict(sorted(found.shares.items(), key=lambda item: item[1])[-12:])
+    if not shares or found.by_chance is None:
         return None
-    figure = _figure("share of the score's variation", "")
+    figure = _figure("share of the order of trials by score", "")
     figure.add_bar(
         x=list(shares.values()),
         y=[_words(name) for name in shares],
         orientation="h",
         marker_color=BLUE,
         text=[f"{share:.0%}" for share in shares.values()],
-        hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        hovertemplate="%{y}: %{x:.0%}<extra></extra>",
     )
-    figure.update_layout(xaxis_tickformat=".0%", showlegend=False, height=120 + 26 * len(shares))
+    figure.add_vline(x=found.by_chance, line_dash="dot", line_color=GREY, annotation_text="chance")
+    figure.update_layout(xaxis_tickformat=".0%", showlegend=False, height=140 + 26 * len(shares))
     return figure
 
 

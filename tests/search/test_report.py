@@ -94,8 +94,9 @@ def test_nothing_is_loaded_from_anywhere(searched, tmp_path):
 def test_every_figure_has_its_place_and_the_trials(searched, tmp_path):
     page = page_of(searched, tmp_path)
     assert set(page.figures) <= set(page.ids)
-    expected = {"depth", "importances", "parallel", "history", "pareto", "curves", "confusion", "reliability", "time"}
+    expected = {"depth", "parallel", "history", "pareto", "curves", "confusion", "reliability", "time"}
     assert {name.removeprefix("plot-") for name in page.figures} == expected
+    assert "Which fields mattered: cannot be told from" in page.text
     history = page.figures["plot-history"]["data"][0]
     complete = [trial for trial in searched.trials() if trial.state == TrialState.COMPLETE]
     assert len(history["x"]["bdata"] if "bdata" in history["x"] else history["x"]) >= len(complete)
@@ -154,6 +155,8 @@ def test_a_study_of_2000_trials_makes_a_page_below_10_mb(searched):
     page = build(summarize(StoredStudy(many, searched.mlflow_uri)))
     assert len(page.encode()) < 10e6
     assert "of 2000 trials" in Page(page).text
+    assert "Which fields mattered (share of the order of 2000 trials" in Page(page).text
+    assert Page(page).figures["plot-importances"]["data"][0]["y"] == ["lr"]
     assert len(rows_of(StoredStudy(many, searched.mlflow_uri), top=None)) == 2000
 
 
