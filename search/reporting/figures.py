@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from search.reporting.summary import Curve, Summary
-from search.winner import half_width
+from search.winner import bounds_of, mean_interval
 
 # Colours that people with any colour vision can tell apart (Okabe and Ito, 2008), on light and dark.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#888888"
@@ -33,7 +33,9 @@ def by_depth(summary: Summary) -> go.Figure | None:
         groups.setdefault(int(row["depth_blocks"]), []).append(row["score"])
     if len(groups) < 2:
         return None
-    depths = sorted(groups)
+    depths, bounds = sorted(groups), bounds_of(summary.metric, summary.is_lower_better)
+    means = [mean(groups[depth]) for depth in depths]
+    ends = [mean_interval(groups[depth], bounds) or (None, None) for depth in depths]
     figure = _figure("blocks trained, counted from the head", f"validation {summary.metric}")
     figure.add_scatter(
         x=[row["depth_blocks"] for row in rows],
@@ -46,12 +48,17 @@ def by_depth(summary: Summary) -> go.Figure | None:
     )
     figure.add_scatter(
         x=depths,
-        y=[mean(groups[depth]) for depth in depths],
-        error_y={"type": "data", "array": [half_width(groups[depth]) for depth in depths], "thickness": 1.5},
+        y=means,
+        error_y={
+            "type": "data",
+            "array": [None if high is None else high - middle for (_, high), middle in zip(ends, means, strict=True)],
+            "arrayminus": [None if low is None else middle - low for (low, _), middle in zip(ends, means, strict=True)],
+            "thickness": 1.5,
+        },
         mode="lines+markers",
         line={"color": BLUE},
         marker={"size": 8},
-        name="mean, 95% interval",
+        name="mean, 95% interval over trials",
         hovertemplate="depth %{x}<br>mean %{y:.4f}<extra></extra>",
     )
     return figure

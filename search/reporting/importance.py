@@ -107,8 +107,9 @@ class _Absent:
 def _ranks(scores: Sequence[float]) -> Floats:
     """Ranks with mean 0 and variance 1, equal for equal scores."""
     _, places, counts = np.unique(np.array(scores, float), return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(counts) - (counts + 1) / 2)[places]
-    return (ranks - ranks.mean()) / ranks.std()
+    ranks = (np.cumsum(counts) - (counts + 1) / 2)[places]
+    found: Floats = (ranks - ranks.mean()) / ranks.std()
+    return found
 
 
 def _cuts(values: Sequence[Any]) -> Bools:

@@ -226,11 +226,19 @@ def columns_of(confirmed: Sequence[Confirmed]) -> dict[str, list[str]]:
         "in the search": [f"{one.searched:.4f}" for one in confirmed],
         "mean": ["" if one.mean is None else f"{one.mean:.4f}" for one in confirmed],
     }
-    if any(one.low is not None for one in confirmed):
-        columns["95% interval"] = ["" if one.low is None else f"{one.low:.4f} to {one.high:.4f}" for one in confirmed]
+    columns |= {
+        "95% interval over seeds": [_from_to(one.low, one.high, "") for one in confirmed],
+        "from the search's best": ["" if one.difference is None else f"{one.difference:+.4f}" for one in confirmed],
+        "95% interval, paired by seed": [_from_to(one.difference_low, one.difference_high, "+") for one in confirmed],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
     if any(one.mean is None for one in confirmed):
         columns["failed"] = [str(one.scores.count(None)) for one in confirmed]
     return columns
+
+
+def _from_to(low: float | None, high: float | None, sign: str) -> str:
+    return "" if low is None or high is None else f"{low:{sign}.4f} to {high:{sign}.4f}"
 
 
 def _searched_value(trial: FrozenTrial, name: str) -> str:

@@ -1,9 +1,6 @@
 """Whether one model is better than another beyond chance, by their answers for the same images."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,16 +78,3 @@ def mcnemar(old: Tensor, new: Tensor) -> float:
     if only_old + only_new == 0:
         return 1.0
     return float(binomtest(only_new, only_old + only_new).pvalue)
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Half the width of a mean's 95% interval by Student's t; None of a single value or of equal values.
-
-    Two seeds with the same score do not make the score certain.
-    """
-    if len(set(values)) < 2:
-        return None
-    # Only here: it takes a second to import.
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import optuna
@@ -11,6 +12,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.report import main
 from search.reporting import build, rows_of, summarize
+from search.reporting.figures import by_depth
 from search.storage import DEPTH, SPARED, STRATEGY, StoredStudy, open_stored
 from strategies import Strategy
 
@@ -163,3 +165,13 @@ def test_a_study_of_2000_trials_makes_a_page_below_10_mb(searched):
 def test_a_page_that_cannot_be_written_is_refused(searched, tmp_path, capsys):
     assert main([str(searched.file), "--out", str(tmp_path / "none" / "page.html")]) == 2
     assert "--out: " in capsys.readouterr().err
+
+
+def test_the_interval_of_a_depths_mean_ends_where_scores_do_and_one_trial_has_none(searched):
+    scores = [(1, 0.9), (1, 1.0), (2, 0.5)]
+    row = {"outcome": "complete", "trial": 0, "name": ""}
+    rows = [row | {"depth_blocks": depth, "score": score} for depth, score in scores]
+    means = by_depth(replace(summarize(open_stored([str(searched.file)])[0]), rows=rows)).data[1]
+    assert means.name == "mean, 95% interval over trials"
+    assert means.error_y.array == (pytest.approx(0.05), None)
+    assert means.error_y.arrayminus == (pytest.approx(0.6353, abs=1e-3), None)
