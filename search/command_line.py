@@ -1,12 +1,17 @@
 """What every command does around its work: exit codes, and errors in one line."""
 
+import logging
 import os
+import re
 import sys
 import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
-from strategies import UnfreezeError
+from search.config import printable
+from strategies import ConfigError, UnfreezeError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -25,6 +30,75 @@ def in_words(value: Any) -> str:
     return str(value) or "''"
 
 
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers from ``low`` to ``high``, for argparse."""
+
+    def read(word: str) -> int:
+        # Longer words are numbers that Python may refuse to read.
+        if not re.fullmatch(r"[+-]?\d{1,18}", word, re.ASCII) or not low <= int(word) <= high:
+            raise ArgumentTypeError(f"{word[:40]!r} is not a whole number from {low} to {high}")
+        return int(word)
+
+    return read
+
+
+#: The type of an option that takes a port.
+port_number = whole_number(1, 65535)
+
+
+def check_output(option: str, file: Path) -> None:
+    """Refuse a file that a command could not write at its end; nothing is left where there was no file.
+
+    Args:
+        option: The option that names the file.
+        file: The file.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    try:
+        with file.open("xb"):
+            pass
+        file.unlink()
+    except FileExistsError:
+        try:
+            with file.open("ab"):
+                pass
+        except OSError as error:
+            raise unwritable(option, file, error) from error
+    except (OSError, ValueError) as error:
+        raise unwritable(option, file, error) from error
+
+
+def unwritable(option: str, file: Path, error: Exception) -> ConfigError:
+    """The error for a file that cannot be written."""
+    return ConfigError(f"{option}: {str(file)[:300]!r} cannot be written: {getattr(error, 'strerror', None) or error}")
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line for people, to the standard output by default."""
+    print(printable(text), file=file, flush=True)
+
+
+class LogFormatter(logging.Formatter):
+    """Formats messages for a terminal or a log file, whatever is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As usual, with control characters spelled out."""
+        return printable(super().format(record))
+
+
+def set_up_logging(force: bool = False) -> None:
+    """Log warnings and errors to the standard error.
+
+    Args:
+        force: Whether to replace handlers that are there already.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=force)
+
+
 def report_fault(error: Exception, label: str = "") -> None:
     """Print an error that is no bad input: one line for a full disk, which a user can mend, else a traceback.
 
@@ -35,9 +109,9 @@ def report_fault(error: Exception, label: str = "") -> None:
     from search.storage import is_no_room, reason_of
 
     if is_no_room(error):
-        print(f"error: {label}{reason_of(error)}; make room, then run the same command again", file=sys.stderr)
+        say(f"error: {label}{reason_of(error)}; make room, then run the same command again", sys.stderr)
     else:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
 
 
 def exit_code(work: Callable[[], int], resume: str = _RESUME) -> int:
@@ -54,18 +128,18 @@ def exit_code(work: Callable[[], int], resume: str = _RESUME) -> int:
     try:
         return work()
     except UnfreezeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
         # The reader, such as head, has ended; Python's own flush at exit must not raise this again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print(f"interrupted; {resume}", file=sys.stderr)
+        say(f"interrupted; {resume}", sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
         # run_study turns SIGTERM into this, to unwind as after Ctrl-C.
-        print(f"stopped by a signal; {resume}", file=sys.stderr)
+        say(f"stopped by a signal; {resume}", sys.stderr)
         return int(stop.code or 0)
     except Exception as error:  # every error is printed
         report_fault(error)

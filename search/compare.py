@@ -1,12 +1,12 @@
 """Trials of one study or several, side by side: ``python -m search.compare STUDY [STUDY ...]``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import exit_code
+from search.command_line import check_output, exit_code, say, set_up_logging, unwritable, whole_number
+from search.config import for_output
 from search.processes import importing
 from search.reporting import as_csv, as_json, rows_of, searched_fields, table_of
 from strategies import ConfigError
@@ -24,17 +24,17 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
     Raises:
         ConfigError: A study is in no store, or the file cannot be written.
     """
+    if out is not None:
+        check_output("--out", out)
     # Only here: they take seconds to import.
     with importing():
-        from rich.console import Console
-
-        from search.reporting import print_table, widened
+        from search.reporting import SafeConsole, print_table, widened
         from search.storage import open_stored
 
     studies = open_stored(words)
     rows = [row for stored in studies for row in rows_of(stored, top, everything)]
     if form == "table" and out is None:
-        console = widened(Console(highlight=False))
+        console = widened(SafeConsole(highlight=False))
         if not rows:
             console.print("No trial has completed yet")
             return 0
@@ -43,13 +43,13 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
         return 0
     text = as_csv(rows) if form == "csv" else as_json(rows) + "\n"
     if out is None:
-        sys.stdout.write(text)
+        sys.stdout.write(for_output(text))
         return 0
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
-    print(f"{len(rows)} trials written to {out}")
+        raise unwritable("--out", out, error) from error
+    say(f"{len(rows)} trials written to {out}")
     return 0
 
 
@@ -74,12 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="studies, and where their stores are")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="completed trials of each study; 0 for all")
+    parser.add_argument(
+        "--top", type=whole_number(0, 10**9), default=10, metavar="N", help="completed trials of each study; 0 for all"
+    )
     parser.add_argument("--all", action="store_true", help="also trials that were pruned, killed or failed")
     parser.add_argument("--format", choices=("table", "csv", "json"), help="table by default, or the ending of --out")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write csv or json there")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(
         lambda: compare(options.words, _form_of(options), options.top or None, options.all, options.out),
         "nothing was written",

@@ -1,12 +1,12 @@
 """A logged model for other programs: ``python -m search.export MODEL --out model.onnx``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import exit_code
+from search.command_line import check_output, exit_code, say, set_up_logging
+from search.config import tracking_uri
 from search.winner import check_destination, export_model, push
 from strategies import ConfigError
 
@@ -24,7 +24,7 @@ it is run and its answers are compared with the model's."""
 _STORE = "sqlite:///mlruns/mlflow.db"
 
 
-def export(model: str, out: Path, tracking_uri: str, repository: str | None) -> int:
+def export(model: str, out: Path, uri: str, repository: str | None) -> int:
     """Write a logged model for other programs, upload it if that is asked for, and print both.
 
     Raises:
@@ -32,12 +32,14 @@ def export(model: str, out: Path, tracking_uri: str, repository: str | None) -> 
         TrialError: What was written gives other answers than the model.
     """
     check_destination(out)
+    if out.suffix:
+        check_output("--out", out)
     if repository is not None and out.suffix:
         raise ConfigError("--push: the hub takes a timm folder; let --out name one")
-    off = export_model(model, out, tracking_uri)
-    print(f"{out} gives the model's answers{', exactly' if off == 0 else f', to {off:.1e}'}")
+    off = export_model(model, out, uri)
+    say(f"{out} gives the model's answers{', exactly' if off == 0 else f', to {off:.1e}'}")
     if repository is not None:
-        print(push(out, repository))
+        say(push(out, repository))
     return 0
 
 
@@ -54,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hugging Face hub")
     parser.add_argument("--tracking-uri", default=_STORE, metavar="URI", help=f"MLflow's store, {_STORE} by default")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    return exit_code(lambda: export(options.model, options.out, options.tracking_uri, options.push), "nothing is kept")
+    set_up_logging()
+    return exit_code(
+        lambda: export(options.model, options.out, tracking_uri(options.tracking_uri), options.push), "nothing is kept"
+    )
 
 
 if __name__ == "__main__":

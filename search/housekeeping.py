@@ -1,13 +1,12 @@
 """Old checkpoints and caches removed: ``python -m search.housekeeping [STUDY ...] --days 30 --gib 50``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import exit_code
-from search.config import HousekeepingConfig
+from search.command_line import exit_code, say, set_up_logging
+from search.config import HousekeepingConfig, check_section
 from search.processes import importing
 from search.study import tidy
 from strategies import ConfigError
@@ -30,19 +29,18 @@ def housekeeping(words: Sequence[str], cache: Path, days: float | None, gib: flo
     """
     if days is None and gib is None:
         raise ConfigError("say what is too old or too much: --days N, --gib N")
-    if days is not None and not days > 0:
-        raise ConfigError(f"--days: {days:g} is not above 0")
-    if gib is not None and not gib >= 0:
-        raise ConfigError(f"--gib: {gib:g} is not at least 0")
-    how = HousekeepingConfig(days=days, gib=gib)
+    try:
+        how = check_section("housekeeping", HousekeepingConfig, {"days": days, "gib": gib})
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("housekeeping.", "--")) from error
     # Only here: it takes seconds to import.
     with importing():
         from search.storage import open_stored
 
     said = tidy(open_stored(words), cache, how, only_says)
     for line in said:
-        print(line)
-    print(f"{len(said)} {'would be' if only_says else 'were'} removed")
+        say(line)
+    say(f"{len(said)} {'would be' if only_says else 'were'} removed")
     return 0
 
 
@@ -62,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path(_CACHE), metavar="FOLDER", help=f"{_CACHE} by default")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(
         lambda: housekeeping(options.words, options.cache, options.days, options.gib, options.dry_run),
         "what was removed so far is gone, the rest is still there",

@@ -1,7 +1,6 @@
 """Search every night: ``python -m search.nightly study=NAME[,NAME...] budget.hours=8``, from cron or a timer."""
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.command_line import FAILED, exit_code, report_fault
+from search.command_line import FAILED, check_output, exit_code, report_fault, say, set_up_logging, unwritable
 from search.config import StudyConfig, compose_jobs
 from search.processes import importing
 from strategies import ConfigError, TrialError, UnfreezeError, first_line
@@ -44,37 +43,84 @@ def nightly(overrides: Sequence[str], summary: Path | None, notify: Sequence[str
         raise ConfigError("budget.hours: a night has an end; say when it comes, such as budget.hours=8")
     composed = compose_jobs(overrides, multirun=True)
     hours = composed[0].budget.hours
-    assert hours is not None, "budget.hours was just asked for"
+    if hours is None:
+        raise ConfigError("budget.hours: null; a night has an end")
     # Only here: they take seconds to import.
     with importing():
         from filelock import Timeout
 
-        from search.reporting import check_addresses, send
-        from search.storage import lock_of
-        from search.study import as_markdown, for_a_night, lock_place
+        from search.reporting import check_addresses
+        from search.storage import forget, lock_of
+        from search.study import for_a_night, lock_place
 
     configs = [for_a_night(config, keys) for config in composed]
     check_addresses(notify)
+    if summary is not None:
+        check_output("--summary", summary)
+    # A study that could not write its results leaves its share of the night to the others.
+    refused = {config.name: night for config in configs if (night := _refused(config)) is not None}
     began = time.monotonic()
+    locks = {}
     with ExitStack() as held:
         for config in configs:
+            if config.name in refused:
+                continue
             lock = lock_of(lock_place(config), "night")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                print(f"error: another night of study {config.name} is under way", file=sys.stderr)
+                say(f"error: another night of study {config.name} is under way", sys.stderr)
                 return OVERLAPS
             held.callback(lock.release)
+            locks[config.name] = lock
         nights = []
         for place, config in enumerate(configs):
             left = hours - (time.monotonic() - began) / 3600
-            nights.append(search_for(config, max(0.0, left / (len(configs) - place))))
-    text = as_markdown(nights, time.monotonic() - began)
-    print(f"\n{text}")
+            sharing = sum(other.name not in refused for other in configs[place:])
+            nights.append(refused.get(config.name) or search_for(config, max(0.0, left / sharing)))
+            if config.name in locks and nights[-1].is_input:
+                forget(locks[config.name])
+    return max(tell(nights, time.monotonic() - began, summary, notify), *map(_code, nights))
+
+
+def tell(nights: Sequence["Night"], seconds: float, summary: Path | None, notify: Sequence[str]) -> int:
+    """Print, write and send the summary of a night.
+
+    Args:
+        nights: The results of each study.
+        seconds: How long the night took.
+        summary: The file to write; None for none.
+        notify: The addresses to send to.
+
+    Returns:
+        0, or 1 where the file cannot be written.
+    """
+    from search.reporting import send
+    from search.study import as_markdown
+
+    text, code = as_markdown(nights, seconds), 0
+    say(f"\n{text}")
     if summary is not None:
-        summary.write_text(text, encoding="utf-8")
+        try:
+            summary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            # The disk may be full by now; the summary is sent all the same.
+            say(f"error: {unwritable('--summary', summary, error)}", sys.stderr)
+            code = FAILED
     send(notify, _title(nights), text)
-    return max((_code(night) for night in nights), default=0)
+    return code
+
+
+def _refused(config: StudyConfig) -> "Night | None":
+    """The night of a study that cannot be searched where it is to be; None for any other study."""
+    from search.study import Night, check_places
+
+    try:
+        check_places(config)
+    except ConfigError as error:
+        say(f"error: study {config.name}: {error}", sys.stderr)
+        return Night(config.name or "", problem=first_line(error), is_input=True)
+    return None
 
 
 def search_for(config: StudyConfig, hours: float) -> "Night":
@@ -90,7 +136,7 @@ def search_for(config: StudyConfig, hours: float) -> "Night":
         return search_night(generation.config, hours, night)
     except UnfreezeError as error:
         is_input = not isinstance(error, TrialError)
-        print(f"error: study {night.study}: {error}", file=sys.stderr)
+        say(f"error: study {night.study}: {error}", sys.stderr)
         return replace(night, problem=first_line(error), is_input=is_input)
     except Exception as error:  # an error in one study's store must not cost the others their night
         report_fault(error, f"study {night.study}: ")
@@ -125,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--notify", action="append", default=[], metavar="URL", help="send the summary there, by apprise"
     )
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(
         lambda: nightly(options.overrides, options.summary, options.notify), "the next night resumes from here"
     )

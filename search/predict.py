@@ -1,12 +1,12 @@
 """Answers of a logged model for images: ``python -m search.predict MODEL IMAGES ... --out predictions.csv``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import FAILED, exit_code
+from search.command_line import FAILED, check_output, exit_code, say, set_up_logging, whole_number
+from search.config import tracking_uri
 from search.winner import answers_of, find_images, load, with_mask_files, write_answers
 from strategies import ConfigError
 
@@ -32,15 +32,18 @@ def predict(options: argparse.Namespace) -> int:
     """
     if options.out is not None and options.out.suffix not in _SUFFIXES:
         raise ConfigError(f"--out: {options.out} ends in none of {', '.join(_SUFFIXES)}")
+    if options.out is not None:
+        check_output("--out", options.out)
     images = find_images(options.images)
     import pandas as pd
-    from rich.console import Console
     from rich.progress import track
 
-    model = load(options.model, options.tracking_uri)
+    from search.reporting import SafeConsole
+
+    model = load(options.model, tracking_uri(options.tracking_uri))
     bad: list[str] = []
     batches = answers_of(model, images, options.batch_size, options.skip_bad, bad)
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     steps = -(-len(images) // options.batch_size)
     # A terminal gets a progress bar; a log gets only what went wrong.
     tables = list(track(batches, "images", steps, console=console, disable=not console.is_terminal, transient=True))
@@ -49,9 +52,9 @@ def predict(options: argparse.Namespace) -> int:
         table = with_mask_files(table, options.masks)
     write_answers(table, options.out)
     for problem in bad:
-        print(f"left out: {problem}", file=sys.stderr)
+        say(f"left out: {problem}", sys.stderr)
     if options.out is not None:
-        print(f"{len(table):,} images answered in {options.out}")
+        say(f"{len(table):,} images answered in {options.out}")
     return FAILED if bad else 0
 
 
@@ -67,11 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and patterns")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the answers")
     parser.add_argument("--masks", type=Path, metavar="FOLDER", help="write masks there as PNG files")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once, 64 by default")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1, 10**6), default=64, metavar="N", help="images at once, 64 by default"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--tracking-uri", default=_STORE, metavar="URI", help=f"MLflow's store, {_STORE} by default")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: predict(options), "nothing was written")
 
 

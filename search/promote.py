@@ -1,11 +1,10 @@
 """Promote a study's winner to champion, the model that is served: ``python -m search.promote STUDY``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
-from search.command_line import exit_code
+from search.command_line import exit_code, say, set_up_logging
 from search.processes import importing
 from strategies import ConfigError
 
@@ -43,7 +42,7 @@ def promote(words: Sequence[str], is_back: bool) -> int:
             raise ConfigError(f"study {stored.name!r} has no winner yet; a search has a winner when it has ended")
         device = choose_device(config.device, config.precision)
         verdict = propose(config, winner["model_uri"], None, uri, device)
-    print(describe_verdict(verdict))
+    say(describe_verdict(verdict))
     return 0
 
 
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rollback", action="store_true", help="make the version champion that the present champion replaced"
     )
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: promote(options.words, options.rollback), "the champion is as it was")
 
 

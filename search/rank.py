@@ -44,11 +44,12 @@ def _train(first: RankOrders, orders: "queue.SimpleQueue[str]", say: Any) -> Non
     # Only here: importing torch takes seconds, in which the process that started this one may end.
     with importing():
         from search.executors import JsonWatcher
-        from search.study import gather
+        from search.study import gather, open_models
         from trainers import free_memory, join
 
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    found = gather(first.config, JsonWatcher(sys.stderr))
+    watcher = JsonWatcher(sys.stderr)
+    found = gather(first.config, open_models(first.config, watcher), watcher)
     say(event="ready")
     ranks = join(first.meeting, rank, count, found.device.torch, timedelta(seconds=first.seconds))
     beside = _Beside(first.config, found, ranks)

@@ -1,12 +1,11 @@
 """A report of a study, a page that needs no other file: ``python -m search.report STUDY``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import exit_code
+from search.command_line import check_output, exit_code, say, set_up_logging, unwritable
 from search.processes import importing
 from search.reporting import build
 from strategies import ConfigError
@@ -22,6 +21,8 @@ def write(words: Sequence[str], out: Path | None) -> int:
     Raises:
         ConfigError: A study is in no store, its stores cannot be read, or the file cannot be written.
     """
+    if out is not None:
+        check_output("--out", out)
     # Only here: they take seconds to import.
     with importing():
         from search.reporting import summarize
@@ -36,8 +37,8 @@ def write(words: Sequence[str], out: Path | None) -> int:
         try:
             file.write_text(page, encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"--out: {file} cannot be written: {error.strerror}") from error
-        print(f"{stored.name}: {file.absolute().as_uri()}")
+            raise unwritable("--out", file, error) from error
+        say(f"{stored.name}: {file.absolute().as_uri()}")
     return 0
 
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("words", nargs="+", metavar="STUDY or key=value", help="studies, and where their stores are")
     parser.add_argument("--out", type=Path, metavar="FILE", help="STUDY-report.html in the working folder by default")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: write(options.words, options.out), "nothing was written")
 
 

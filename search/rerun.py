@@ -5,15 +5,15 @@ read.
 """
 
 import argparse
-import logging
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import FAILED, exit_code
-from search.config import compose_study
+from search.command_line import FAILED, exit_code, set_up_logging
+from search.config import compose_study, tracking_uri
 from search.processes import importing
+from strategies import ConfigError
 
 _USAGE = """\
 RUN is the id of a trial's run, as MLflow or search.compare shows it. For a trial that ended while MLflow was away,
@@ -34,13 +34,15 @@ def rerun(run_id: str, overrides: Sequence[str], tolerance: float) -> int:
     Raises:
         UnfreezeError: The run, the data or the weights cannot be used.
     """
+    if not tolerance >= 0:
+        raise ConfigError(f"--tolerance: {tolerance} is not at least 0")
     # Only here: they take seconds to import.
     with importing():
         from search.reporting import Terminal
         from search.study import read_trial, reproduce
 
-    tracking_uri = next((word.partition("=")[2] for word in overrides if word.startswith("tracking.uri=")), _STORE)
-    logged = read_trial(tracking_uri, run_id)
+    uri = next((word.partition("=")[2] for word in overrides if word.startswith("tracking.uri=")), _STORE)
+    logged = read_trial(tracking_uri(uri), run_id)
     with tempfile.TemporaryDirectory() as folder:
         # Every configuration, written out, is a study file that composes to it.
         file = Path(folder) / "study.yaml"
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--tolerance", type=float, default=_TOLERANCE, help=f"difference that is none, {_TOLERANCE:g} by default"
     )
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: rerun(options.run, options.overrides, options.tolerance), "nothing was written")
 
 

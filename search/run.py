@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from omegaconf import OmegaConf
 
-from search.command_line import BAD_INPUT, FAILED, exit_code, in_words, report_fault
-from search.config import StudyConfig, compose_jobs, list_spaces, list_studies, load_study, schema_keys
+from search.command_line import BAD_INPUT, FAILED, LogFormatter, exit_code, in_words, report_fault, say, set_up_logging
+from search.config import StudyConfig, compose_jobs, for_output, list_spaces, list_studies, load_study, schema_keys
 from search.processes import importing
 from strategies import ConfigError, TrialError, UnfreezeError, nearest
 
@@ -111,7 +111,7 @@ def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None])
         except UnfreezeError as error:
             worst = max(worst, FAILED if isinstance(error, TrialError) else BAD_INPUT)
             label = f"study {config.name}: " if len(configs) > 1 else ""
-            print(f"error: {label}{error}", file=sys.stderr)
+            say(f"error: {label}{error}", sys.stderr)
         except Exception as error:  # after any error the other studies are searched
             worst = max(worst, FAILED)
             report_fault(error, f"study {config.name}: " if len(configs) > 1 else "")
@@ -119,17 +119,18 @@ def run_jobs(configs: Sequence[StudyConfig], run: Callable[[StudyConfig], None])
 
 
 def _set_up_logging(verbose: int) -> None:
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        from search.reporting import SafeConsole
+
         # On a terminal, only rich can print above the progress bars.
-        handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+        handler = RichHandler(console=SafeConsole(stderr=True), show_time=False, show_path=False)
         # rich prints the level in a column of its own.
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+        handler.setFormatter(LogFormatter("%(name)s: %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    else:
+        set_up_logging()
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     for package in ("search", "trainers", "strategies"):
         logging.getLogger(package).setLevel(level)
@@ -141,14 +142,14 @@ def _dispatch(arguments: Sequence[str]) -> int:
         known = ["--help", "--list", "--cfg", "--multirun", "--verbose"]
         raise ConfigError(f"{unknown[0]}: unknown option; {nearest(unknown[0], known)}")
     if options.help:
-        print(help_text())
+        say(help_text())
         return 0
     if options.list:
-        print(listing())
+        say(listing())
         return 0
     configs = compose_jobs(options.overrides, options.multirun)
     if options.cfg:
-        print("---\n".join(map(as_yaml, configs)), end="")
+        sys.stdout.write(for_output("---\n".join(map(as_yaml, configs))))
         return 0
     _set_up_logging(options.verbose)
     # Only here: torch, optuna and mlflow take many times longer to import than all of the above.

@@ -2,13 +2,12 @@
 
 import argparse
 import importlib.util
-import logging
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from search.command_line import FAILED, exit_code
+from search.command_line import FAILED, exit_code, port_number, set_up_logging
 from search.reporting import (
     PageServer,
     end_servers,
@@ -35,13 +34,17 @@ Optuna's pages are served where optuna-dashboard is installed (pip install optun
 def show(words: Sequence[str], ports: tuple[int | None, int | None]) -> int:
     """Serve the pages until a signal comes or a server ends."""
     # Only here: they take seconds to import.
-    from rich.console import Console
-
     from search.processes import stopped_by_signals
-    from search.storage import absolute_sqlite, reachable, stores_of
+    from search.reporting import SafeConsole
+    from search.storage import MLFLOW_TABLE, OPTUNA_TABLE, absolute_sqlite, check_begun, open_one, reachable, stores_of
 
     url, uri, studies = stores_of(words)
-    console = Console(highlight=False)
+    # Both servers would make a store that is not there.
+    check_begun("store.url", url, OPTUNA_TABLE)
+    check_begun("tracking.uri", uri, MLFLOW_TABLE)
+    for study in studies:
+        open_one(url, uri, study)
+    console = SafeConsole(highlight=False, markup=False)
     servers: list[PageServer] = []
     with stopped_by_signals():
         try:
@@ -105,10 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="the study, or the stores, to show")
-    parser.add_argument("--port", type=int, help=f"MLflow's port; {_MLFLOW_PORT}, or a free one")
-    parser.add_argument("--optuna-port", type=int, help=f"Optuna's port; {_OPTUNA_PORT}, or a free one")
+    parser.add_argument("--port", type=port_number, help=f"MLflow's port; {_MLFLOW_PORT}, or a free one")
+    parser.add_argument("--optuna-port", type=port_number, help=f"Optuna's port; {_OPTUNA_PORT}, or a free one")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     return exit_code(lambda: show(options.words, (options.port, options.optuna_port)), "the servers have ended")
 
 

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TextIO
 
+from search.command_line import set_up_logging
 from search.processes import Orders, importing, lines_of, run_on_cores, take_stdout
 
 logger = logging.getLogger(__name__)
@@ -84,9 +85,7 @@ def _work(orders: Orders, deadline: float, lines: Iterator[str], output: TextIO)
 
 def _set_up_logging(level: int) -> None:
     # A process forked from the command has the command's handlers.
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
+    set_up_logging(force=True)
     for package in ("search", "trainers", "strategies"):
         logging.getLogger(package).setLevel(level)
 

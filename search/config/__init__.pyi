@@ -2,6 +2,8 @@ from .compose import compose_jobs as compose_jobs
 from .compose import compose_study as compose_study
 from .compose import configure as configure
 from .data import DataConfig as DataConfig
+from .escapes import for_output as for_output
+from .escapes import printable as printable
 from .executor import MOST_RAY_WORKERS as MOST_RAY_WORKERS
 from .executor import MOST_WORKERS as MOST_WORKERS
 from .executor import ExecutorConfig as ExecutorConfig
@@ -12,7 +14,9 @@ from .places import StoreConfig as StoreConfig
 from .places import TrackingConfig as TrackingConfig
 from .schema import Key as Key
 from .schema import build_config as build_config
+from .schema import check_section as check_section
 from .schema import schema_keys as schema_keys
+from .schema import tracking_uri as tracking_uri
 from .sections import Cost as Cost
 from .sections import PrunerConfig as PrunerConfig
 from .sections import SamplerConfig as SamplerConfig
@@ -22,4 +26,5 @@ from .study_files import list_spaces as list_spaces
 from .study_files import list_studies as list_studies
 from .study_files import load_space as load_space
 from .study_files import load_study as load_study
+from .urls import sqlite_file as sqlite_file
 from .urls import without_password as without_password

@@ -5,7 +5,6 @@ from typing import Any
 
 from search.config.executor import ExecutorConfig
 from search.config.model import ModelConfig
-from search.config.places import StoreConfig
 from search.config.sections import AfterConfig, BudgetConfig, CheckpointsConfig, ConfirmConfig
 from strategies import TASK_LOSSES, Choice, Entry, Fixed, FloatRange, IntRange, Strategy
 
@@ -36,15 +35,6 @@ def useless_thresholds(
             f"budget.min_improvement: {threshold:g} needs something to search, and strategy has neither ranges nor "
             "choices; leave it out"
         )
-
-
-def unshared_stores(executor: ExecutorConfig, store: StoreConfig, is_in_memory: bool) -> Iterator[str]:
-    """Several processes are to share a store that is in one process's memory."""
-    if executor.may_be_one_process or not is_in_memory:
-        return
-    several = executor.trials_per_device != 1
-    what = f"trials_per_device: {executor.trials_per_device!r}" if several else f"name: {executor.name}"
-    yield (f"executor.{what} needs a store that processes can share; store.url: {store.url!r} is in the memory of one")
 
 
 def unusable_devices(executor: ExecutorConfig, device: str) -> Iterator[str]:

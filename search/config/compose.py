@@ -14,11 +14,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from search.config.limits import check_references, shortened
 from search.config.schema import build_config, section_names
 from search.config.study import StudyConfig
 from search.config.study_files import as_dict, find_study, list_studies, load_space, load_study
 from search.config.urls import without_password
 from strategies import ConfigError, first_line, nearest
+
+# Hydra's parser takes a second for some two thousand.
+_MOST_WORD = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +127,17 @@ def _parse(argument: str) -> Override:
     if "=" not in argument and not argument.startswith("~"):
         hint = f"study={argument}" if argument in list_studies() else "key=value"
         raise ConfigError(f"{argument!r} is not an override; write {hint}")
+    key = argument.split("=", 1)[0]
+    if len(argument) > _MOST_WORD:
+        raise ConfigError(
+            f"{shortened(key)}: {len(argument):,} characters are too long for the command line; write them into a "
+            "study file"
+        )
     try:
         return OverridesParser.create().parse_overrides([argument])[0]
-    except HydraException as error:
-        key, shown = argument.split("=", 1)[0], without_password(argument)
+    # The latter two: brackets too deep, and a number of too many digits.
+    except (HydraException, RecursionError, ValueError) as error:
+        shown = shortened(without_password(argument))
         raise ConfigError(
             f"{shown!r} cannot be read; special characters need quotes of their own: \"{key}='...'\""
         ) from error
@@ -236,6 +247,7 @@ def _set(holder: dict[str, Any], last: str, change: Change, is_section: bool) ->
 
 
 def _resolved(values: dict[str, Any]) -> dict[str, Any]:
+    check_references(values)
     try:
         return as_dict(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:

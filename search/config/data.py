@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from search.config.section import Section, Text, problems, unknown_key
+from search.config.limits import check_path
+from search.config.section import MANY, Section, Text, problems, unknown_key
 
 _PLACE_KEYS = ("root", "dataset", "manifest", "annotations", "shards", "columns", "masks", "palette")
 
@@ -26,6 +27,9 @@ _SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 _COLUMNS = ("image", "label", "split", "group")
+
+
+_IMAGES = 1_000_000_000
 
 
 _SPLITS = ("train", "val", "test")
@@ -75,16 +79,25 @@ class DataConfig(Section):
     )
     image_size: int = Field(64, ge=8, le=2048, description="height and width the model sees, in pixels")
     max_value: float | None = Field(
-        None, gt=0, description="value of white in images of more than 8 bits; null for the range of their type"
+        None,
+        gt=0,
+        le=1e18,
+        description="value of white in images of more than 8 bits; null for the range of their type",
     )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of validation images where the data has no split")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of test images where the data has no split")
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of that split")
-    folds: int | None = Field(None, ge=2, description="cross-validation: number of parts of train; null for none")
-    fold: int = Field(0, ge=0, description="the fold that is validation, counted from 0")
-    limit_train: int | None = Field(None, ge=1, description="at most this many training images; null for all")
-    limit_val: int | None = Field(None, ge=1, description="at most this many validation images; null for all")
-    limit_test: int | None = Field(None, ge=1, description="at most this many test images; null for all")
+    folds: int | None = Field(
+        None, ge=2, le=1000, description="cross-validation: number of parts of train; null for none"
+    )
+    fold: int = Field(0, ge=0, lt=1000, description="the fold that is validation, counted from 0")
+    limit_train: int | None = Field(
+        None, ge=1, le=_IMAGES, description="at most this many training images; null for all"
+    )
+    limit_val: int | None = Field(
+        None, ge=1, le=_IMAGES, description="at most this many validation images; null for all"
+    )
+    limit_test: int | None = Field(None, ge=1, le=_IMAGES, description="at most this many test images; null for all")
     on_bad_image: Literal["refuse", "skip"] = Field(
         "refuse", description="refuse the data set, or skip an image that cannot be read"
     )
@@ -93,9 +106,9 @@ class DataConfig(Section):
     )
     cache: Text = Field("mlruns/cache", description="folder of the decoded images, shared by studies and processes")
     cache_gib: float = Field(
-        20.0, ge=0, description="limit of that folder's size; a data set beyond it is decoded in every epoch"
+        20.0, ge=0, le=MANY, description="limit of that folder's size; a data set beyond it is decoded in every epoch"
     )
-    workers: int = Field(2, ge=0, description="processes that decode a data set beyond the cache's limit")
+    workers: int = Field(2, ge=0, le=256, description="processes that decode a data set beyond the cache's limit")
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +132,13 @@ class DataConfig(Section):
                 found.append(f"data.{info.field_name}.train: missing; it is what models are trained on")
             if found:
                 raise problems(*found)
+        return value
+
+    @field_validator("root", "dataset", "manifest", "annotations", "masks", "palette", "cache")
+    @classmethod
+    def _are_paths(cls, value: Files, info: ValidationInfo) -> Files:
+        for path in value.values() if isinstance(value, dict) else [value or ""]:
+            check_path(f"data.{info.field_name}", path)
         return value
 
     @field_validator("columns")

@@ -10,6 +10,10 @@ from strategies import nearest
 
 # Most processes that train at once on a device, where each takes memory of its own; and on a whole cluster.
 MOST_WORKERS, MOST_RAY_WORKERS = 64, 1024
+# Of one machine.
+_MOST_GPUS = 1024
+# Of a resource of a cluster, whose memory is counted in bytes.
+_MOST_AMOUNT = 1e15
 
 
 # Keys that only one executor uses.
@@ -86,9 +90,13 @@ class ExecutorConfig(Section):
     @field_validator("devices", mode="before")
     @classmethod
     def _are_devices(cls, value: Any) -> Any:
-        if value == "auto" or (type(value) is int and value >= 1):
+        if value == "auto" or (type(value) is int and 1 <= value <= _MOST_GPUS):
             return value
-        if isinstance(value, list | tuple) and value and all(type(one) is int and one >= 0 for one in value):
+        if (
+            isinstance(value, list | tuple)
+            and value
+            and all(type(one) is int and 0 <= one < _MOST_GPUS for one in value)
+        ):
             refuse_twice("executor.devices", value)
             return tuple(value)
         hint = f"; {nearest(value, ('auto',))}" if isinstance(value, str) else ""
@@ -102,7 +110,9 @@ class ExecutorConfig(Section):
         own = {"CPU": "threads", "GPU": "executor.gpus"}
         found = [f"executor.resources.{name}: is what {own[name]} says; leave it out" for name in own if name in value]
         found += [
-            f"executor.resources.{name}: {amount:g} is not above 0" for name, amount in value.items() if amount <= 0
+            f"executor.resources.{name}: {amount:g} is not above 0 and at most {_MOST_AMOUNT:g}"
+            for name, amount in value.items()
+            if not 0 < amount <= _MOST_AMOUNT
         ]
         if found:
             raise problems(*found)

@@ -4,7 +4,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import annotated_types
 from pydantic import BaseModel, ValidationError
@@ -12,8 +12,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from search.config.defaults import DEFAULT_SPACE
+from search.config.limits import shortened, unusable_values
+from search.config.places import TrackingConfig
+from search.config.section import Section
 from search.config.study import StudyConfig
 from strategies import CHOICES, ConfigError, Strategy, nearest
+
+S = TypeVar("S", bound=Section)
+
+# Problems that are told at once.
+_MOST_LINES = 50
 
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
@@ -122,21 +130,63 @@ def build_config(values: Mapping[str, Any], earlier: Sequence[str] = ()) -> Stud
     Raises:
         ConfigError: One line for each unknown key, wrong value or impossible combination.
     """
-    lines = list(earlier)
+    # First: pydantic's and our own messages show values, and a number of thousands of digits cannot be shown.
+    unusable = list(unusable_values(values))
+    if unusable:
+        raise _refusal([*earlier, *unusable])
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
-        # A value that may be of several types is refused once for each type.
-        lines += dict.fromkeys(line for detail in error.errors() for line in _lines(detail))
-    if not lines:
-        return config
-    raise ConfigError(
-        lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} problems in the configuration", *lines])
-    )
+        raise _refusal([*earlier, *_all_lines(error)]) from None
+    if earlier:
+        raise _refusal(earlier)
+    return config
 
 
-def _lines(detail: ErrorDetails) -> list[str]:
-    path, value = _field_path(tuple(str(part) for part in detail["loc"])), detail["input"]
+def check_section(name: str, section: type[S], values: Mapping[str, Any]) -> S:
+    """Check a mapping against one section of the schema.
+
+    Args:
+        name: The section's name.
+        section: Its class.
+        values: Its keys; missing keys take their defaults.
+
+    Raises:
+        ConfigError: One line for each unknown key and wrong value.
+    """
+    unusable = list(unusable_values(values, (name,)))
+    if unusable:
+        raise _refusal(unusable)
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise _refusal(_all_lines(error, (name,))) from None
+
+
+def tracking_uri(given: str) -> str:
+    """MLflow's address from outside of a study file, after the same check as in one.
+
+    Raises:
+        ConfigError: Nothing can be at that address.
+    """
+    return check_section("tracking", TrackingConfig, {"uri": given}).uri
+
+
+def _refusal(lines: Sequence[str]) -> ConfigError:
+    shown = [shortened(line) for line in lines[:_MOST_LINES]]
+    if len(lines) == 1:
+        return ConfigError(shown[0])
+    more = [f"and {len(lines) - len(shown):,} more"] if len(lines) > len(shown) else []
+    return ConfigError("\n  ".join([f"{len(lines):,} problems in the configuration", *shown, *more]))
+
+
+def _all_lines(error: ValidationError, above: tuple[str, ...] = ()) -> list[str]:
+    # A value that may be of several types is refused once for each type.
+    return list(dict.fromkeys(line for detail in error.errors() for line in _lines(detail, above)))
+
+
+def _lines(detail: ErrorDetails, above: tuple[str, ...]) -> list[str]:
+    path, value = _field_path((*above, *(str(part) for part in detail["loc"]))), detail["input"]
     key = ".".join(path)
     if detail["type"] == "problems":
         return list(detail["ctx"]["lines"])

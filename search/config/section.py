@@ -8,6 +8,9 @@ from pydantic_core import PydanticCustomError
 
 from strategies import nearest
 
+# More than any search needs; seconds, bytes and counts of so many fit into what libraries and systems count with.
+MANY = 1_000_000
+
 Text = Annotated[str, Field(min_length=1)]
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from search.config.section import Section, problems
+from search.config.section import MANY, Section, problems
 
 Cost = Literal["seconds", "parameters_trained"]
 
@@ -16,17 +16,25 @@ ONE_OBJECTIVE_SAMPLERS = ("cmaes",)
 class BudgetConfig(Section):
     """When the search ends."""
 
-    trials: int | None = Field(20, ge=1, description="trials in all, with those of earlier runs")
+    trials: int | None = Field(20, ge=1, le=MANY, description="trials in all, with those of earlier runs")
     hours: float | None = Field(
-        None, gt=0, description="hours of this run, with those of confirm; with trials, whichever limit comes first"
+        None,
+        gt=0,
+        le=MANY,
+        description="hours of this run, with those of confirm; with trials, whichever limit comes first",
     )
     finish_trials: bool = Field(
         True,
         description="train running trials to their end when the hours are over; false: they resume in the next run",
     )
-    trial_minutes: float | None = Field(None, gt=0, description="minutes after which a trial is stopped as failed")
+    trial_minutes: float | None = Field(
+        None, gt=0, le=MANY, description="minutes after which a trial is stopped as failed"
+    )
     min_improvement: float | None = Field(
-        None, gt=0, description="end when the best score can hardly be improved by so much any more, in the metric"
+        None,
+        gt=0,
+        le=MANY,
+        description="end when the best score can hardly be improved by so much any more, in the metric",
     )
 
     @model_validator(mode="after")
@@ -40,7 +48,7 @@ class SamplerConfig(Section):
     """How the next strategy is chosen."""
 
     name: Literal["tpe", "gp", "cmaes", "qmc", "random", "nsga2"] = Field("tpe", description="Optuna's sampler")
-    startup_trials: int = Field(8, ge=0, description="trials drawn at random before the sampler learns")
+    startup_trials: int = Field(8, ge=0, le=MANY, description="trials drawn at random before the sampler learns")
 
 
 class PrunerConfig(Section):
@@ -51,7 +59,7 @@ class PrunerConfig(Section):
     )
     reduction: int = Field(3, ge=2, le=100, description="of so many trials at a rung the best is resumed (rungs)")
     first_rung: int = Field(
-        1, ge=1, description="epochs to the first rung; each next rung is reduction times as far (rungs)"
+        1, ge=1, le=MANY, description="epochs to the first rung; each next rung is reduction times as far (rungs)"
     )
     low_rung_images: float = Field(
         1.0, gt=0, le=1, description="share of the training images in each epoch up to the first rung (rungs)"
@@ -59,10 +67,10 @@ class PrunerConfig(Section):
     reports_per_epoch: int = Field(
         1, ge=1, le=100, description="validations in each epoch, so that a trial is stopped within a long one"
     )
-    startup_trials: int = Field(5, ge=0, description="trials that run to their end before any trial is pruned")
+    startup_trials: int = Field(5, ge=0, le=MANY, description="trials that run to their end before any trial is pruned")
     # Early scores under a high learning rate say little: python -m benchmarks.pruners.
-    warmup_epochs: int = Field(4, ge=0, description="epochs before a trial can be stopped")
-    patience: int = Field(2, ge=0, description="epochs without improvement that pruner patient allows")
+    warmup_epochs: int = Field(4, ge=0, le=MANY, description="epochs before a trial can be stopped")
+    patience: int = Field(2, ge=0, le=MANY, description="epochs without improvement that pruner patient allows")
 
     @model_validator(mode="after")
     def _uses_short_epochs(self) -> "PrunerConfig":
@@ -77,9 +85,12 @@ class PrunerConfig(Section):
 class CheckpointsConfig(Section):
     """Which checkpoints are kept."""
 
-    keep: int = Field(3, ge=1, description="how many of the best trials keep their checkpoints")
+    keep: int = Field(3, ge=1, le=MANY, description="how many of the best trials keep their checkpoints")
     every_minutes: float = Field(
-        1.0, ge=0, description="minutes between snapshots of a running trial, from which it resumes if killed; 0: none"
+        1.0,
+        ge=0,
+        le=MANY,
+        description="minutes between snapshots of a running trial, from which it resumes if killed; 0: none",
     )
 
 
@@ -97,4 +108,4 @@ class ConfirmConfig(Section):
     seeds: int = Field(
         0, ge=0, le=100, description="new seeds with which each of the best strategies is trained again; 0: none"
     )
-    top: int = Field(3, ge=1, description="how many of the best strategies; their checkpoints must be kept")
+    top: int = Field(3, ge=1, le=1000, description="how many of the best strategies; their checkpoints must be kept")

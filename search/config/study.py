@@ -12,7 +12,6 @@ from search.config.checks import (
     missing_soups,
     unfit_losses,
     unkept_winners,
-    unshared_stores,
     unusable_devices,
     useless_thresholds,
     values_of,
@@ -22,7 +21,7 @@ from search.config.defaults import DEFAULT_PRESETS, DEFAULT_SPACE, TASK_DECODERS
 from search.config.executor import ExecutorConfig
 from search.config.model import ModelConfig
 from search.config.places import ChampionConfig, HousekeepingConfig, StoreConfig, TrackingConfig
-from search.config.section import Section, Text, close_hint, problems, refuse_twice
+from search.config.section import MANY, Section, Text, close_hint, problems, refuse_twice
 from search.config.sections import (
     ONE_OBJECTIVE_SAMPLERS,
     AfterConfig,
@@ -82,12 +81,15 @@ class StudyConfig(Section):
         (), description="costs to minimise beside the metric, for a Pareto front; then nothing is pruned"
     )
     probe_sweep: int = Field(
-        64, ge=0, description="linear probes trained together before the first trial, to seed the presets; 0 for none"
+        64,
+        ge=0,
+        le=10_000,
+        description="linear probes trained together before the first trial, to seed the presets; 0 for none",
     )
     reuse: Literal["auto", "on", "off"] = Field(
         "auto", description="read the outputs of a model's frozen part from a cache: where that pays, always, or never"
     )
-    reuse_gib: float = Field(20.0, ge=0, description="limit of that cache, which is in data.cache")
+    reuse_gib: float = Field(20.0, ge=0, le=MANY, description="limit of that cache, which is in data.cache")
     compile: Literal["off", "default", "reduce-overhead"] = Field(
         "off", description="torch.compile for forward and backward passes; reduce-overhead: with CUDA graphs"
     )
@@ -102,22 +104,18 @@ class StudyConfig(Section):
     housekeeping: HousekeepingConfig = Field(
         default_factory=HousekeepingConfig, description="what nightly searches remove"
     )
-    retries: int = Field(2, ge=0, description="how many times a killed trial is tried again")
+    retries: int = Field(2, ge=0, le=1000, description="how many times a killed trial is tried again")
     store: StoreConfig = Field(default_factory=StoreConfig, description="where Optuna keeps the study")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where MLflow keeps runs")
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig, description="who trains the trials")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="number format in training")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null leaves it to torch")
+    # Where torch cannot make a thread, it ends the process.
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch; null leaves it to torch")
 
     def space(self) -> dict[str, Entry]:
         """The strategy section, parsed."""
         return parse_space(self.strategy)
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether Optuna's store is in the memory of the process that opens it."""
-        return self.store.url.rstrip("/").endswith(":")
 
     @model_validator(mode="before")
     @classmethod
@@ -252,7 +250,7 @@ class StudyConfig(Section):
     @field_validator("device")
     @classmethod
     def _is_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value, re.ASCII):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?|mps", value, re.ASCII):
             hint = nearest(value, ("auto", "cpu", "cuda", "cuda:N", "mps"))
             raise problems(f"device: {value!r} is not a device; {hint}")
         return value
@@ -305,7 +303,6 @@ class StudyConfig(Section):
         found = [
             *unkept_winners(self.confirm, self.checkpoints),
             *useless_thresholds(self.budget, self.costs, self.model, self.space()),
-            *unshared_stores(self.executor, self.store, self.is_in_memory),
             *unusable_devices(self.executor, self.device),
             *crowded_gpus(self.executor),
             *missing_soups(self.after, self.checkpoints),

@@ -1,6 +1,7 @@
 """Study files and spaces: where they are, and their content."""
 
 from collections.abc import Iterable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from search.config.limits import read_bounded, shortened
 from strategies import ConfigError, first_line, nearest
 
 _SUFFIXES = (".yaml", ".yml")
@@ -57,8 +59,12 @@ def find_study(name: str) -> Path:
     """
     if "/" in name or "\\" in name or name.endswith(_SUFFIXES):
         path = Path(name).expanduser()
-        if path.is_file():
-            return path
+        try:
+            if path.is_file():
+                return path
+        except (OSError, ValueError) as error:
+            # Such as a name that is longer than a file's can be.
+            raise ConfigError(f"study: {shortened(repr(name))} cannot be opened: {first_line(error)}") from error
         beside = [other.name for suffix in _SUFFIXES for other in path.parent.glob(f"*{suffix}")]
         raise ConfigError(f"study: {name!r} is not a file" + (f"; {nearest(path.name, beside)}" if beside else ""))
     studies = list_studies()
@@ -74,12 +80,13 @@ def load_study(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, is broken YAML, repeats a key or holds no mapping.
     """
     try:
-        node = OmegaConf.load(path)
+        node = OmegaConf.load(StringIO(read_bounded(path)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: {error.problem or error.context}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    # Such as a whole number of more digits than Python reads, which is a ValueError.
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not a readable study file: {first_line(error)}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path}: holds a list, a study is a mapping of keys to values")

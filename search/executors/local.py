@@ -55,7 +55,7 @@ class LocalExecutor:
 def _local(config: StudyConfig) -> LocalExecutor | None:
     indices = _gpus_of(config)
     together = config.executor.gpus_per_trial
-    several = len(indices) >= 2 * together and not config.is_in_memory
+    several = len(indices) >= 2 * together
     if config.executor.name == "inline" or (config.executor.name == "auto" and not several):
         return None
     if indices and indices[0] != 0:

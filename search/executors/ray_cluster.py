@@ -7,9 +7,10 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from search.config import MOST_RAY_WORKERS, ExecutorConfig, StudyConfig
 from search.executors.executor import Share, for_worker
 from search.executors.process import LocalProcess, WorkerProcess
+from search.processes import drop_left_over, temporary_folder
 from strategies import ConfigError, first_line
 
 # How long a worker may take to be placed: a machine that an autoscaler asked for has to boot first.
@@ -25,6 +27,9 @@ _PLACED_SECONDS = 900.0
 _ANSWER_SECONDS = 5.0
 # Variables of the command that a worker needs: addresses and credentials of MLflow and the hub.
 _PASSED_ON = ("MLFLOW_", "HF_")
+# A socket's path has at most 103 bytes on macOS, 107 on Linux. Of those, Ray's names and our folder's take 86:
+# /unfreeze-tmp-8letters/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store
+_MOST_PATH_BYTES = 103 - 86
 
 logger = logging.getLogger(__name__)
 
@@ -199,32 +204,48 @@ def connected(config: StudyConfig) -> Iterator[RayExecutor]:
         ConfigError: Ray is not installed, the cluster does not answer or has no room, or its nodes could not reach the
             stores.
     """
+    # Ray reads the same variable, and sets it for its jobs.
+    address = config.executor.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        # A cluster of this command's own: all of its processes listen on the loopback address alone, as Ray's do on
+        # macOS and Windows. Ray reads the variable when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
         raise ConfigError("executor.name: ray needs Ray; pip install 'unfreeze[ray]'") from error
-    _connect(ray, config)
-    try:
+    with ExitStack() as cleanup:
+        folder = None
+        if address is None:
+            place = short_place()
+            drop_left_over(place)
+            folder = cleanup.enter_context(temporary_folder(place))
+        _connect(ray, config, address, folder)
+        cleanup.callback(ray.shutdown)
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # it has no types
         refuse_files(config, (node["NodeManagerHostname"] for node in nodes))
         yield RayExecutor(ray, fit(config, [node["Resources"] for node in nodes]), config.executor)
-    finally:
-        ray.shutdown()
 
 
-def _connect(ray: Any, config: StudyConfig) -> None:
-    # Ray reads the same variable, and sets it for its jobs.
-    address = config.executor.address or os.environ.get("RAY_ADDRESS")
+def short_place() -> Path:
+    """The system's folder of temporary files, if Ray's sockets can be in it; ``data.cache`` may be on a network."""
+    found = Path(tempfile.gettempdir())
+    return found if len(os.fsencode(found)) <= _MOST_PATH_BYTES else Path("/tmp")
+
+
+def _connect(ray: Any, config: StudyConfig, address: str | None, folder: Path | None) -> None:
+    """Join the cluster at an address, or start one, which has its files in a folder."""
     here = Path(__file__).resolve().parents[2]
     packages = [str(here / name) for name in ("search", "strategies", "studies", "trainers")]
     options: dict[str, Any] = {"runtime_env": {"py_modules": packages, "excludes": ["__pycache__"]}}
     if address is None:
-        # A cluster of this command's own sends no usage statistics.
+        # Such a cluster sends no usage statistics either.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's default, 15, gives a worker only CPU time that no other process wants.
         os.environ.setdefault("RAY_worker_niceness", "0")
         workers = config.executor.workers or 1
         options |= {"include_dashboard": False, "num_cpus": max(workers * (config.threads or 1), _own_cores())}
+        options["_temp_dir"] = str(folder)
         options["resources"] = {name: amount * workers for name, amount in config.executor.resources.items()}
     else:
         _probe(address)

@@ -1,15 +1,28 @@
-"""Owner of a trial: the process that trains it, named so that others can tell whether it still runs."""
+"""Owner of a trial or folder: the process that works on it, named so that others can tell whether it still runs."""
 
 import json
 import socket
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
+# Linux draws a new one at each start of the machine.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 
 def owner() -> str:
-    """Name this process by host, process number and start time, so that others can tell whether it still runs."""
+    """Name this process by host, boot, process number and start time, so that others can tell whether it still runs."""
     process = psutil.Process()
-    return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started": _started(process)})
+    facts = {"host": socket.gethostname(), "pid": process.pid, "started": _started(process), "boot": _boot()}
+    return json.dumps(facts)
+
+
+def _boot() -> str | None:
+    """Id of the host's present boot; None where the system has none."""
+    with suppress(OSError):
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    return None
 
 
 def _started(process: psutil.Process) -> float:
@@ -24,6 +37,10 @@ def is_gone(owner_text: str) -> bool:
     if not is_here(owner_text):
         return False
     found = json.loads(owner_text)
+    # Earlier versions wrote no boot.
+    before, now = found.get("boot"), _boot()
+    if before is not None and now is not None and before != now:
+        return True
     try:
         process = psutil.Process(found["pid"])
         # A recycled process number has another start time; a zombie has ended, but its parent has not waited for it.

@@ -1,7 +1,9 @@
 """Standard streams and CPU cores of a process that another process started."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +31,20 @@ def lines_of(file: int) -> Iterator[str]:
         *whole, rest = (rest + block).split(b"\n")
         for line in whole:
             yield line.decode()
+
+
+def end_with_input() -> None:
+    """From now on, kill this process and its group once its standard input ends: with the process that started it.
+
+    The process has to lead a group of its own.
+    """
+    threading.Thread(target=_end_group_after_input, name="input", daemon=True).start()
+
+
+def _end_group_after_input() -> None:
+    while os.read(0, 65536):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def take_stdout() -> TextIO:

@@ -10,14 +10,12 @@ trial ends within an epoch, the others may be in a collective: they are killed, 
 import json
 import os
 import queue
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +25,7 @@ import torch
 
 from search.processes.forkserver import Copy, start_process
 from search.processes.signals import stop_if_asked
+from search.processes.temporary import temporary_folder
 from strategies import ConfigError, Strategy, TrialError
 from trainers import (
     ALONE,
@@ -110,6 +109,7 @@ class RankGroup:
         is_here: bool = True,
     ) -> None:
         self._device, self._threads, self._orders = device, threads, orders
+        self._cleanup = ExitStack()
         self.count = count
         #: Whether the running trial has had a result.
         self.has_result = False
@@ -196,16 +196,15 @@ class RankGroup:
         if self._followers:
             leave()
         self._followers = []
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._folder = None
+        self._cleanup.close()
 
     def _start(self) -> None:
         """Start the other ranks, unless they run already."""
         if self._followers and not any(follower.has_ended.is_set() for follower in self._followers):
             return
         self.close()
-        self._folder = Path(tempfile.mkdtemp(prefix="unfreeze-ranks-"))
+        self._folder = self._cleanup.enter_context(temporary_folder())
         meeting = self._folder / "meeting"
         threads = max(1, (self._threads or torch.get_num_threads()) // self.count)
         if self._device.torch.type == "cpu":

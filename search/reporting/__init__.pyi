@@ -1,3 +1,4 @@
+from .console import SafeConsole as SafeConsole
 from .importance import importances as importances
 from .mlflow_note import write_note as write_note
 from .notify import check_addresses as check_addresses

@@ -1,9 +1,11 @@
 """What MLflow's pages show about a study that has ended: a note, learning curves and the report."""
 
+import re
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
+from search.processes import temporary_folder
 from search.reporting.importance import importances
 from search.reporting.page import build
 from search.reporting.rows import rows_of
@@ -41,7 +43,8 @@ def write_note(open_study: OpenStudy, best: Sequence[FrozenTrial], winner: Winne
     # The report is made from what MLflow has stored.
     open_study.tracker.flush()
     try:
-        page = build(summarize(stored))
+        with temporary_folder(open_study.temporary) as folder:
+            page = build(summarize(stored, folder))
     except ConfigError as error:
         if isinstance(error.__cause__, Exception) and is_outage(error.__cause__):
             raise open_study.tracker.writer.away(error.__cause__) from error
@@ -57,18 +60,23 @@ def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
     above = [
         f"[Report]({_page(open_study, open_study.parent_run)}/artifacts/{REPORT_FILE}) · "
         f"[all trials, the best first]({page_of(open_study.tracker.experiment_id)}) · {open_study.config.description}",
-        f"Winner: trial {winner.trial}, test {metric} {winner.test_score:.4f} (95% interval {winner.test_low:.4f} to "
-        f"{winner.test_high:.4f}, {winner.test_images:,} images). Model: `{winner.model_uri}`",
+        f"Winner: trial {winner.trial}, test {metric} {winner.test_score:.4f} ({winner.interval}). "
+        f"Model: `{winner.model_uri}`",
     ]
     table = [f"| rank | strategy | {metric} | seconds |", "| ---: | --- | ---: | ---: |"]
     for row in rows:
-        name = f"{row['trial']} · {row['name']}"
+        name = f"{row['trial']} · {plain(row['name'])}"
         # MLflow may have lost the run of a trial, which still counts.
         if open_study.tracker.reader.lacks(row["run"]) != "run":
             name = f"[{name}]({_page(open_study, row['run'])})"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.append(f"| {row['rank']} | {name} | {row['score']:.4f} | {seconds} |")
     return "\n\n".join([*above, "\n".join(table), importances(open_study.study).sentence])
+
+
+def plain(text: str) -> str:
+    """A text as Markdown that shows it as it is: a model's name may hold a link or an HTML element."""
+    return re.sub(r"([\\`\[\]<>|&])", r"\\\1", text)
 
 
 def _page(open_study: OpenStudy, run: str) -> str:

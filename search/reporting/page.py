@@ -1,6 +1,8 @@
 """The report of a study: one HTML page."""
 
 import base64
+import html
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -50,7 +52,17 @@ def build(summary: "Summary") -> str:
 
 def _as_json(figure: Any) -> str:
     """A figure's JSON, escaped so that it cannot end its ``script`` element."""
-    return str(figure.to_json()).replace("</", "<\\/")
+    return json.dumps(_without_markup(json.loads(figure.to_json()))).replace("</", "<\\/")
+
+
+def _without_markup(value: Any) -> Any:
+    """Values of a figure whose texts, such as names of classes, cannot be links: plotly.js reads them as HTML."""
+    if isinstance(value, dict):
+        # Our own templates have line breaks.
+        return {key: one if key == "hovertemplate" else _without_markup(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_markup(one) for one in value]
+    return html.escape(value, quote=False) if isinstance(value, str) else value
 
 
 def _table(summary: "Summary") -> dict[str, list[str]]:

@@ -22,9 +22,16 @@ _HOST = "127.0.0.1"
 _START_SECONDS = 120.0
 
 # The addresses of stores go by variable: they may hold passwords, and command lines can be read by everybody.
-_MLFLOW = "from mlflow.cli import cli; cli()"
+_MLFLOW = """
+from search.processes import end_with_input
+end_with_input()
+from mlflow.cli import cli
+cli()
+"""
 _OPTUNA = """
 import os, sys
+from search.processes import end_with_input
+end_with_input()
 from optuna_dashboard import run_server
 from search.storage.optuna_storage import open_storage
 run_server(open_storage(os.environ["UNFREEZE_STORE"]), sys.argv[1], int(sys.argv[2]))
@@ -72,7 +79,9 @@ def free_port(wanted: int, key: str | None) -> int:
 def serve_mlflow(uri: str, port: int) -> PageServer:
     """Start MLflow's pages for a store."""
     words = ["-c", _MLFLOW, "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
-    return _served("MLflow", port, words, {"MLFLOW_BACKEND_STORE_URI": uri})
+    # Jobs would need six more processes and a folder in memory that stays; the pages of a search have none.
+    variables = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return _served("MLflow", port, words, variables)
 
 
 def serve_optuna(url: str, port: int) -> PageServer:
@@ -85,6 +94,8 @@ def _served(name: str, port: int, words: Sequence[str], variables: Mapping[str, 
     process = subprocess.Popen(
         [sys.executable, *words],
         env={**os.environ, **variables},
+        # It ends when this process has ended, however that was.
+        stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
         # A process group of its own: Ctrl-C does not reach it, and end_servers ends its children too.

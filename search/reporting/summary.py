@@ -102,8 +102,12 @@ class Summary:
         return [row for row in self.rows if row["outcome"] == "complete"]
 
 
-def summarize(stored: StoredStudy) -> Summary:
+def summarize(stored: StoredStudy, temporary: Path | None = None) -> Summary:
     """Gather everything about a study from its stores.
+
+    Args:
+        stored: The stored study.
+        temporary: Folder for temporary files; None for the system's.
 
     Raises:
         ConfigError: MLflow's store cannot be read, or the study has no run there yet.
@@ -117,7 +121,7 @@ def summarize(stored: StoredStudy) -> Summary:
     front = pareto_front(study) if stored.costs else _front_of_seconds(ranked(study))
     began = [trial.datetime_start for trial in told if trial.datetime_start is not None]
     ended = [trial.datetime_complete for trial in told if trial.datetime_complete is not None]
-    of_runs = _read_runs(stored)
+    of_runs = _read_runs(stored, temporary)
     return Summary(
         name=stored.name,
         metric=stored.metric,
@@ -161,11 +165,11 @@ class _OfRuns:
     tags: dict[str, str]
 
 
-def _read_runs(stored: StoredStudy) -> _OfRuns:
+def _read_runs(stored: StoredStudy, temporary: Path | None) -> _OfRuns:
     parent = stored.study.user_attrs.get(PARENT_RUN)
     if parent is None:
         raise ConfigError(f"study {stored.name!r} has no run in MLflow yet")
-    with stored.reading_runs() as client, tempfile.TemporaryDirectory() as name:
+    with stored.reading_runs() as client, tempfile.TemporaryDirectory(dir=temporary) as name:
         folder = Path(name)
         run = client.get_run(parent)
         config = json.loads(_fetched(client, parent, "study.json", folder).read_text(encoding="utf-8"))

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from search.config import Cost
+from search.config import Cost, printable
+from search.reporting.console import SafeConsole
 from search.reporting.importance import Importances
 from search.storage import DEPTH, ENDINGS, MODEL, REASON, STRATEGY, outcome_of, score_of
 from search.tracking import EpochEnded, Event, TrialEnded, TrialStarted
@@ -35,7 +36,7 @@ class Terminal:
     """
 
     def __init__(self, metric: str, console: Console | None = None, costs: Sequence[Cost] = ()) -> None:
-        self._console = widened(console or Console(highlight=False))
+        self._console = widened(console or SafeConsole(highlight=False))
         self._metric = metric
         self._costs = costs
         # By trial, since linear probes are trained together.
@@ -44,11 +45,11 @@ class Terminal:
         self._newest: dict[int, str] = {}
         self._trial_bars: dict[int, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
@@ -193,17 +194,16 @@ class Terminal:
         trials = f"trial{'s' if len(winner.trials) > 1 else ''} {', '.join(map(str, winner.trials or (winner.trial,)))}"
         name = trials if winner.kind == TRIAL else f"{winner.kind} ({trials})"
         self._console.print(
-            f"Winner: {name}, test {winner.metric} {winner.test_score:.4f} "
-            f"(95% interval {winner.test_low:.4f} to {winner.test_high:.4f}, {winner.test_images} images)"
+            f"Winner: {name}, test {winner.metric} {winner.test_score:.4f} ({winner.interval})", soft_wrap=True
         )
         if (found := winner.calibration) is not None:
             self._console.print(
                 f"Calibration: temperature {found.temperature:.3g}, expected calibration error on the test images "
-                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}",
+                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}{found.interval}",
                 soft_wrap=True,
             )
         self._console.print(f"Model:  {winner.model_uri}")
-        self._console.print(f"Look:   {how_to_look}", soft_wrap=True)
+        self._console.print(f"Look:   {escape(how_to_look)}", soft_wrap=True)
 
     def _candidates(self, winner: Winner) -> None:
         """Print the candidates that were scored on validation after the search; a star marks the winner."""
@@ -264,17 +264,19 @@ def widened(console: Console) -> Console:
 def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]]) -> None:
     """Print a table by its columns; its words and numbers are never cut, however narrow the terminal."""
     # rich would break a table's own title at the width of a narrow table.
-    console.print(title, soft_wrap=True)
+    console.print(escape(title), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     needed = 0
-    for heading, cells in columns.items():
+    # Spelled out here already, since control characters have no width.
+    texts = {printable(heading): [printable(cell) for cell in cells] for heading, cells in columns.items()}
+    for heading, cells in texts.items():
         # Spaces let a narrow terminal break headings and names in two lines.
         words = " ".join((heading.replace("_", " "), *cells)).split()
         width = max(map(len, words))
         needed += width + 2
-        table.add_column(heading.replace("_", " "), justify="right", min_width=width)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
+        table.add_column(escape(heading.replace("_", " ")), justify="right", min_width=width)
+    for row in zip(*texts.values(), strict=True):
+        table.add_row(*map(escape, row))
     before = console.width
     # The terminal breaks lines that are still too wide; rich would cut words.
     console.width = max(before, needed)

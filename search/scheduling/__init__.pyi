@@ -7,6 +7,8 @@ from .heartbeat import Heartbeat as Heartbeat
 from .ledger import Ledger as Ledger
 from .ledger import pareto_front as pareto_front
 from .ledger import ranked as ranked
+from .original_order import ask_in_turn as ask_in_turn
+from .original_order import queued_in_turn as queued_in_turn
 from .preset_order import each_from_the_last as each_from_the_last
 from .preset_order import frozen_in_front as frozen_in_front
 from .retry import attempt_of as attempt_of
@@ -22,6 +24,7 @@ from .rungs import RUNGS as RUNGS
 from .rungs import Rungs as Rungs
 from .rungs import forerunners as forerunners
 from .rungs import short_epochs as short_epochs
+from .samplers import StudySampler as StudySampler
 from .samplers import make_pruner as make_pruner
 from .samplers import make_sampler as make_sampler
 from .termination import no_more_expected as no_more_expected

@@ -8,7 +8,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.storage import CONTINUES, FINGERPRINT, RETRY_OF, has_drawn, outcome_of
+from search.storage import CONTINUES, FINGERPRINT, RETRY_OF, outcome_of
 
 
 class Ledger:
@@ -24,7 +24,8 @@ class Ledger:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._signs = tuple(1 if d == StudyDirection.MINIMIZE else -1 for d in study.directions)
-        self._seen = self._killed = 0
+        self._seen = 0
+        self._first_attempts: dict[int, int] = {}
         self._told: list[FrozenTrial] = []
         self._open: list[int] = []
         self._continued: set[int] = set()
@@ -48,6 +49,7 @@ class Ledger:
         self._retried |= retried
         self._leave_out(retried)
         for trial in looked_at:
+            self._note_attempt(trial)
             if trial.state.is_finished():
                 self._add(trial)
 
@@ -68,14 +70,21 @@ class Ledger:
         self._seen = max(self._seen, told.number + 1)
         self._open = [number for number in self._open if number != told.number]
         self._running = [trial for trial in self._running if trial.number != told.number]
+        self._note_attempt(told)
         self._add(told)
+
+    def _note_attempt(self, trial: FrozenTrial) -> None:
+        if RETRY_OF in trial.user_attrs:
+            self._first_attempts[trial.number] = self.first_attempt(trial.user_attrs[RETRY_OF])
+
+    def first_attempt(self, number: int) -> int:
+        """Number of the first attempt at a trial; the trial's own number unless it is a retry."""
+        return self._first_attempts.get(number, number)
 
     def _add(self, trial: FrozenTrial) -> None:
         if CONTINUES in trial.user_attrs:
             self._continued.add(trial.user_attrs[CONTINUES])
         if outcome_of(trial) == "killed" or trial.number in self._retried:
-            # No trial follows a killed one without parameters, which keeps its place in the sequence of draws.
-            self._killed += has_drawn(trial)
             return
         self._told.append(trial)
         # A trial that resumes a paused one has its seed, and takes no new one.
@@ -102,8 +111,8 @@ class Ledger:
                 insort(self._front, trial, key=self._rank)
 
     def _rank(self, trial: FrozenTrial) -> tuple[float, int]:
-        """Sort key of trials: the metric, and of equals the earlier first."""
-        return self._losses(trial.values)[0], trial.number
+        """Sort key of trials: the metric, and of equals the earlier first, whose first attempt counts."""
+        return self._losses(trial.values)[0], self.first_attempt(trial.number)
 
     def _losses(self, values: Sequence[float]) -> tuple[float, ...]:
         """The objectives' values, with their signs changed where more is better."""
@@ -112,11 +121,6 @@ class Ledger:
     def _is_beaten(self, losses: Sequence[float]) -> bool:
         """Whether a trial on the front dominates these values."""
         return any(_dominates(self._losses(trial.values), losses) for trial in self._front)
-
-    @property
-    def asked(self) -> int:
-        """Number of trials of any state; a killed or paused trial and those that retry or resume it count once."""
-        return self._seen - self._killed - len(self._continued)
 
     @property
     def counted(self) -> int:
@@ -160,10 +164,10 @@ class Ledger:
         numbers = {trial.number for trial in best}
         return best + [trial for trial in self._front if trial.number not in numbers]
 
-    def would_be_kept(self, values: Sequence[float], count: int) -> bool:
+    def would_be_kept(self, number: int, values: Sequence[float], count: int) -> bool:
         """Whether a trial that is about to be told these values will be among the :meth:`kept` ones."""
         losses = self._losses(values)
-        if bisect_right(self._ranked, losses[0], key=lambda trial: self._rank(trial)[0]) < count:
+        if bisect_right(self._ranked, (losses[0], self.first_attempt(number)), key=self._rank) < count:
             return True
         return len(losses) > 1 and not self._is_beaten(losses)
 

@@ -17,12 +17,12 @@ from search.processes import is_gone, is_here
 from search.storage import (
     ATTEMPT,
     CONTINUES,
+    FINGERPRINT,
     OUTCOME,
     OWNER,
     PRESET,
     REASON,
     RETRY_OF,
-    has_drawn,
     live_trial,
     queued_params,
 )
@@ -92,9 +92,13 @@ def _queue_forgotten(study: Study, retries: int) -> set[int]:
     """Queue killed trials whose process ended after it had told them and before it could queue them again."""
     trials = study.get_trials(deepcopy=False)
     queued = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    newest = max((trial.number for trial in trials if trial.state != TrialState.WAITING), default=0)
 
     def is_forgotten(trial: FrozenTrial) -> bool:
-        if trial.state != TrialState.FAIL or trial.number in queued or not has_drawn(trial):
+        if trial.state != TrialState.FAIL or trial.number in queued:
+            return False
+        # Earlier versions drew another trial in the place of one that had drawn nothing.
+        if trial.number < newest and not (trial.params or queued_params(trial) or FINGERPRINT in trial.user_attrs):
             return False
         if OUTCOME in trial.user_attrs:
             return bool(trial.user_attrs[OUTCOME] == "killed")
@@ -175,18 +179,17 @@ def requeuing(retries: Callable[[], int]) -> Callable[[Study, FrozenTrial], None
 
 
 def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
-    """Queue a killed trial's parameters once more, unless another process did so; under the study's lock.
-
-    A trial that drew no parameters is not queued again: the next trial draws new ones.
-    """
+    """Queue a killed trial once more, unless another process did so; under the study's lock."""
     trials = study.get_trials(deepcopy=False)
-    if not has_drawn(trial) or any(other.user_attrs.get(RETRY_OF) == trial.number for other in trials):
-        return
-    queue_again(study, trial, {ATTEMPT: attempt, RETRY_OF: trial.number})
+    if not any(other.user_attrs.get(RETRY_OF) == trial.number for other in trials):
+        queue_again(study, trial, {ATTEMPT: attempt, RETRY_OF: trial.number})
 
 
 def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
-    """Queue a trial's parameters once more, with these attributes, its preset, and the paused trial that it resumes."""
-    params = {**queued_params(trial), **trial.params}
+    """Queue a trial once more, with these attributes, its parameters, its preset, and the paused trial that it resumes.
+
+    A trial that was killed while it drew parameters draws again: each of its draws depends on those before.
+    """
+    drawn = trial.params if FINGERPRINT in trial.user_attrs else {}
     kept = {name: trial.user_attrs[name] for name in (PRESET, CONTINUES) if name in trial.user_attrs}
-    study.enqueue_trial(params, user_attrs={**kept, **attrs})
+    study.enqueue_trial({**queued_params(trial), **drawn}, user_attrs={**kept, **attrs})

@@ -10,6 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import PrunerConfig
+from search.scheduling.original_order import first_attempts
 from search.storage import CONTINUES, PAUSED, RETRY_OF, outcome_of
 from trainers import ShortEpochs
 
@@ -19,7 +20,7 @@ class Climber:
     """A strategy on its way up the rungs: the trial that was drawn, and those that resumed it.
 
     Args:
-        first: Number of the strategy's first trial.
+        first: Number of the strategy's first trial; of its first attempt if that was killed.
         last: Its last trial that was not killed.
         losses: Best score so far after each reported epoch, with its sign changed where more is better.
     """
@@ -76,10 +77,10 @@ class Rungs:
         firsts: dict[int, int] = {}
         last: dict[int, FrozenTrial] = {}
         reports: dict[int, dict[int, float]] = {}
-        for trial in trials:
+        for trial, attempt in zip(trials, first_attempts(trials), strict=True):
             if outcome_of(trial) == "killed":
                 continue
-            first = firsts.get(trial.user_attrs.get(CONTINUES, trial.number), trial.number)
+            first = firsts.get(trial.user_attrs.get(CONTINUES, trial.number), attempt)
             firsts[trial.number] = first
             last[first] = trial
             reports.setdefault(first, {}).update(trial.intermediate_values)

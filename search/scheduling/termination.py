@@ -8,6 +8,7 @@ from optuna.terminator import RegretBoundEvaluator
 from optuna.trial import TrialState
 
 from search.scheduling.ledger import Ledger
+from search.scheduling.original_order import uninterrupted
 
 
 def no_more_expected(study: Study, ledger: Ledger, threshold: float, startup_trials: int, seed: int) -> float | None:
@@ -39,7 +40,8 @@ def improvement_left(study: Study, seed: int) -> float | None:
         study: The study.
         seed: Seed of the points at which the bound is searched.
     """
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    told = uninterrupted(study.get_trials(deepcopy=False))
+    trials = [trial for trial in told if trial.state == TrialState.COMPLETE]
     if not intersection_search_space(trials):
         return None
     with warnings.catch_warnings():

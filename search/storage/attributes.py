@@ -5,8 +5,6 @@ from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.storage.private_apis import queued_params
-
 Outcome = Literal["complete", "pruned", "failed", "killed"]
 
 # Attributes of trials.
@@ -50,8 +48,6 @@ IDENTITY = "identity"
 PARENT_RUN = "mlflow_parent_run"
 #: The learning rate of the range test, around which ``strategy.lr`` is centred.
 SUGGESTED_LR = "suggested_lr"
-#: Presets that were queued.
-PRESETS_QUEUED = "presets_queued"
 #: The best linear probe's values, its score, and how many probes there were.
 SWEEP = "probe_sweep"
 #: The winner, as a mapping.
@@ -95,11 +91,6 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
         # A trial whose heartbeats have stopped has no attribute of its outcome: Optuna told it.
         return "failed" if trial.user_attrs.get(OUTCOME) == "failed" else "killed"
     return None
-
-
-def has_drawn(trial: FrozenTrial) -> bool:
-    """Whether a trial has any drawn or queued parameter; in a space without choices, whether it was sampled."""
-    return bool(trial.params or queued_params(trial) or FINGERPRINT in trial.user_attrs)
 
 
 def score_of(trial: FrozenTrial) -> float | None:

@@ -1,7 +1,7 @@
 """Locks between the processes that work on one study."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -92,6 +92,18 @@ def lock_of(place: LockPlace, turn: Turn) -> Lock:
     return FileLock(path, poll_interval=_POLL_SECONDS)
 
 
+def forget(lock: Lock) -> None:
+    """Remove the file of a held lock, and its folder if nothing else is there: a refused study leaves nothing behind.
+
+    A process that waits for the file finds it gone, and makes it anew.
+    """
+    if isinstance(lock, FileLock):
+        file = Path(lock.lock_file)
+        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.parent.rmdir()
+
+
 @contextmanager
 def taking_turns(place: LockPlace, turn: Turn, say: Callable[[str], None]) -> Iterator[None]:
     """Hold a lock while the ``with`` block runs.
@@ -110,9 +122,7 @@ def taking_turns(place: LockPlace, turn: Turn, say: Callable[[str], None]) -> It
     try:
         yield
     except ConfigError:
-        # A refused study leaves nothing behind; a process that waits for the file finds it gone, and makes it anew.
-        if isinstance(lock, FileLock):
-            Path(lock.lock_file).unlink(missing_ok=True)
+        forget(lock)
         raise
     finally:
         lock.release()

@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
-from search.config import without_password
+from search.config import sqlite_file, without_password
 from search.storage.postgres import with_driver
+from search.storage.presence import MLFLOW_TABLE, check_begun
 from search.storage.private_apis import fill_mlflow, mlflow_revision
 from search.storage.sqlite import file_of, make_whole
 from strategies import ConfigError, WeightsError, first_line
@@ -41,8 +42,6 @@ HTTP_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 HTTP_RETRIES_ARE_SET = HTTP_RETRIES in os.environ
 
-_SQLITE = "sqlite:///"
-
 
 def fetch_uri(uri: str, tracking_uri: str) -> Path:
     """Download the artifact of a ``models:/`` or ``runs:/`` URI from an MLflow store, and return its path.
@@ -53,9 +52,10 @@ def fetch_uri(uri: str, tracking_uri: str) -> Path:
     # download_artifacts looks up models in the global store, whatever its tracking_uri says (MLflow 3.17).
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
+        check_begun("tracking.uri", tracking_uri, MLFLOW_TABLE)
         with retrying_mlflow():
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, ConfigError, OSError) as error:
         raise WeightsError(first_line(error)) from error
 
 
@@ -141,12 +141,16 @@ def reachable(uri: str) -> str:
 
 
 def absolute_sqlite(uri: str) -> str:
-    """A ``sqlite:///`` URI with an absolute path, whose folder is made; other URIs unchanged."""
-    if not uri.startswith(_SQLITE):
-        return uri
-    path = Path(uri.removeprefix(_SQLITE)).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f"{_SQLITE}{path}"
+    """A ``sqlite:///`` URI with an absolute path; other URIs unchanged."""
+    prefix = "sqlite:///"
+    return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
+
+
+def make_folder_of(uri: str) -> None:
+    """Make the folder of a SQLite database, which is about to be made."""
+    file = sqlite_file(uri)
+    if file:
+        Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -158,8 +162,9 @@ def reading_mlflow(uri: str, what: str) -> Iterator[MlflowClient]:
         what: Name of what is read, for the message.
 
     Raises:
-        ConfigError: The store cannot be read.
+        ConfigError: The store is not there, or cannot be read.
     """
+    check_begun("tracking.uri", uri, MLFLOW_TABLE)
     try:
         with retrying_mlflow():
             yield MlflowClient(reachable(uri))

@@ -4,19 +4,28 @@ No other module of this package imports a private name of Optuna. MLflow's names
 otherwise every process that opens Optuna's storage would wait for MLflow.
 """
 
+from collections.abc import Container, Sequence
+from copy import deepcopy as deep_copy
 from typing import Any
 
 from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import HyperbandPruner
+from optuna.samplers import QMCSampler
 from optuna.storages import BaseStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session as transaction
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import Engine
 
 __all__ = [
     "NAMES",
     "BaseHeartbeat",
+    "Hyperband",
+    "PlacedQMC",
+    "StudyOfTrials",
     "add_storage_service",
     "fill_mlflow",
     "id_in_storage",
@@ -24,6 +33,7 @@ __all__ = [
     "mlflow_revision",
     "models",
     "queued_params",
+    "take_queued",
     "transaction",
 ]
 
@@ -39,6 +49,10 @@ NAMES = {
     "optuna.storages._rdb.models:TrialModel.find_or_raise_by_id": "a change of state locks its trial first",
     "optuna.storages._rdb.models:TrialSystemAttributeModel.find_by_trial_and_key": "a change of state reads its mark",
     "optuna.storages._rdb.storage:_create_scoped_session": "a mark is written in the transaction of its change",
+    "optuna.study:Study._get_trials": "samplers read trials by it, in the order of an uninterrupted study",
+    "optuna.pruners:HyperbandPruner._create_bracket_study": "it reads trials from the store, not from the given study",
+    "optuna.pruners:HyperbandPruner._get_bracket_id": "it tells which trials a bracket has",
+    "optuna.samplers:QMCSampler._find_sample_id": "a trial's point follows from its place, not from a count of draws",
     "optuna.storages:RDBStorage._create_new_trial": "a new trial gets a mark",
     "optuna.storages:RDBStorage._get_prepared_new_trial": "the transaction that makes a trial looks for its mark",
     "optuna.storages:RDBStorage._set_trial_value_without_commit": "one transaction writes values, mark and state",
@@ -76,6 +90,61 @@ def live_trial(study: Study, trial: FrozenTrial) -> Trial:
 def queued_params(trial: FrozenTrial) -> dict[str, Any]:
     """The parameters with which ``study.enqueue_trial`` queued a trial; empty for a trial that was not queued."""
     return dict(trial.system_attrs.get("fixed_params", {}))
+
+
+def take_queued(study: Study, queued: FrozenTrial) -> Trial | None:
+    """Begin a queued trial; None if another process has begun it.
+
+    ``study.ask`` does this with the queued trial of the lowest number.
+    """
+    try:
+        taken = study._storage.set_trial_state_values(id_in_storage(queued), state=TrialState.RUNNING)
+    except UpdateFinishedTrialError:
+        return None
+    return live_trial(study, queued) if taken else None
+
+
+class StudyOfTrials(Study):
+    """A study that has the given trials; whatever is written goes to the store of the real study.
+
+    Args:
+        study: The real study.
+        trials: The trials, by number.
+    """
+
+    def __init__(self, study: Study, trials: Sequence[FrozenTrial]) -> None:
+        self.__dict__.update(study.__dict__)
+        self._given = trials
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        found = [trial for trial in self._given if states is None or trial.state in states]
+        return deep_copy(found) if deepcopy else found
+
+
+class Hyperband(HyperbandPruner):
+    """Hyperband that reads trials from the study that it is given."""
+
+    def _create_bracket_study(self, study: Study, bracket_id: int) -> Study:
+        trials = study.get_trials(deepcopy=False)
+        return StudyOfTrials(study, [one for one in trials if self._get_bracket_id(study, one) == bracket_id])
+
+
+class PlacedQMC(QMCSampler):
+    """Quasi-random draws for one trial, which takes the point of its place in the sequence.
+
+    Args:
+        seed: Seed of the sequence.
+        place: The trial's place.
+    """
+
+    def __init__(self, seed: int, place: int) -> None:
+        super().__init__(scramble=True, seed=seed, warn_independent_sampling=False, warn_asynchronous_seeding=False)
+        self._place = place
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._place
 
 
 def add_storage_service(storage: BaseStorage, server: Any) -> None:

@@ -5,6 +5,7 @@ Optuna's protocol (5.0) has neither heartbeats nor locks, so the server has a se
 """
 
 import json
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -254,6 +255,26 @@ class _Extras:
             lock.release()
 
 
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that no proxy can listen at, before its database is opened or made.
+
+    Raises:
+        ConfigError: gRPC is not installed, or the address is taken or none of this machine.
+    """
+    _address("")
+    try:
+        family, kind, number, _, place = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except (OSError, ValueError) as error:
+        raise _unusable(host, port, error) from error
+
+
+def _unusable(host: str, port: int, error: Exception) -> ConfigError:
+    return ConfigError(f"--port {port}: cannot be listened at on {host}: {error}")
+
+
 def serve(storage: BaseStorage, host: str, port: int) -> tuple[Any, int]:
     """Start a proxy, and return its gRPC server and the port it listens at.
 
@@ -283,6 +304,6 @@ def serve(storage: BaseStorage, host: str, port: int) -> tuple[Any, int]:
     try:
         port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
-        raise ConfigError(f"--port {port}: cannot be listened at on {host}: {error}") from error
+        raise _unusable(host, port, error) from error
     server.start()
     return server, port

@@ -11,10 +11,19 @@ from mlflow import MlflowClient
 from optuna import Study
 from optuna.storages import BaseStorage
 
-from search.config import StoreConfig, StudyConfig, TrackingConfig, compose_study, find_study, without_password
+from search.config import (
+    StoreConfig,
+    StudyConfig,
+    TrackingConfig,
+    check_section,
+    compose_study,
+    find_study,
+    without_password,
+)
 from search.storage.attributes import IDENTITY, PARENT_RUN
 from search.storage.mlflow_store import absolute_sqlite, reading_mlflow
 from search.storage.optuna_storage import open_storage
+from search.storage.presence import OPTUNA_TABLE, check_begun
 from strategies import ConfigError, first_line, nearest
 
 #: Keys that say where a study is.
@@ -130,9 +139,8 @@ def _stores_of(overrides: Sequence[str]) -> tuple[str, str]:
         raise ConfigError(
             f"{unknown[0]}: where there is no study file, only stores are chosen: {', '.join(STORE_KEYS)}"
         )
-    store = StoreConfig(url=found["store.url"]) if "store.url" in found else StoreConfig()
-    tracking = TrackingConfig(uri=found["tracking.uri"]) if "tracking.uri" in found else TrackingConfig()
-    return store.url, tracking.uri
+    urls, uris = ({key.partition(".")[2]: found[key]} if key in found else {} for key in STORE_KEYS)
+    return check_section("store", StoreConfig, urls).url, check_section("tracking", TrackingConfig, uris).uri
 
 
 def open_one(url: str, uri: str, name: str) -> StoredStudy:
@@ -158,14 +166,12 @@ def open_one(url: str, uri: str, name: str) -> StoredStudy:
 
 
 def _storage(url: str) -> BaseStorage:
-    """Optuna's storage at a URL; a missing SQLite file is not made.
+    """Optuna's storage at a URL; a missing one is not made.
 
     Raises:
         ConfigError: The storage is not there, or cannot be read.
     """
-    file = url.removeprefix("sqlite:///")
-    if file != url and not Path(file).is_file():
-        raise ConfigError(f"store.url: {url!r} is not there; no study has begun, or it has another store")
+    check_begun("store.url", url, OPTUNA_TABLE)
     try:
         return open_storage(absolute_sqlite(url))
     except Exception as error:  # each database driver has errors of its own

@@ -6,11 +6,13 @@ from .lifecycle import run_study as run_study
 from .loop import claim as claim
 from .loop import run_trials as run_trials
 from .materials import gather as gather
+from .materials import open_models as open_models
 from .nights import Night as Night
 from .nights import as_markdown as as_markdown
 from .nights import for_a_night as for_a_night
 from .nights import search_night as search_night
 from .opening import lock_place as lock_place
 from .opening import prepare as prepare
+from .places import check_places as check_places
 from .reproduction import read_trial as read_trial
 from .reproduction import reproduce as reproduce

@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 
 from search.config import StudyConfig
 from search.scheduling import Ledger
@@ -42,17 +43,20 @@ def generation_of(config: StudyConfig) -> Generation:
         UnfreezeError: The images cannot be opened.
     """
     assert config.name is not None, "composition names every study"
-    data = open_data(task=config.task, in_chans=config.model.in_chans, **config.data.model_dump())
     storage = _storage(config)
     if storage is None:
+        # The search reads the images, after it has checked everything else.
         return Generation(config, 0)
+    data = open_data(task=config.task, in_chans=config.model.in_chans, **config.data.model_dump())
     newest = max(_generations(storage, config.name), default=0)
     if newest == 0:
         return Generation(_warmed(config, storage, data), 0)
     study = optuna.load_study(study_name=name_of(config.name, newest), storage=storage)
     if _is_of(study, data):
         now = config.model_copy(update={"name": study.study_name})
-        return Generation(now, Ledger(study).counted)
+        # Before its first trial an interrupted night may not have queued the strategies of other studies.
+        has_begun = any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+        return Generation(now if has_begun else _warmed(now, storage, data), Ledger(study).counted)
     config = config.model_copy(update={"name": name_of(config.name, newest + 1)})
     device = choose_device(config.device, config.precision)
     rescored = rescore(config, reachable(config.tracking.uri), device) if config.champion.promote else ""

@@ -3,20 +3,23 @@
 import logging
 import math
 import shlex
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
 from search.config import StudyConfig, without_password
 from search.executors import Executor, executor_of, run_pool
-from search.processes import stopped_by_signals
+from search.processes import drop_left_over, stopped_by_signals
 from search.reporting import Terminal, importances, write_note
 from search.scheduling import Ledger, pareto_front, ranked
 from search.storage import FRONT, MODEL, RUN_ID, taking_turns
 from search.study.loop import run_trials
 from search.study.opening import lock_place, prepare
+from search.study.places import check_places
 from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
 from search.trials import OpenStudy, is_whole, queue_lost, reconcile_runs, recover_trials, try_again
@@ -42,6 +45,7 @@ def run_study(config: StudyConfig) -> None:
         NoTrialFinishedError: Every trial failed.
         KeyboardInterrupt: After the running trial was queued again.
     """
+    check_places(config)
     with (
         stopped_by_signals(),
         executor_of(config) as executor,
@@ -50,6 +54,8 @@ def run_study(config: StudyConfig) -> None:
         open_study = prepare(config, terminal)
         try:
             with taking_turns(lock_place(config), "begin", terminal.say):
+                for place in (open_study.temporary, Path(tempfile.gettempdir())):
+                    drop_left_over(place)
                 recover_trials(open_study)
                 reconcile_runs(open_study)
                 queue_lost(open_study)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from optuna.exceptions import UpdateFinishedTrialError
 
 from search.processes import stop_if_asked
-from search.scheduling import Ledger, is_mine, make_sampler, no_more_expected, trains_beside
+from search.scheduling import Ledger, is_mine, no_more_expected, trains_beside
 from search.storage import TurnLostError, held_all_along
 from search.trials import (
     Asked,
@@ -133,11 +133,7 @@ def claim(open_study: OpenStudy, ledger: Ledger, room: int | None) -> dict[Asked
     alike: Counter[str] = Counter()
     with open_study.lock:
         try:
-            for place in range(max(1, probes_waiting(open_study, room))):
-                # A killed trial and its retry count as one, so that an interrupted study draws the same strategies.
-                open_study.study.sampler = make_sampler(
-                    open_study.config.sampler, open_study.config.seed, ledger.asked + place
-                )
+            for _ in range(max(1, probes_waiting(open_study, room))):
                 everyone.append(ask(open_study))
             # From here on other processes see these trials: losing the lock matters only before.
             if not held_all_along(open_study.lock):

@@ -1,21 +1,22 @@
 """The materials of trials, checked and opened: data, models, teacher, caches."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 import torch
 
 from search.config import StudyConfig, check_extras
-from search.storage import fetch_uri
+from search.storage import MLFLOW_TABLE, check_begun, fetch_uri
 from search.study.teacher import load_teacher
 from search.trials import Materials, Watcher
 from strategies import ConfigError, Space, check_depths, check_optimizer_names
 from trainers import (
     ActivationStore,
     Compiler,
-    ImageData,
+    Device,
     ModelSource,
     Reuse,
     check_model_name,
@@ -25,16 +26,28 @@ from trainers import (
     top_of,
 )
 
+# Stands for the number of classes until the images are read.
+_SOME_CLASSES = 2
 
-def gather(config: StudyConfig, terminal: Watcher) -> Materials:
-    """Check and open the materials of trials, the cheapest first.
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The materials that do not depend on the images: models by name, the device, and the compiler if there is one."""
+
+    sources: Mapping[str, ModelSource]
+    device: Device
+    compiler: Compiler | None
+
+
+def open_models(config: StudyConfig, terminal: Watcher) -> Models:
+    """Check and open all materials but the images, the cheapest first; nothing is written.
 
     Args:
         config: The study's configuration.
-        terminal: Shows the progress of reading and downloading.
+        terminal: Shows the progress of downloading.
 
     Raises:
-        UnfreezeError: The configuration, data or weights cannot be used.
+        UnfreezeError: The configuration or the weights cannot be used.
     """
     check_extras(config)
     _hush_libraries()
@@ -48,16 +61,36 @@ def gather(config: StudyConfig, terminal: Watcher) -> Materials:
         compiler = Compiler(config.compile, device, Path(config.data.cache) / "compiled")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    sources = _open_sources(config, terminal)
+    _check_depths(space, list(sources.values()))
+    if config.teacher is not None:
+        check_begun("teacher: tracking.uri", config.tracking.uri, MLFLOW_TABLE)
+    return Models(sources, device, compiler)
+
+
+def gather(config: StudyConfig, models: Models, terminal: Watcher) -> Materials:
+    """Read the images, and open the teacher and the cache: all materials of trials.
+
+    Args:
+        config: The study's configuration.
+        models: From :func:`open_models`. They come first: reading images may take hours, and leaves a cache behind.
+        terminal: Shows the progress of reading.
+
+    Raises:
+        UnfreezeError: The images or the teacher cannot be used.
+    """
+    sources, device = models.sources, models.device
     data = open_data(
         task=config.task, in_chans=config.model.in_chans, **config.data.model_dump(), progress=terminal.reading
     )
-    sources = _open_sources(config, data, terminal)
-    _check_depths(space, list(sources.values()))
+    for source in sources.values():
+        count = len(data.classes)
+        source.fit_outputs(count, top_of(config.task, config.model.decoder, count, config.data.image_size))
     teacher = None
     if config.teacher is not None:
         teacher = load_teacher(config.teacher, config.tracking.uri, data.classes, config.model.in_chans, device)
     reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
-    return Materials(data, sources, device, teacher, compiler, reuse)
+    return Materials(data, sources, device, teacher, models.compiler, reuse)
 
 
 def _hush_libraries() -> None:
@@ -79,8 +112,11 @@ def _make_reuse(config: StudyConfig, num_blocks: int) -> Reuse | None:
     return Reuse(store, always=config.reuse == "on", sharing=sharing)
 
 
-def _open_sources(config: StudyConfig, data: ImageData, terminal: Watcher) -> dict[str, ModelSource]:
-    """Find the weights of each model, all before any trial, since their digests tell whether trials are comparable."""
+def _open_sources(config: StudyConfig, terminal: Watcher) -> dict[str, ModelSource]:
+    """Find the weights of each model, all before any trial, since their digests tell whether trials are comparable.
+
+    The number of classes is not known yet.
+    """
     sources = {}
     for name in config.model.names:
         weights = find_weights(
@@ -91,8 +127,8 @@ def _open_sources(config: StudyConfig, data: ImageData, terminal: Watcher) -> di
             beside=config.model.names,
         )
         size = config.data.image_size
-        top = top_of(config.task, config.model.decoder, len(data.classes), size)
-        sources[name] = ModelSource(name, weights, len(data.classes), size, config.model.in_chans, top)
+        top = top_of(config.task, config.model.decoder, _SOME_CLASSES, size)
+        sources[name] = ModelSource(name, weights, _SOME_CLASSES, size, config.model.in_chans, top)
     return sources
 
 

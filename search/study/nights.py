@@ -128,8 +128,7 @@ def as_markdown(nights: Sequence[Night], seconds: float) -> str:
         if night.winner is not None and night.best is not None:
             winner = night.winner
             scores = f"validation {winner.metric} {night.best:.4f}, test {winner.test_score:.4f}"
-            interval = f"({winner.test_low:.4f} to {winner.test_high:.4f})"
-            lines.append(f"- Best: trial {winner.trial}, {scores} {interval}")
+            lines.append(f"- Best: trial {winner.trial}, {scores} ({winner.interval})")
         if night.verdict is not None:
             lines.append(f"- {describe_verdict(night.verdict)}")
         if night.removed:

@@ -8,7 +8,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 
 from search.config import StudyConfig, without_password
-from search.scheduling import make_pruner, requeuing
+from search.scheduling import StudySampler, make_pruner, requeuing
 from search.storage import (
     BLOCKS,
     FEATURES,
@@ -18,13 +18,14 @@ from search.storage import (
     LockPlace,
     absolute_sqlite,
     lock_of,
+    make_folder_of,
     open_storage,
     sync_log,
     taking_turns,
 )
 from search.study.comparability import check_identity, check_space, identity
 from search.study.lr_range import centred, suggested_lr
-from search.study.materials import gather
+from search.study.materials import gather, open_models
 from search.study.similar import features_of
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
@@ -43,15 +44,16 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
     Raises:
         UnfreezeError: The configuration, data, weights or stores cannot be used.
     """
-    materials = gather(config, watcher)
-    rank_group = rank_group_of(config, materials.device)
+    models = open_models(config, watcher)
+    rank_group = rank_group_of(config, models.device)
     assert config.name is not None, "composition names every study"
     space = config.space()
     left_out = {
-        name: unusable_fields(space, source, config.task, materials.teacher is not None)
-        for name, source in materials.sources.items()
+        name: unusable_fields(space, source, config.task, config.teacher is not None)
+        for name, source in models.sources.items()
     }
     _refuse_useless(space, list(left_out.values()))
+    materials = gather(config, models, watcher)
 
     # A study that is refused, here or by the checks below, leaves nothing in the stores. One process at a time: two
     # that create a store's tables together would disturb each other, and make two parent runs.
@@ -185,11 +187,13 @@ def _open_study(config: StudyConfig) -> Study:
     first = StudyDirection.MINIMIZE if config.metric in TASKS[config.task].lower_is_better else StudyDirection.MAXIMIZE
     directions = [first, *(StudyDirection.MINIMIZE for _ in config.costs)]
     try:
+        make_folder_of(config.store.url)
         storage = open_storage(absolute_sqlite(config.store.url), requeuing(lambda: config.retries))
         study = optuna.create_study(
             study_name=config.name,
             storage=storage,
             directions=directions,
+            sampler=StudySampler(config.sampler, config.seed),
             pruner=make_pruner(config.pruner),
             load_if_exists=True,
         )

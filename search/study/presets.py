@@ -1,9 +1,7 @@
 """The strategies that a study tries first."""
 
-from typing import Any
-
 from search.scheduling import each_from_the_last, frozen_in_front
-from search.storage import MODEL, PRESET, PRESETS_QUEUED, SWEEP
+from search.storage import MODEL, PRESET, SWEEP, queued_params
 from search.study.probe_sweep import seeded_presets
 from search.trials import OpenStudy
 from strategies import Strategy, project
@@ -18,7 +16,9 @@ def _queue_presets(open_study: OpenStudy) -> None:
     source = open_study.first_source
     space, num_blocks = open_study.spaces[source.name], source.num_blocks
     model = {MODEL: source.name} if open_study.chooses_model else {}
-    queued: dict[str, dict[str, Any]] = dict(open_study.study.user_attrs.get(PRESETS_QUEUED, {}))
+    # Read from the trials: a note beside them would be wrong after a kill between the two.
+    trials = open_study.study.get_trials(deepcopy=False)
+    queued = {one.user_attrs[PRESET]: queued_params(one) for one in reversed(trials) if PRESET in one.user_attrs}
     presets = {
         name: model | project(Strategy.from_dict(preset), space, num_blocks)
         for name, preset in seeded_presets(open_study).items()
@@ -30,5 +30,4 @@ def _queue_presets(open_study: OpenStudy) -> None:
         params = presets[name]
         if name not in queued and params not in queued.values():
             queued[name] = params
-            open_study.study.set_user_attr(PRESETS_QUEUED, queued)
             open_study.study.enqueue_trial(params, user_attrs={PRESET: name})

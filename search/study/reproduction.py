@@ -8,7 +8,7 @@ from pathlib import Path
 
 from search.config import StudyConfig, without_password
 from search.storage import MODEL, SEED, reading_mlflow
-from search.study.materials import gather
+from search.study.materials import gather, open_models
 from search.tracking import PARENT_TAG, find_run
 from search.trials import Watcher, make_trainer, rank_group_of
 from strategies import ConfigError, Strategy
@@ -76,7 +76,7 @@ def reproduce(config: StudyConfig, logged: LoggedTrial, watcher: Watcher) -> flo
     Raises:
         UnfreezeError: The data, the weights or the strategy cannot be used.
     """
-    materials = gather(config, watcher)
+    materials = gather(config, open_models(config, watcher), watcher)
     strategy = Strategy.from_yaml(logged.strategy)
     rank_group = rank_group_of(config, materials.device)
     source = materials.sources[logged.model]

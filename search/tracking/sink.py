@@ -1,7 +1,6 @@
 """The sink of a study's writes: an MLflow store. Every write is idempotent."""
 
 import shutil
-import tempfile
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
+from search.processes import temporary_folder
 from search.storage import is_outage
 from search.tracking import writes
 from search.tracking.writes import Begin, Drop, End, Log, Upload, Write
@@ -183,11 +183,13 @@ class Sink:
             # MLflow leaves data sets that the run has already as they are.
             self._client.log_inputs(run_id, [_input(one) for one in write.datasets])
         if write.files:
-            with tempfile.TemporaryDirectory() as folder:
+            with temporary_folder() as folder:
+                # Apart from the file that names the folder's owner.
+                files = folder / "files"
                 for name, content in write.files.items():
-                    (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                    (Path(folder) / name).write_bytes(content)
-                self.artifacts_of(run_id).log_artifacts(folder)  # type: ignore[no-untyped-call]
+                    (files / name).parent.mkdir(parents=True, exist_ok=True)
+                    (files / name).write_bytes(content)
+                self.artifacts_of(run_id).log_artifacts(str(files))  # type: ignore[no-untyped-call]
 
     def _upload(self, write: Upload, folder: Path) -> None:
         place = folder / write.run / write.place

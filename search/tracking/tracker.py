@@ -17,8 +17,11 @@ from search.storage import (
     ENDINGS,
     HTTP_RETRIES,
     Outcome,
+    artifact_folder,
     check_database,
+    check_folder,
     is_outage,
+    make_folder_of,
     make_store,
     reachable,
     retrying_mlflow,
@@ -85,6 +88,7 @@ class Tracker:
         self._study, self._spools, self._given_uri, self._say = study, spools, uri, say
         with self._usable():
             self.uri = reachable(uri)
+            make_folder_of(uri)
             write_ahead(self.uri)
             make_store(self.uri, say)
             check_database(self.uri)
@@ -97,6 +101,8 @@ class Tracker:
             raise ConfigError(
                 f"name: the MLflow experiment {study!r} was deleted; restore it there or choose another name"
             )
+        if experiment is not None:
+            _check_artifacts(experiment.artifact_location)
         mlflow.set_tracking_uri(self.uri)
         is_local = not self.uri.startswith(("http://", "https://", "databricks"))
         location = (Path(artifacts).absolute() / study).as_uri() if is_local else None
@@ -289,6 +295,17 @@ class Tracker:
         waiting = self.writer.close()
         if waiting:
             self._say(f"{waiting} writes wait on disk for MLflow; the next process of this study delivers them")
+
+
+def _check_artifacts(location: str) -> None:
+    """Refuse a study whose artifacts cannot be written where MLflow has kept them since the study began.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    folder = artifact_folder(location)
+    if folder is not None:
+        check_folder("tracking.artifacts", str(folder))
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import takewhile
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from search.scheduling import CONTINUE, RUNGS, Heartbeat, Ledger
+from search.scheduling import CONTINUE, RUNGS, Heartbeat, Ledger, queued_in_turn
 from search.storage import MODEL, queued_params
 from search.trials.commit import commit, kill_asked
 from search.trials.open_study import OpenStudy
@@ -37,7 +37,7 @@ def probes_waiting(open_study: OpenStudy, room: int | None) -> int:
     # Trained together, probes report whole epochs only, and cannot be paused.
     if open_study.materials.reuse is None or pruner.name == RUNGS or pruner.reports_per_epoch > 1:
         return 0
-    waiting = open_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    waiting = queued_in_turn(open_study.study)
     most = _MAX_TOGETHER if room is None else min(room, _MAX_TOGETHER)
     return sum(1 for _ in takewhile(partial(_is_probe, open_study), waiting[:most]))
 

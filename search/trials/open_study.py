@@ -11,7 +11,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from search.config import StudyConfig
-from search.processes import RankGroup
+from search.processes import RankGroup, temporary_place
 from search.storage import MODEL, AttributeWriter, Lock
 from search.tracking import Event, Listener, Tracker
 from search.trials.materials import Materials
@@ -81,6 +81,11 @@ class OpenStudy:
     def snapshots(self) -> Path:
         """Folder of running trials' snapshots, from which they resume if they are killed."""
         return self._folder("running")
+
+    @property
+    def temporary(self) -> Path:
+        """Where temporary folders are made."""
+        return temporary_place(self.config.data.cache)
 
     def _folder(self, kind: str) -> Path:
         return Path(self.config.data.cache) / kind / f"{self.config.name}-{self.parent_run[:8]}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from optuna import Study
 
-from search.scheduling import RUNGS, Decision, Ledger, Rungs, Step, queue_again
+from search.scheduling import RUNGS, Decision, Ledger, Rungs, Step, forerunners, queue_again, queued_in_turn
 from search.storage import CONTINUES, PAUSED, RETRY_OF, SEED
 from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Record, Sampled
@@ -14,13 +14,12 @@ from trainers import StateError, Trainer
 
 
 def seed_before(study: Study, attrs: Mapping[str, Any]) -> int | None:
-    """The seed of the trial that a trial with these attributes resumes or tries again; None for a new trial."""
-    before = attrs.get(CONTINUES, attrs.get(RETRY_OF))
-    if before is None:
+    """The seed of the trial that a trial with these attributes tries again or resumes; None where none has one."""
+    if not attrs.keys() & {CONTINUES, RETRY_OF}:
         return None
-    # A trial that was killed at once may not have stored its seed.
-    seed = study.get_trials(deepcopy=False)[before].user_attrs.get(SEED)
-    return None if seed is None else int(seed)
+    trials = study.get_trials(deepcopy=False)
+    seeds = (trials[number].user_attrs.get(SEED) for number in forerunners(trials, attrs))
+    return next((int(seed) for seed in seeds if seed is not None), None)
 
 
 def pause(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trainer, record: Record) -> Decision:
@@ -42,9 +41,13 @@ def pause(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Traine
 def promote(open_study: OpenStudy, ledger: Ledger) -> bool:
     """Queue the paused trial that resumes next; return whether there was one.
 
-    The caller holds the study's lock: of two processes that find the same trial, the second must see that it is queued.
+    None is queued before a retry or an earlier resumption has begun: an interrupted study would else resume more
+    trials than an uninterrupted study does. The caller holds the study's lock: of two processes that find the same
+    trial, the second must see that it is queued.
     """
     if open_study.config.pruner.name != RUNGS or not open_study.paused.is_dir():
+        return False
+    if any(queued.user_attrs.keys() & {CONTINUES, RETRY_OF} for queued in queued_in_turn(open_study.study)):
         return False
     due = Rungs.of(open_study.config.pruner).due(
         open_study.study.get_trials(deepcopy=False),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from search.config import Cost
 from search.processes import stop_if_asked
-from search.scheduling import CONTINUE, Decision, decide
+from search.scheduling import CONTINUE, RUNGS, Decision, decide
 from search.storage import RUN_ID, Outcome
 from search.tracking import EpochEnded
 from search.trials.open_study import OpenStudy
@@ -144,6 +144,9 @@ class Record:
         self._best = _Best(**best)
         for result in results:
             self._report(result)
+            if self._open_study.config.pruner.name != RUNGS:
+                # Optuna's successive halving notes in the store, when it is asked, which rungs a trial has passed.
+                self.decide()
 
     def _score(self, result: EpochResult) -> float:
         return result.metrics[f"val_{self._open_study.config.metric}"]

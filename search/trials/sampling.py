@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from optuna.trial import Trial
 
 from search.processes import owner
-from search.scheduling import Ledger, short_epochs
+from search.scheduling import Ledger, ask_in_turn, short_epochs
 from search.storage import ATTEMPT, DEPTH, FINGERPRINT, MODEL, OWNER, PRESET, SEED, STRATEGY, write_attributes
 from search.tracking import TrialAsked, TrialStarted, new_run_key
 from search.trials.open_study import OpenStudy
@@ -18,7 +18,7 @@ from trainers import ModelSource
 
 def ask(open_study: OpenStudy) -> Asked:
     """Ask for the next trial and begin its run."""
-    trial = open_study.study.ask()
+    trial = ask_in_turn(open_study.study)
     trial.set_user_attr(OWNER, owner())
     asked = Asked(trial, new_run_key())
     open_study.announce(TrialAsked(trial.number, asked.run))

@@ -70,17 +70,17 @@ def attempt(open_study: OpenStudy, ledger: Ledger, asked: Asked, training: Calla
 
 def _keep(open_study: OpenStudy, ledger: Ledger, asked: Asked, trained: Trained) -> Ended:
     """Keep the checkpoint and pictures of a training, and return how the trial ends."""
-    record, decision = trained.record, trained.decision
+    record, decision, number = trained.record, trained.decision, asked.trial.number
     if decision is HOURS_ARE_OVER:
         return Ended("killed", is_next_time=True)
     if decision is not CONTINUE:
         open_study.announce(TrialTrained(asked.run, "pruned", decision.reason))
         return Ended("pruned", reason=decision.reason)
     best = record.best
-    if best.shown is not None and ledger.would_be_kept(record.values, 1):
+    if best.shown is not None and ledger.would_be_kept(number, record.values, 1):
         for run in (asked.run, open_study.parent_run):
             log_pictures(open_study.tracker, run, pictures(open_study.materials.data, best.shown))
-    if ledger.would_be_kept(record.values, open_study.config.checkpoints.keep):
+    if ledger.would_be_kept(number, record.values, open_study.config.checkpoints.keep):
         asked.trial.set_user_attr(CHECKPOINT, open_study.tracker.checkpoints.save(asked.run, best.state))
     open_study.announce(TrialTrained(asked.run, "complete", score=best.score, best_epoch=best.epoch))
     # Here, so that what a store refuses is this trial's failure.

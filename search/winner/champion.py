@@ -1,11 +1,9 @@
 """The model that is served: a registered model whose version ``champion`` is replaced only by a better one."""
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -14,13 +12,16 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from optuna import Study
-from torch import Tensor, nn
+from torch import Tensor
 
 from search.config import ChampionConfig, StudyConfig, without_password
 from search.storage import is_outage
+from search.winner.judging import Judged, judge
+from search.winner.looks import Look, count_look
+from search.winner.shown import keep_shown, shown_before
 from search.winner.significance import Difference, compare_models
-from strategies import ConfigError, Strategy, TrialError, first_line
-from trainers import TASKS, Device, normaliser, open_data, predict
+from strategies import ConfigError, TrialError, first_line
+from trainers import TASKS, Device, open_data
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 # Tags of a version.
@@ -33,8 +34,8 @@ COMPARED, REASON, REPLACED, RESCORED = (
 #: Attribute of a study.
 VERDICT = "champion_verdict"
 
-_REPEATS = 3
-_TIMED_IMAGES = 64
+# With fewer groups, swapping their answers can hardly be as sure as a later look asks.
+_LEAST_GROUPS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,32 +59,13 @@ class Verdict:
     difference: Difference | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A model's outputs for the test images, and its costs.
-
-    Args:
-        outputs: (N, ...) outputs, as ``Task.scores`` takes them.
-        targets: (N, ...) targets.
-        classes: Class names, in the order of the outputs.
-        seconds: Seconds an image.
-        parameters: Number of parameters.
-        is_new: (N,) bool, whether the image was neither trained nor validated with.
-    """
-
-    outputs: Tensor
-    targets: Tensor
-    classes: tuple[str, ...]
-    seconds: float
-    parameters: int
-    is_new: Tensor
-
-
 def propose(config: StudyConfig, model_uri: str, run_id: str | None, uri: str, device: Device) -> Verdict:
     """Register a model as the challenger, and make it the champion where it is better beyond chance.
 
     Both run on the test images as these are now, each with its own preprocessing. Where images were split anew, some
-    test images may have trained or validated one of the models; these do not count.
+    test images may have trained or validated one of the models; these do not count. With ``champion.split=fresh`` only
+    images count that came since the champion was promoted. The p-value is held against this look's part of
+    ``champion.alpha``; see :mod:`search.winner.looks`.
 
     Args:
         config: Gives the images, the metric and the limits.
@@ -96,7 +78,7 @@ def propose(config: StudyConfig, model_uri: str, run_id: str | None, uri: str, d
         ConfigError: The registry cannot be used.
         TrialError: MLflow cannot be reached.
     """
-    rules, name = config.champion, name_of(config)
+    name = name_of(config)
     with _registry(uri) as client:
         version = _registered(client, name, model_uri, run_id)
         client.set_registered_model_alias(name, CHALLENGER, str(version.version))
@@ -105,47 +87,91 @@ def propose(config: StudyConfig, model_uri: str, run_id: str | None, uri: str, d
             return Verdict(name, str(version.version), str(champion.version), False, "it is the champion already")
         if champion is None:
             verdict = Verdict(name, str(version.version), None, True, "there was no champion")
+            digests = open_data(task=config.task, in_chans=config.model.in_chans, **config.data.model_dump()).digests
+            shown = digests["test"]
         else:
-            old, new = (judge(_address(name, one), config, device) for one in (champion, version))
-            verdict = _decide(rules, config, name, version, champion, old, new)
+            old, new = judge([_address(name, one) for one in (champion, version)], config, device)
+            _write_score(client, name, champion, config, old)
+            verdict, shown = _verdict(client, name, champion, version, config, old, new), old.digests
+        if verdict.is_promoted:
+            keep_shown(client, name, champion, version, shown)
         _write(client, verdict)
     return verdict
 
 
-def _decide(
-    rules: ChampionConfig,
-    config: StudyConfig,
+def _verdict(
+    client: MlflowClient,
     name: str,
-    version: ModelVersion,
     champion: ModelVersion,
+    version: ModelVersion,
+    config: StudyConfig,
     old: Judged,
     new: Judged,
 ) -> Verdict:
-    task = TASKS[config.task]
-    outputs = _in_order(old, new.classes) if config.task in ("classification", "multilabel") else old.outputs
     counted = old.is_new & new.is_new
-    if not counted.any():
-        reason = "all test images are among those that one of the models was made with"
-        return Verdict(name, str(version.version), str(champion.version), False, reason)
-    difference = compare_models(
-        task, config.metric, outputs[counted], new.outputs[counted], new.targets[counted], rules.alpha
+    only = "neither model was made with"
+    if config.champion.split == "fresh":
+        before = shown_before(client, name, champion)
+        if before is None:
+            keep_shown(client, name, None, champion, old.digests)
+            before = old.digests
+        counted &= torch.from_numpy(~np.isin(old.digests, before))
+        only += f" and that came since version {champion.version} was promoted"
+    is_promoted, difference = False, None
+    reason = _too_few(config.champion, counted, old, only)
+    if not reason:
+        images = old.digests[counted.numpy()]
+        look = count_look(client, name, champion, version, images, config.champion.alpha)
+        difference = compare_models(
+            TASKS[config.task],
+            config.metric,
+            old.outputs[counted],
+            new.outputs[counted],
+            new.targets[counted],
+            look.alpha,
+            old.groups_of(counted),
+        )
+        is_promoted, reason = _decided(config.champion, difference, look, champion, old, new)
+    changes = ((champion, old.changes), (version, new.changes))
+    said = [f"the classes have changed since version {one.version}: {words}" for one, words in changes if words]
+    return Verdict(
+        name, str(version.version), str(champion.version), is_promoted, "; ".join([reason, *said]), difference
     )
-    scores = f"{config.metric} {difference.new:.4f} against {difference.old:.4f} on {difference.images:,} images"
-    interval = f"difference {difference.low:+.4f} to {difference.high:+.4f}"
-    if difference.p_value is not None:
-        interval += f", p = {difference.p_value:.3g}"
-    reason = f"{scores} ({interval})"
-    is_promoted = difference.is_better
-    if not is_promoted:
-        reason += ": not better beyond chance"
+
+
+def _too_few(rules: ChampionConfig, counted: Tensor, judged: Judged, only: str) -> str:
+    """The reason why so few images can decide nothing; empty if there are enough."""
+    images, groups = int(counted.sum()), judged.groups_of(counted)
+    if images < rules.min_images:
+        return (
+            f"not compared: there are {images:,} test images that {only}, and champion.min_images={rules.min_images} "
+            "are needed"
+        )
+    if groups is not None and (found := len(np.unique(groups))) < _LEAST_GROUPS:
+        return f"not compared: the test images that {only} are of {found} groups, and {_LEAST_GROUPS} are needed"
+    return ""
+
+
+def _decided(
+    rules: ChampionConfig, difference: Difference, look: Look, champion: ModelVersion, old: Judged, new: Judged
+) -> tuple[bool, str]:
+    """Whether the challenger is promoted, and why."""
+    of_groups = "" if difference.groups is None else f" of {difference.groups:,} groups"
+    reason = (
+        f"{difference.metric} {difference.new:.4f} against {difference.old:.4f} on {difference.images:,} images"
+        f"{of_groups} (95% interval of the difference {difference.low:+.4f} to {difference.high:+.4f}, "
+        f"p = {difference.p_value:.2g}; challenger {look.number} of version {champion.version} needs p up to "
+        f"{look.alpha:.2g}, and {look.left:.2g} of champion.alpha={rules.alpha:g} is left for later ones)"
+    )
+    if not difference.is_better:
+        return False, f"{reason}: not better beyond chance"
     for limit, ratio, what in (
         (rules.max_slowdown, new.seconds / old.seconds, "champion.max_slowdown: it takes {:.2f} times the seconds"),
         (rules.max_growth, new.parameters / old.parameters, "champion.max_growth: it has {:.2f} times the numbers"),
     ):
-        if is_promoted and limit is not None and ratio > limit:
-            is_promoted = False
-            reason += f": better, but {what.format(ratio)}"
-    return Verdict(name, str(version.version), str(champion.version), is_promoted, reason, difference)
+        if limit is not None and ratio > limit:
+            return False, f"{reason}: better, but {what.format(ratio)}"
+    return True, reason
 
 
 def rescore(config: StudyConfig, uri: str, device: Device) -> str:
@@ -160,16 +186,23 @@ def rescore(config: StudyConfig, uri: str, device: Device) -> str:
         champion = _champion(client, name)
         if champion is None:
             return ""
-        judged = judge(_address(name, champion), config, device)
-        task = TASKS[config.task]
-        outputs, targets = judged.outputs[judged.is_new], judged.targets[judged.is_new]
-        if not len(targets):
-            return f"version {champion.version} of {name} was made with all of them"
-        score = task.scores(outputs, targets)[config.metric]
-        low, high = task.interval(config.metric, outputs, targets)
-        said = f"{config.metric} {score:.4f} ({low:.4f} to {high:.4f}) on {len(targets):,} test images new to it"
-        client.set_model_version_tag(name, champion.version, RESCORED, said)
+        (judged,) = judge([_address(name, champion)], config, device)
+        said = _write_score(client, name, champion, config, judged)
     return f"version {champion.version} of {name}: {said}"
+
+
+def _write_score(client: MlflowClient, name: str, version: ModelVersion, config: StudyConfig, judged: Judged) -> str:
+    """Write a version's score on the present test images to its tag, in place of an older one; and return it."""
+    task, metric = TASKS[config.task], config.metric
+    outputs, targets = judged.outputs[judged.is_new], judged.targets[judged.is_new]
+    said = "it was made with all test images"
+    if len(targets):
+        score = task.scores(outputs, targets)[metric]
+        low, high = task.interval(metric, outputs, targets, judged.groups_of(judged.is_new))
+        said = f"{metric} {score:.4f} ({low:.4f} to {high:.4f}) on {len(targets):,} test images new to it"
+    said += f"; the classes have changed since: {judged.changes}" if judged.changes else ""
+    client.set_model_version_tag(name, str(version.version), RESCORED, said)
+    return said
 
 
 def last_verdict(study: Study) -> Verdict | None:
@@ -250,6 +283,9 @@ def _write(client: MlflowClient, verdict: Verdict) -> None:
     client.set_model_version_tag(name, version, REASON, verdict.reason)
     if verdict.difference is not None:
         client.set_model_version_tag(name, version, COMPARED, json.dumps(asdict(verdict.difference)))
+    elif COMPARED in client.get_model_version(name, version).tags:
+        # Of an earlier comparison, which this reason does not speak of.
+        client.delete_model_version_tag(name, version, COMPARED)
     became = "Champion" if verdict.is_promoted else "Challenger"
     against = f" Compared with version {verdict.champion}." if verdict.champion is not None else ""
     client.update_model_version(name, version, f"{became}: {verdict.reason}.{against}")
@@ -257,57 +293,6 @@ def _write(client: MlflowClient, verdict: Verdict) -> None:
         if verdict.champion is not None:
             client.set_model_version_tag(name, version, REPLACED, verdict.champion)
         client.set_registered_model_alias(name, CHAMPION, version)
-
-
-def judge(model_uri: str, config: StudyConfig, device: Device) -> Judged:
-    """Run a logged model on a study's test images, with the preprocessing that it was trained with.
-
-    Raises:
-        UnfreezeError: The model is of another task, or the images cannot be opened.
-    """
-    served = mlflow.pyfunc.load_model(model_uri).unwrap_python_model()
-    if served.task.name != config.task:
-        raise ConfigError(f"{model_uri} is a model for {served.task.name}, and the study is for {config.task}")
-    how = served.preprocessing
-    data = config.data.model_copy(update={"image_size": how.image_size, "max_value": how.max_value})
-    opened = open_data(task=config.task, in_chans=how.in_chans, **data.model_dump())
-    split = opened.test
-    strategy = Strategy.from_dict(served.card["strategy"])
-    model = served.model.to(device.torch)
-    normalise = normaliser(served.card["mean"], served.card["std"], device)
-    outputs, targets = predict(model, split, strategy, normalise, served.task, served.scale, device)
-    if served.temperature is not None:
-        outputs = outputs / served.temperature
-    places = torch.arange(min(len(split), _TIMED_IMAGES))
-    seconds = min(
-        _timed(lambda: predict(model, split, strategy, normalise, served.task, served.scale, device, places=places))
-        for _ in range(_REPEATS)
-    )
-    is_new = torch.from_numpy(~np.isin(opened.digests["test"], served.seen))
-    return Judged(outputs, targets, tuple(served.classes), seconds / len(places), _count(model), is_new)
-
-
-def _timed(work: Any) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def _count(model: nn.Module) -> int:
-    return sum(tensor.numel() for tensor in model.parameters())
-
-
-def _in_order(judged: Judged, classes: Sequence[str]) -> Tensor:
-    """A model's logits in another model's order of classes; a class that it lacks gets the lowest logit."""
-    if judged.classes == tuple(classes):
-        return judged.outputs
-    columns = [
-        judged.outputs[:, judged.classes.index(name)]
-        if name in judged.classes
-        else torch.full((len(judged.outputs),), torch.finfo(torch.float32).min / 2)
-        for name in classes
-    ]
-    return torch.stack(columns, dim=1)
 
 
 def describe_verdict(verdict: Verdict) -> str:

@@ -2,23 +2,33 @@
 
 import math
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from optuna.trial import FrozenTrial
 from safetensors.torch import load_file
 from torch import Tensor
 
+from search.processes import temporary_folder
 from search.storage import RUN_ID, WINNER, score_of
 from search.trials import OpenStudy
 from search.winner.evidence import log_evidence
 from search.winner.logged_model import log_model
 from search.winner.mixtures import Judge, choose, make_judge, soup_trials
 from search.winner.winner import GREEDY_SOUP, TRIAL, UNIFORM_SOUP, Calibration, Candidate, Confirmed, Winner
-from trainers import CALIBRATED_TASKS, TASKS, State, Task, calibration_error, fit_temperature
+from trainers import (
+    CALIBRATED_TASKS,
+    TASKS,
+    Groups,
+    State,
+    Task,
+    calibration_error,
+    calibration_interval,
+    fit_temperature,
+)
 
 CANDIDATES_FILE = "candidates.json"
 
@@ -46,8 +56,7 @@ def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirm
         if winner != crowned:
             open_study.study.set_user_attr(WINNER, asdict(winner))
         return winner
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder(open_study.temporary) as folder:
         checkpoint = open_study.tracker.reader.fetch_checkpoint(trial.user_attrs[RUN_ID], folder)
         judge = make_judge(open_study, trial, load_file(checkpoint))
         weights, candidates, chosen = choose(judge, trial, folder)
@@ -97,14 +106,17 @@ def _present(
         stored = None if is_mixed else judge.stored_outputs()
         temperature = fit_temperature(task.name, *judge.outputs(open_study.materials.data.val, stored))
     outputs, targets = judge.outputs(open_study.materials.data.test)
-    calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets)
+    groups = open_study.materials.data.groups.get("test")
+    calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets, groups)
     # Mixed weights belong to the study's run, not to the trial's.
     run_id = open_study.parent_run if is_mixed else open_study.tracker.reader.id_of(trial.user_attrs[RUN_ID])
     model_uri = log_model(open_study, judge.source, run_id, weights, folder, judge.strategy, temperature)
     found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
-    found |= asdict(calibration) if calibration is not None else {}
+    if calibration is not None:
+        names = ("temperature", "test_ece", "test_ece_calibrated")
+        found |= {name: getattr(calibration, name) for name in names}
     found |= _of_classes(task, outputs, targets, open_study.materials.data.classes)
-    low, high = task.interval(metric, outputs, targets)
+    low, high = task.interval(metric, outputs, targets, groups)
     log_evidence(open_study, outputs, targets, temperature)
     if not is_mixed:
         open_study.tracker.log(run_id, metrics=found)
@@ -114,7 +126,17 @@ def _present(
         tags={"unfreeze.winner": trial.number, "unfreeze.model_uri": model_uri},
     )
     score = found[f"test_{metric}"]
-    return Winner(trial.number, metric, score, low, high, len(targets), model_uri, calibration=calibration)
+    return Winner(
+        trial.number,
+        metric,
+        score,
+        low,
+        high,
+        len(targets),
+        model_uri,
+        calibration=calibration,
+        test_groups=None if groups is None else len(np.unique(groups)),
+    )
 
 
 def _of_classes(task: Task, outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, float]:
@@ -127,6 +149,7 @@ def _of_classes(task: Task, outputs: Tensor, targets: Tensor, classes: Sequence[
     return {f"test_{name}/{one}": value for one, value in zip(names, values, strict=True) if math.isfinite(value)}
 
 
-def _calibration(task: str, temperature: float, outputs: Tensor, targets: Tensor) -> Calibration:
+def _calibration(task: str, temperature: float, outputs: Tensor, targets: Tensor, groups: Groups | None) -> Calibration:
     before, after = (calibration_error(task, outputs.double() / t, targets) for t in (1.0, temperature))
-    return Calibration(temperature, before, after)
+    low, high = calibration_interval(task, outputs.double() / temperature, targets, groups)
+    return Calibration(temperature, before, after, low, high)

@@ -165,7 +165,9 @@ def log_evidence(open_study: OpenStudy, outputs: Tensor, targets: Tensor, temper
         open_study.materials.data.task, outputs, targets, open_study.materials.data.classes, temperature
     )
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, outputs=outputs.numpy(), targets=targets.numpy())
+    # Empty without groups.
+    groups = open_study.materials.data.groups.get("test", np.empty(0, np.int64))
+    np.savez_compressed(buffer, outputs=outputs.numpy(), targets=targets.numpy(), groups=groups)
     tracker.log_file(run, OUTPUTS_FILE, buffer.getvalue())
     for mistake in found["mistakes"]:
         mistake["name"] = open_study.materials.data.test.names[mistake["image"]]

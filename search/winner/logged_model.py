@@ -1,13 +1,14 @@
 """The winner as an MLflow model: weights, a card that says how to use them, and the code that uses them."""
 
 import base64
+import hashlib
 import importlib.metadata
 import io
 import json
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +17,17 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 from mlflow.models import infer_signature, set_signature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, Schema
 from PIL import Image
 
 import strategies
 import trainers
+from search.processes import temporary_files_in
+from search.storage import is_outage, reason_of
 from search.trials import OpenStudy
 from strategies import Strategy, shown_size
 from trainers import SMP_SEGMENTERS, TASKS, ModelSource, State, Task, save_weights
@@ -44,6 +50,9 @@ _NEEDED = (
     "torchvision",
 )
 
+# Tag of a logged model: a digest of its files once it is whole. A process may be killed at any moment before.
+_CONTENT_TAG, _UNFINISHED = "unfreeze.content", "unfinished"
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,7 +65,9 @@ def log_model(
     strategy: Strategy,
     temperature: float | None,
 ) -> str:
-    """Log weights as a pyfunc model of a run and return its URI.
+    """Log weights as a pyfunc model of a run and return its URI, unless the run has this model already.
+
+    Models of the study that a killed process has left unfinished are removed. One process at a time may call this.
 
     Args:
         open_study: Gives data and task.
@@ -67,6 +78,52 @@ def log_model(
         strategy: How the weights were trained; the served model uses the same views (``tta``).
         temperature: Divides the logits before they become probabilities; None for no division.
     """
+    files = _write_files(open_study, source, weights, folder, strategy, temperature)
+    content = _digest_of(run_id, files.values())
+    client = MlflowClient()
+    for model in _models_of(client, open_study.tracker.experiment_id):
+        if model.tags[_CONTENT_TAG] == _UNFINISHED:
+            _remove(client, model)
+        elif model.tags[_CONTENT_TAG] == content:
+            return str(model.model_uri)
+    # MLflow has no type for paths, bytes and arrays together, so the hint is Any. MLflow warns of that each time, past
+    # any filter; its warnings go to the log.
+    with (
+        temporary_files_in(folder),
+        warnings.catch_warnings(record=True) as caught,
+        mlflow.start_run(run_id=run_id),
+    ):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={name: str(path) for name, path in files.items()},
+            code_paths=[_copied(package, folder) for package in (strategies, trainers)],
+            input_example=[_example_image(open_study)],
+            pip_requirements=_requirements(open_study.config.model.decoder),
+            tags={_CONTENT_TAG: _UNFINISHED},
+        )
+        # The signature comes from the type hints of predict, which cannot name the output columns. Only its outputs
+        # change: a new signature is not marked as coming from hints, and MLflow would then turn lists of arrays into
+        # tables.
+        signature = info.signature
+        assert signature is not None, "predict has type hints"
+        signature.outputs = _columns(TASKS[open_study.materials.data.task], open_study.materials.data.classes)
+        set_signature(info.model_uri, signature)
+    for warning in caught:
+        logger.info("%s", warning.message)
+    client.set_logged_model_tags(info.model_id, {_CONTENT_TAG: content})
+    return str(info.model_uri)
+
+
+def _write_files(
+    open_study: OpenStudy,
+    source: ModelSource,
+    weights: State,
+    folder: Path,
+    strategy: Strategy,
+    temperature: float | None,
+) -> dict[str, Path]:
+    """Write the model's files, and return their paths by the names that the served model knows them by."""
     task = TASKS[open_study.materials.data.task]
     scale = task.scale(open_study.materials.data.train.targets)
     card = {
@@ -91,26 +148,41 @@ def log_model(
     np.save(seen_file, np.unique(np.concatenate(taught)))
     weights_file = folder / "weights.safetensors"
     save_weights(weights, weights_file)
-    # MLflow has no type for paths, bytes and arrays together, so the hint is Any. MLflow warns of that each time, past
-    # any filter; its warnings go to the log.
-    with warnings.catch_warnings(record=True) as caught, mlflow.start_run(run_id=run_id):
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"weights": str(weights_file), "card": str(card_file), "seen": str(seen_file)},
-            code_paths=[_copied(package, folder) for package in (strategies, trainers)],
-            input_example=[_example_image(open_study)],
-            pip_requirements=_requirements(open_study.config.model.decoder),
-        )
-    for warning in caught:
-        logger.info("%s", warning.message)
-    # The signature comes from the type hints of predict, which cannot name the output columns. Only its outputs change:
-    # a new signature is not marked as coming from hints, and MLflow would then turn lists of arrays into tables.
-    signature = info.signature
-    assert signature is not None, "predict has type hints"
-    signature.outputs = _columns(task, open_study.materials.data.classes)
-    set_signature(info.model_uri, signature)
-    return str(info.model_uri)
+    return {"weights": weights_file, "card": card_file, "seen": seen_file}
+
+
+def _digest_of(run_id: str, files: Iterable[Path]) -> str:
+    """Digest of a run's id and of files."""
+    found = hashlib.sha256(run_id.encode())
+    for path in files:
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def _models_of(client: MlflowClient, experiment_id: str) -> list[LoggedModel]:
+    """The models that :func:`log_model` has logged to an experiment; those of earlier versions have no tag."""
+    found: list[LoggedModel] = []
+    token = None
+    while True:
+        page = client.search_logged_models([experiment_id], page_token=token)
+        found += [model for model in page if _CONTENT_TAG in model.tags]
+        token = page.token
+        if not token:
+            return found
+
+
+def _remove(client: MlflowClient, model: LoggedModel) -> None:
+    """Delete a logged model and its files; a store that does not allow this does not keep the study from its end."""
+    # The folder of its artifacts is in a folder of its own.
+    place = str(model.artifact_location).removesuffix("/artifacts")
+    try:
+        get_artifact_repository(place).delete_artifacts()  # type: ignore[no-untyped-call]
+        client.delete_logged_model(model.model_id)
+    except Exception as error:  # each store of artifacts has errors of its own
+        if is_outage(error):
+            raise
+        logger.warning("logged model %s is unfinished, and cannot be removed: %s", model.model_id, reason_of(error))
 
 
 def _columns(task: Task, classes: Sequence[str]) -> Schema:

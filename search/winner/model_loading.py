@@ -24,8 +24,11 @@ def load(uri: str, tracking_uri: str) -> Any:
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        from search.storage import reachable, retrying_mlflow
+        from search.storage import MLFLOW_TABLE, check_begun, reachable, retrying_mlflow
 
+    # A model in a folder needs no store.
+    if uri.startswith(("models:/", "runs:/")):
+        check_begun("tracking.uri", tracking_uri, MLFLOW_TABLE)
     mlflow.set_tracking_uri(reachable(tracking_uri))
     try:
         # MLflow has no type hint for paths, bytes and arrays, and warns of that past any filter.

@@ -2,10 +2,12 @@
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from optuna.trial import FrozenTrial
 
 # With more classes, numbers or names could not be read.
@@ -87,9 +89,15 @@ def learning_curves(trials: Sequence[FrozenTrial], metric: str) -> Figure | None
 
 def as_png(figure: Figure) -> bytes:
     """A figure as the content of a PNG file."""
+    for text in figure.findobj(Text):
+        # A name of a class with dollars in it is no formula.
+        text.set_parse_math(False)
     buffer = io.BytesIO()
-    # Cut to what is drawn, which takes a third of the time of a constrained layout.
-    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    with warnings.catch_warnings():
+        # Names of classes in scripts that the font lacks are drawn as boxes; the report's figures show them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # Cut to what is drawn, which takes a third of the time of a constrained layout.
+        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     return buffer.getvalue()
 
 

@@ -2,11 +2,13 @@
 
 import base64
 import glob
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.config import for_output
 from strategies import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,18 +26,19 @@ def find_images(given: Sequence[str]) -> list[str]:
     found: list[str] = []
     for one in given:
         path = Path(one)
-        if path.is_dir():
+        # Unlike Path.is_dir, it knows no errors: a name that is too long is that of no folder.
+        if os.path.isdir(one):  # noqa: PTH112
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
                 raise ConfigError(f"{one}: no images in this folder")
             found += map(str, inside)
-        elif path.is_file():
+        elif os.path.isfile(one):  # noqa: PTH113
             found.append(one)
         else:
             # Path.glob takes no absolute pattern.
             matching = sorted(file for file in glob.glob(one, recursive=True) if Path(file).is_file())  # noqa: PTH207
             if not matching:
-                raise ConfigError(f"{one}: no such file, folder or pattern")
+                raise ConfigError(f"{one[:300]}: no such file, folder or pattern")
             found += matching
     return list(dict.fromkeys(found))
 
@@ -108,7 +111,7 @@ def write_answers(table: "pd.DataFrame", out: Path | None) -> None:
         ConfigError: The file cannot be written.
     """
     if out is None:
-        table.to_csv(sys.stdout, index=False, lineterminator="\n")
+        sys.stdout.write(for_output(str(table.to_csv(index=False, lineterminator="\n"))))
         return
     try:
         match out.suffix:

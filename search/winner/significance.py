@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers import Task, percentiles
+from trainers import Groups, Task, bca_interval, exact_swap_test, swap_test, units_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +19,12 @@ class Difference:
         images: Number of images.
         old: The old model's score.
         new: The new model's score.
-        low: Lower end of the 95% interval of new minus old, by paired bootstrap over images.
+        low: Lower end of the 95% interval of new minus old, by paired bootstrap (BCa) over images or whole groups.
         high: Its upper end.
-        p_value: Of McNemar's exact test that both are wrong equally often, where the metric is accuracy; else None.
-        is_better: Whether the new model is better beyond chance.
+        p_value: One-sided: how often the new model looks as good if both models' answers are swapped at random.
+        is_better: Whether the new model is better beyond chance: the p-value is at most ``alpha``.
+        alpha: The level that the p-value is held against.
+        groups: Number of groups of images; None if images are independent.
     """
 
     metric: str
@@ -32,16 +35,23 @@ class Difference:
     high: float
     p_value: float | None
     is_better: bool
+    alpha: float = 0.05
+    groups: int | None = None
 
 
 def compare_models(
-    task: Task, metric: str, old: Tensor, new: Tensor, targets: Tensor, alpha: float = 0.05
+    task: Task,
+    metric: str,
+    old: Tensor,
+    new: Tensor,
+    targets: Tensor,
+    alpha: float = 0.05,
+    groups: Groups | None = None,
 ) -> Difference:
     """Compare two models by their outputs for the same images.
 
-    Accuracies are compared by McNemar's exact test (McNemar, Psychometrika 1947; exact by the binomial distribution of
-    the images on which only one model is right). For all other metrics the new model is better where the bootstrap
-    interval of the difference leaves out zero; each draw takes the same images for both models.
+    The p-value is that of a swap test: if both models are equally good, it does not matter which of them gave the
+    answers for an image, or for a group of images. Of accuracy it is exact. See :func:`trainers.swap_test`.
 
     Args:
         task: The task of both models.
@@ -49,32 +59,31 @@ def compare_models(
         old: (N, ...) outputs of the old model, as ``Task.scores`` takes them.
         new: (N, ...) outputs of the new model.
         targets: (N, ...) targets.
-        alpha: Significance level: how often, at most, an equal model may pass for better or worse.
+        alpha: Significance level: how often, at most, an equal model may pass for better.
+        groups: (N,) group of each image, such as its patient; None if all images are independent.
     """
+    count, units = len(targets), units_of(len(targets), groups)
     before, after = (task.scores(outputs, targets)[metric] for outputs in (old, new))
-    draws: NDArray[np.float64] = task.draws(metric, new, targets) - task.draws(metric, old, targets)
-    low, high = percentiles(draws, alpha)
-    sign = -1.0 if metric in task.lower_is_better else 1.0
-    p_value = None
-    if metric == "accuracy":
-        p_value = mcnemar(old.argmax(1) == targets, new.argmax(1) == targets)
-        is_better = after > before and p_value < alpha
-    else:
-        is_better = min(sign * low, sign * high) > 0
-    return Difference(metric, len(targets), before, after, low, high, p_value, bool(is_better))
+    scored = task.scored(metric, torch.cat([old, new]), torch.cat([targets, targets]))
+
+    def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        none = np.zeros_like(weights)
+        return scored(np.concatenate([none, weights], 1)) - scored(np.concatenate([weights, none], 1))
+
+    low, high = bca_interval(difference, units)
+    p_value = p_value_of(task, metric, old, new, targets, alpha, groups)
+    number = None if groups is None else int(units.max()) + 1
+    return Difference(metric, count, before, after, low, high, p_value, p_value <= alpha, alpha, number)
 
 
-def mcnemar(old: Tensor, new: Tensor) -> float:
-    """The exact two-sided p-value that two models are right equally often.
-
-    Args:
-        old: (N,) bool, whether the old model is right.
-        new: (N,) bool, whether the new model is right.
-    """
-    # Only here: it takes a second to import.
-    from scipy.stats import binomtest
-
-    only_old, only_new = int((old & ~new).sum()), int((new & ~old).sum())
-    if only_old + only_new == 0:
-        return 1.0
-    return float(binomtest(only_new, only_old + only_new).pvalue)
+def p_value_of(
+    task: Task, metric: str, old: Tensor, new: Tensor, targets: Tensor, alpha: float, groups: Groups | None = None
+) -> float:
+    """The p-value of :func:`compare_models`, which takes the same arguments."""
+    count, units = len(targets), units_of(len(targets), groups)
+    if metric in task.counted:
+        gains = task.counted[metric](new, targets).long() - task.counted[metric](old, targets).long()
+        return exact_swap_test(np.bincount(units, gains.numpy()).round().astype(np.int64))
+    scored = task.scored(metric, torch.cat([old, new]), torch.cat([targets, targets]))
+    differs = np.bincount(units, (old != new).reshape(count, -1).any(1).numpy()) > 0
+    return swap_test(scored, units, differs, -1.0 if metric in task.lower_is_better else 1.0, alpha)

@@ -1,5 +1,6 @@
 """The result of a search: the winner, its score and its calibration."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,28 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The winner's temperature, and its expected calibration error on the test split without and with it."""
+    """The winner's temperature, and its expected calibration error on the test split without and with it.
+
+    Args:
+        temperature: Divides the logits.
+        test_ece: The error without it.
+        test_ece_calibrated: The error with it.
+        low: Lower end of the 95% interval of the true error with it; None in studies of earlier versions.
+        high: Its upper end.
+    """
 
     temperature: float
     test_ece: float
     test_ece_calibrated: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> str:
+        """The interval of the error in words, with a space before; empty where there is none."""
+        if self.low is None or self.high is None or math.isnan(self.low):
+            return ""
+        return f" (95% interval of the true error {self.low:.4f} to {self.high:.4f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,7 @@ class Winner:
         calibration: None where the task has no probabilities, or calibration is off.
         asked: The settings and trials that the choice depended on, besides the best trial.
         confirmed: The best strategies with new seeds, best first; empty if none was trained.
+        test_groups: Number of groups of the test images; None if they have none.
     """
 
     trial: int
@@ -92,6 +111,17 @@ class Winner:
     calibration: Calibration | None = None
     asked: dict[str, Any] | None = None
     confirmed: tuple[Confirmed, ...] = ()
+    test_groups: int | None = None
+
+    @property
+    def interval(self) -> str:
+        """The test score's interval and the images that it is over, in words."""
+        images = f"{self.test_images:,} images"
+        if self.test_groups is not None:
+            images += f" of {self.test_groups:,} group{'s' if self.test_groups > 1 else ''}"
+        if math.isnan(self.test_low):
+            return f"{images}, which is too few groups for an interval"
+        return f"95% interval {self.test_low:.4f} to {self.test_high:.4f}, {images}"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Winner":

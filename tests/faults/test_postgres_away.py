@@ -1,6 +1,7 @@
 """Studies on a PostgreSQL server whose connections end and which is restarted meanwhile."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 
@@ -11,8 +12,9 @@ from filelock import Timeout
 from lab import SMALL, Lab
 from optuna.trial import FrozenTrial
 
-from search.storage import OWNER, held_all_along, open_storage
+from search.storage import OWNER, WINNER, held_all_along, open_storage, retrying
 from search.storage.postgres import AdvisoryLock, SteadyStorage, with_driver
+from search.winner import crowning
 
 COMMAND = "import sys; from search.run import main; sys.exit(main(sys.argv[1:]))"
 # What makes a process believe that it is an hour later, and that it is in Japan.
@@ -88,6 +90,42 @@ def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared
     assert "Winner: trial " in out
     assert "store answers again" in err
     check_whole(lab, 3)
+
+
+class Restarting(logging.Handler):
+    """Starts the server once it was missed."""
+
+    def __init__(self, server) -> None:
+        super().__init__()
+        self._server = server
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.messages:
+            self._server.start()
+        self.messages.append(record.getMessage())
+
+
+@pytest.mark.slow
+def test_a_server_that_crashes_while_the_winner_is_logged_gets_the_winner_once(shared_lab, server, monkeypatch, capfd):
+    lab, missed, log = shared_lab(), Restarting(server), crowning.log_model
+
+    def crashing(*arguments, **options):
+        server.crash()
+        return log(*arguments, **options)
+
+    monkeypatch.setattr(crowning, "log_model", crashing)
+    retrying.logger.addHandler(missed)
+    try:
+        assert lab.run("budget.trials=1") == 0
+    finally:
+        retrying.logger.removeHandler(missed)
+    assert missed.messages[-1] == "the study's store answers again"
+    assert capfd.readouterr().out.count("Winner: trial 0") == 1
+    assert lab.study.user_attrs[WINNER]["trial"] == 0
+    assert lab.parent().data.tags["unfreeze.winner"] == "0"
+    assert len(lab.client.search_logged_models([lab.parent().info.experiment_id])) == 1
+    check_whole(lab, 1)
 
 
 def start_both(lab: Lab, server, database: str, first: tuple[str, str]) -> list:

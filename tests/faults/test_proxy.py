@@ -3,9 +3,11 @@
 import json
 
 import optuna
+import psutil
 import pytest
 import sqlalchemy
 from filelock import Timeout
+from lab import open_to_others
 from optuna.storages import get_storage
 from optuna.trial import TrialState
 
@@ -70,6 +72,7 @@ def test_a_study_goes_on_when_the_proxy_is_started_anew(proxies):
     server, port = proxies()
     url = f"grpc://127.0.0.1:{port}"
     study = optuna.create_study(study_name="s", storage=open_storage(url, requeuing(lambda: 1)), direction="maximize")
+    assert open_to_others([psutil.Process()]) == {}
     first = study.ask()
     first.suggest_float("x", 0, 1)
     server.stop(None).wait()

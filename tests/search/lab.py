@@ -7,10 +7,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from functools import cached_property
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import yaml
 from copies import Started, copies
 from mlflow import MlflowClient
@@ -237,6 +239,32 @@ def train_both(trials: list[FrozenTrial]) -> bool:
     """Whether two trials are being trained."""
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     return sum(len(trial.intermediate_values) >= 2 for trial in running) == 2
+
+
+def family_of(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started."""
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def open_to_others(family: list[psutil.Process]) -> dict[str, set[str]]:
+    """Addresses at which processes listen and that other machines can reach, by name of the process.
+
+    Raises:
+        AssertionError: The processes do not listen at all.
+    """
+    heard = [
+        (process.name(), ip_address(socket.laddr.ip))
+        for process in family
+        for socket in process.net_connections("inet")
+        if socket.status == psutil.CONN_LISTEN
+    ]
+    assert heard
+    found: dict[str, set[str]] = {}
+    for name, address in heard:
+        plain = (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+        if not plain.is_loopback:
+            found.setdefault(name, set()).add(str(address))
+    return found
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:

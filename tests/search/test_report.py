@@ -79,7 +79,7 @@ def test_the_answer_comes_first_with_its_interval_and_the_presets(searched, tmp_
     assert (tmp_path / "page.html").as_uri() in capsys.readouterr().out
     winner, best = searched.study.user_attrs["winner"], searched.study.best_trial
     assert f"Test accuracy {winner['test_score']:.4f}" in page.text
-    assert f"(95% interval {winner['test_low']:.4f} to {winner['test_high']:.4f})" in page.text
+    assert f"(95% interval {winner['test_low']:.4f} to {winner['test_high']:.4f}, " in page.text
     assert f"Validation score, which the choice is based on: {best.value:.4f}" in page.text
     assert searched.runs()[best.number].info.run_name.partition(" · ")[2] in page.text
     assert re.search(r"(probe|half): 0\.\d{4}", page.text)
@@ -160,6 +160,18 @@ def test_a_study_of_2000_trials_makes_a_page_below_10_mb(searched):
     assert "Which fields mattered (share of the order of 2000 trials" in Page(page).text
     assert Page(page).figures["plot-importances"]["data"][0]["y"] == ["lr"]
     assert len(rows_of(StoredStudy(many, searched.mlflow_uri), top=None)) == 2000
+
+
+def test_a_class_named_as_a_link_is_a_name(searched):
+    summary = summarize(open_stored([str(searched.file)])[0])
+    assert summary.evidence is not None
+    name = '<a href="https://example.org">cat</a>'
+    renamed = replace(summary, evidence=summary.evidence | {"classes": [name, *summary.evidence["classes"][1:]]})
+    figures = Page(build(renamed)).figures
+    plot = figures["plot-confusion"]["data"][0]
+    # plotly.js reads names as HTML.
+    assert plot["x"][0] == plot["y"][0] == '&lt;a href="https://example.org"&gt;cat&lt;/a&gt;'
+    assert "<br>" in figures["plot-history"]["data"][0]["hovertemplate"]
 
 
 def test_a_page_that_cannot_be_written_is_refused(searched, tmp_path, capsys):

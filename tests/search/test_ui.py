@@ -5,9 +5,15 @@ import os
 import signal
 import socket
 import urllib.request
+from collections.abc import Iterator
 
+import optuna
+import psutil
 import pytest
+from copies import Started
+from lab import family_of, open_to_others
 
+from search.storage import IDENTITY
 from search.tracking import page_of
 from search.ui import main
 
@@ -15,7 +21,7 @@ START = "import sys; from search.ui import main; sys.exit(main())"
 
 
 @pytest.mark.slow
-def test_mlflow_and_optuna_are_served_for_the_stores_of_a_study_until_ctrl_c(lab):
+def test_mlflow_and_optuna_are_served_to_this_machine_until_the_command_has_ended(lab):
     assert lab.run("budget.trials=1") == 0
     with socket.socket() as taken:
         # Whoever does not ask for a port gets one that is free.
@@ -35,14 +41,40 @@ def test_mlflow_and_optuna_are_served_for_the_stores_of_a_study_until_ctrl_c(lab
         assert "lab" in [experiment["name"] for experiment in json.load(answer)["experiments"]]
     with urllib.request.urlopen(f"{dashboard}/api/studies") as answer:
         assert [study["study_name"] for study in json.load(answer)["study_summaries"]] == ["lab"]
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    command, *servers = family_of(process.pid)
+    assert open_to_others([command, *servers]) == {}
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(servers, timeout=60)[1] == []
     for page in (address, dashboard):
         with pytest.raises(OSError, match="refused"):
             urllib.request.urlopen(page)
 
 
+def begin(lab) -> None:
+    """Make the study's stores, in which no test here looks for more."""
+    optuna.create_study(study_name="lab", storage=lab.optuna_url).set_user_attr(IDENTITY, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_servers_that_are_still_starting_end_with_the_command(lab, number):
+    begin(lab)
+    process = lab.start_code(START, str(lab.file))
+    servers = next(found for found in _children_of(process) if found)
+    os.kill(process.pid, number)
+    process.wait(60)
+    assert psutil.wait_procs(servers, timeout=60)[1] == []
+
+
+def _children_of(process: Started) -> Iterator[list[psutil.Process]]:
+    """The processes that a process has started so far, again and again while it runs."""
+    while process.poll() is None:
+        yield psutil.Process(process.pid).children()
+
+
 def test_a_port_that_was_asked_for_and_is_taken_is_refused(lab, capsys):
+    begin(lab)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -58,6 +90,7 @@ def test_stores_of_different_studies_are_not_guessed(lab, new_lab, capsys):
 
 @pytest.mark.slow
 def test_optuna_is_served_where_a_server_of_ones_own_does_not_answer(lab):
+    begin(lab)
     process = lab.start_code(START, str(lab.file), "tracking.uri=http://me:secret@127.0.0.1:9")
     lines = [process.stdout.readline() for _ in range(3)]
     assert lines[0] == "MLflow  http://me:***@127.0.0.1:9  (a server of its own)\n"

@@ -53,6 +53,7 @@ class ImageData:
         source: Where the images come from, in words.
         preprocessing: How the images are decoded.
         digests: By split, (N,) a number for the content of each image, independent of its name and folder.
+        groups: By split, (N,) a number for the group of each image (``data.columns.group``); empty without groups.
     """
 
     task: str
@@ -67,6 +68,7 @@ class ImageData:
     source: str
     preprocessing: Preprocessing
     digests: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
+    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line: source, counts, classes, where the images are, fingerprint."""
@@ -220,6 +222,7 @@ def _checked(
         source=source,
         preprocessing=how,
         digests={split: _digests(part, read) for split, part in parts.items()},
+        groups=_groups(found, parts),
     )
     log.info("%s", data.summary())
     return data
@@ -355,6 +358,13 @@ def _split(found: Found, values: torch.Tensor, part: Indices, read: Read, how: P
 
 def _digests(part: Indices, read: Read) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(read.samples[k][:8] for k in part.tolist()), dtype=np.uint64)
+
+
+def _groups(found: Found, parts: Mapping[str, Indices]) -> dict[str, NDArray[np.int64]]:
+    if found.groups is None:
+        return {}
+    numbers = np.unique(np.asarray(found.groups), return_inverse=True)[1]
+    return {split: numbers[part] for split, part in parts.items()}
 
 
 def _content(part: Indices, read: Read) -> str:

@@ -77,6 +77,18 @@ class ModelSource:
         #: For Co-Tuning, the relationship between the weights' classes and a data set's.
         self.relationships: dict[tuple[Any, ...], Tensor] = {}
 
+    def fit_outputs(self, num_classes: int, top: Top | None) -> None:
+        """Change the number of classes, since weights are checked before images are read.
+
+        Args:
+            num_classes: Outputs of the classifier.
+            top: As for the class itself.
+        """
+        self.num_classes, self._top = num_classes, top
+        if self._template is not None:
+            with _seeded(_TWIN_SEED):
+                self._template.reset_classifier(num_classes)
+
     def build(self, seed: int, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh model on the CPU, in float32 and training mode; the global random state stays as it was.
 

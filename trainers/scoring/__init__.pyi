@@ -1,6 +1,10 @@
 from .calibration import CALIBRATED_TASKS as CALIBRATED_TASKS
 from .calibration import calibration_error as calibration_error
+from .calibration import calibration_interval as calibration_interval
 from .calibration import fit_temperature as fit_temperature
+from .class_order import InOrder as InOrder
+from .class_order import answers_for as answers_for
+from .class_order import in_order as in_order
 from .prediction import predict as predict
 from .shown_images import pictures as pictures
 from .shown_images import shown_places as shown_places

@@ -1,6 +1,10 @@
+from .resampling import Groups as Groups
+from .resampling import bca_interval as bca_interval
+from .resampling import exact_swap_test as exact_swap_test
+from .resampling import swap_test as swap_test
+from .resampling import units_of as units_of
 from .table import TASKS as TASKS
 from .task import Answers as Answers
 from .task import Dense as Dense
 from .task import Scale as Scale
 from .task import Task as Task
-from .task import percentiles as percentiles

@@ -4,7 +4,7 @@ The scores themselves come from torchmetrics (:mod:`trainers.tasks.boxes`), whic
 hundreds of images; hundreds of draws would take minutes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from trainers.tasks.boxes import IOU_THRESHOLDS, RECALL_THRESHOLDS
+from trainers.tasks.resampling import Scored
 
 _Floats = NDArray[np.float64]
 
@@ -33,19 +34,17 @@ class Matched:
     targets: NDArray[np.int64]
 
 
-def box_draws(metric: str, rows: Tensor, targets: Tensor, places: Iterable[NDArray[np.int64]]) -> _Floats:
-    """The metric of draws of images, (D,).
+def box_draws(metric: str, rows: Tensor, targets: Tensor) -> Scored:
+    """The function that gives a metric of draws of images.
 
     Args:
         metric: ``map``, ``map50`` or ``mar``.
         rows: (N, K, 6), see :mod:`trainers.tasks.boxes`.
         targets: (N, M, 5).
-        places: The images of each draw.
     """
     overlaps = IOU_THRESHOLDS[:1] if metric == "map50" else IOU_THRESHOLDS
     matched = matched_boxes(rows, targets, overlaps)
-    draws = (np.bincount(of_draw, minlength=len(rows)) for of_draw in places)
-    return np.array([drawn_score(metric, matched, draw) for draw in draws])
+    return lambda weights: np.array([drawn_score(metric, matched, draw) for draw in weights.astype(np.int64)])
 
 
 def drawn_score(metric: str, classes: list[Matched], draw: NDArray[np.int64]) -> float:

@@ -1,17 +1,24 @@
 """The task classification: one class an image."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainers.tasks.resampling import Floats, averaged, mean_of_classes, summed
 from trainers.tasks.task import NO_DECODER, Answers, Task
 
 
+def _is_right(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.argmax(1) == targets
+
+
 def _accuracy(logits: Tensor, targets: Tensor) -> float:
-    return (logits.argmax(1) == targets).double().mean().item()
+    return _is_right(logits, targets).double().mean().item()
 
 
 def _balanced_accuracy(logits: Tensor, targets: Tensor) -> float:
@@ -41,11 +48,34 @@ def _loss(logits: Tensor, targets: Tensor) -> float:
     return F.cross_entropy(logits, targets).item()
 
 
+def _counts_of_images(logits: Tensor, targets: Tensor) -> Any:
+    """By image, whether each class is the true one, is predicted, and is both: (N, 3C) sparse."""
+    # Only here: workers need not wait for the import.
+    from scipy.sparse import csr_array
+
+    count, classes = logits.shape
+    predicted, true = logits.argmax(1).numpy(), targets.numpy()
+    rows, right = np.arange(count), np.flatnonzero(predicted == true)
+    places = np.concatenate([true, classes + predicted, 2 * classes + true[right]])
+    ones = np.ones(len(places))
+    return csr_array((ones, (np.concatenate([rows, rows, right]), places)), shape=(count, 3 * classes))
+
+
+def _recall_of_sums(sums: Floats) -> Floats:
+    true, _, hits = np.split(sums, 3, axis=1)
+    return mean_of_classes(hits / true)
+
+
+def _f1_of_sums(sums: Floats) -> Floats:
+    true, predicted, hits = np.split(sums, 3, axis=1)
+    return mean_of_classes(2 * hits / (true + predicted))
+
+
 def _wilson(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     # Only here: the import takes a second, which workers need not wait for.
     from scipy.stats import binomtest
 
-    hits = int((logits.argmax(1) == targets).sum())
+    hits = int(_is_right(logits, targets).sum())
     found = binomtest(hits, len(targets)).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
 
@@ -73,5 +103,12 @@ CLASSIFICATION = Task(
     scale=lambda targets: None,
     answers=_answers,
     intervals={"accuracy": _wilson},
+    drawn={
+        "accuracy": averaged(_is_right),
+        "balanced_accuracy": summed(_counts_of_images, _recall_of_sums),
+        "macro_f1": summed(_counts_of_images, _f1_of_sums),
+        "loss": averaged(partial(F.cross_entropy, reduction="none")),
+    },
+    counted={"accuracy": _is_right},
     unusable=NO_DECODER,
 )

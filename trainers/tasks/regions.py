@@ -5,11 +5,13 @@ the summed cross entropy and the number of the pixels that count, which are all 
 of all images' pixels together. Metrics do not read their targets, which are in the rows already.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from strategies import IGNORED
+from trainers.tasks.resampling import Floats, Prepared, mean_of_classes, summed
 
 
 def region_rows(logits: Tensor, targets: Tensor) -> Tensor:
@@ -64,6 +66,34 @@ def iou_per_class(rows: Tensor) -> Tensor:
     """Intersection over union of each class, (C,) float64; nan for a class that neither occurs nor is predicted."""
     hits, predicted, true = _totals(rows)
     return hits / (predicted + true - hits)
+
+
+def _ious(sums: Floats) -> Floats:
+    hits, predicted, true = np.split(sums[:, :-2], 3, axis=1)
+    return mean_of_classes(hits / (predicted + true - hits))
+
+
+def _dices(sums: Floats) -> Floats:
+    hits, predicted, true = np.split(sums[:, :-2], 3, axis=1)
+    return mean_of_classes(2 * hits / (predicted + true))
+
+
+def _accuracies(sums: Floats) -> Floats:
+    hits, _, true = (part.sum(1) for part in np.split(sums[:, :-2], 3, axis=1))
+    found: Floats = hits / true
+    return found
+
+
+def _losses(sums: Floats) -> Floats:
+    found: Floats = sums[:, -2] / sums[:, -1]
+    return found
+
+
+#: The scores of draws of images.
+DRAWN: dict[str, Prepared] = {
+    name: summed(lambda rows, targets: rows, score)
+    for name, score in {"mean_iou": _ious, "dice": _dices, "pixel_accuracy": _accuracies, "loss": _losses}.items()
+}
 
 
 def _totals(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

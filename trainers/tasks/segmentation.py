@@ -14,7 +14,7 @@ from strategies import Draws, Strategy, vary_dense
 from trainers.data import Placing
 from trainers.decoders import SEGMENTERS, Segmenter
 from trainers.tasks.drawing import enlarged, palette, side_by_side
-from trainers.tasks.regions import dice, iou_per_class, loss, mean_iou, pixel_accuracy, region_rows
+from trainers.tasks.regions import DRAWN, dice, iou_per_class, loss, mean_iou, pixel_accuracy, region_rows
 from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task
 
 # The share of the class's colour in a pixel's colour.
@@ -67,6 +67,7 @@ SEGMENTATION = Task(
     scale=lambda targets: None,
     answers=None,
     intervals={},
+    drawn=DRAWN,
     unusable=UNUSABLE_IF_DENSE,
     dense=Dense(
         decoders=SEGMENTERS,

@@ -1,6 +1,6 @@
 """A task as data: its metrics, its units, the form of its answers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,14 +11,10 @@ from torch import Tensor, nn
 
 from strategies import Draws, Strategy
 from trainers.data import Placing
+from trainers.tasks.resampling import Groups, Prepared, Scored, bca_interval, repeated, units_of
 
 Metric = Callable[[Tensor, Tensor], float]
 Answers = dict[str, NDArray[Any]]
-# Takes outputs, targets and the image indices of each draw, and gives the scores of the draws.
-Drawn = Callable[[Tensor, Tensor, Iterable[NDArray[np.int64]]], NDArray[np.float64]]
-
-# Draws for a bootstrapped interval.
-_DRAWS = 500
 
 #: Strategy fields that mean nothing for a classifier, and why.
 NO_DECODER: Mapping[str, str] = {"decoder_lr_scale": "a classifier has no decoder"}
@@ -114,8 +110,9 @@ class Task:
         scale: Makes the units in which a model learns the training targets; None keeps the targets' own units.
         answers: Columns of a served model's answers, from raw outputs (N, C) and the names of the classes; a dense task
             has its own.
-        intervals: 95% intervals with a formula of their own; the others are bootstrapped.
+        intervals: 95% intervals with a formula of their own, for images without groups; the others are bootstrapped.
         drawn: Metrics of draws of images, if that is cheaper than computing each draw anew.
+        counted: Metrics that are the share of right images, with whether each image is right, (N,) bool.
         unusable: Strategy fields that mean nothing for the task, with the reason in a few words.
         together: Every metric at once, if that is cheaper than one by one.
         dense: The further facts of a task whose targets lie in the image; None for other tasks.
@@ -127,7 +124,8 @@ class Task:
     scale: Callable[[Tensor], Scale | None]
     answers: Callable[[Tensor, Sequence[str]], Answers] | None
     intervals: Mapping[str, Callable[[Tensor, Tensor], tuple[float, float]]]
-    drawn: Mapping[str, Drawn] = field(default_factory=dict)
+    drawn: Mapping[str, Prepared] = field(default_factory=dict)
+    counted: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
     together: Callable[[Tensor, Tensor], dict[str, float]] | None = None
     dense: Dense | None = None
@@ -152,37 +150,37 @@ class Task:
         """A score with its sign changed if lower is better, so that more is better."""
         return -score if metric in self.lower_is_better else score
 
-    def interval(self, metric: str, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
-        """A 95% interval for a score: by its formula, else percentile bootstrap over images with a fixed seed.
+    def interval(
+        self, metric: str, outputs: Tensor, targets: Tensor, groups: Groups | None = None
+    ) -> tuple[float, float]:
+        """A 95% interval for a score: by its formula, else bootstrapped (BCa) over images or whole groups; seeded.
 
         Args:
             metric: A key of ``metrics``.
             outputs: (N, C) float32 on the CPU, in the units of the targets.
             targets: (N,) int64 or (N, C) float32 on the CPU.
+            groups: (N,) group of each image, such as its patient; None if all images are independent.
+
+        Returns:
+            Both ends; not numbers if there is one group only.
         """
-        if metric in self.intervals:
-            return self.intervals[metric](outputs, targets)
-        return percentiles(self.draws(metric, outputs, targets))
+        formula = self.intervals.get(metric)
+        if formula is not None and groups is None:
+            return formula(outputs, targets)
+        units = units_of(len(targets), groups)
+        low, high = bca_interval(self.scored(metric, outputs, targets), units)
+        if formula is not None and low == high:
+            # Every draw is the same, such as all right: that is as sure as one image of each group.
+            firsts = np.unique(units, return_index=True)[1]
+            return formula(outputs[firsts], targets[firsts])
+        return low, high
 
-    def draws(self, metric: str, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
-        """Scores of bootstrap draws with replacement, (D,); the draws depend on the number of images alone.
-
-        The score of a draw is not a number if the draw has nothing to score, such as one image over and over.
+    def scored(self, metric: str, outputs: Tensor, targets: Tensor) -> Scored:
+        """The function that gives a metric of draws, from how often each image is drawn.
 
         Args:
             metric: A key of ``metrics``.
             outputs: As for :meth:`scores`.
             targets: As for :meth:`scores`.
         """
-        count, rng = len(targets), np.random.default_rng(0)
-        places = (rng.integers(0, count, count) for _ in range(_DRAWS))
-        if metric in self.drawn:
-            return self.drawn[metric](outputs, targets, places)
-        rows = map(torch.from_numpy, places)
-        return np.array([self.metrics[metric](outputs[chosen], targets[chosen]) for chosen in rows])
-
-
-def percentiles(draws: NDArray[np.float64], alpha: float = 0.05) -> tuple[float, float]:
-    """The bounds of all but the outermost share ``alpha`` of draws (D,)."""
-    low, high = np.nanquantile(draws, [alpha / 2, 1 - alpha / 2])
-    return float(low), float(high)
+        return (self.drawn.get(metric) or repeated(self.metrics[metric]))(outputs, targets)

@@ -182,6 +182,12 @@ def test_problems_of_overrides_and_of_the_file_are_told_together(study):
     assert all(key in message for key in ("seed.x:", "budget.trials:", "metric:"))
 
 
+# Each line stands for nine of the line before: 9**40 values in all.
+LAUGHS = "".join(f"x{k}: &x{k} [{', '.join([f'*x{k - 1}' if k else 'lol'] * 9)}]\n" for k in range(40))
+# Each line holds the line before five levels down.
+TOWER = "".join(f"x{k}: &x{k} [[[[[{f'*x{k - 1}' if k else 'top'}]]]]]\n" for k in range(40))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -192,11 +198,50 @@ def test_problems_of_overrides_and_of_the_file_are_told_together(study):
         ("- 1\n- 2\n", ": holds a list"),
         ("42\n", ": not a readable study file"),
         ("x: \x00\n", ": not a readable study file"),
+        ("seed: " + "7" * 6000 + "\n", ": not a readable study file: "),
+        ("description: " + "[" * 25 + "]" * 25 + "\n", ", line 1: more than 20 levels deep"),
+        ("description: " + "[" * 20_000, ", line 1: more than 20 levels deep"),
+        ("presets: &a\n  x: [*a]\n", ", line 2: the alias *a is inside of what it stands for"),
+        (LAUGHS, ", line 5: more than 10,000 values, with those that aliases stand for"),
+        (TOWER, ", line 4: more than 20 levels deep"),
+        ("x: [" + "1, " * 10_001 + "]\n", ", line 1: more than 10,000 values"),
+        ("# " + "x" * 2**18, ": more than 262,144 bytes are no study file"),
     ],
 )
 def test_a_broken_file_is_named_with_the_line(study, text, message):
     argument = study(text)
     assert refusal(argument).startswith(argument.removeprefix("study=") + message)
+
+
+def test_aliases_stand_for_their_values(study):
+    text = "presets:\n  a: &base {lr: 0.01}\n  b: *base\n  c: {<<: *base, depth: 1}\n"
+    assert compose_study([study(text)]).presets == {"a": {"lr": 0.01}, "b": {"lr": 0.01}, "c": {"lr": 0.01, "depth": 1}}
+
+
+@pytest.mark.parametrize("reference", ["${presets.p%d.x}", "${presets[p%d].x}", "${..p%d.x}"])
+def test_interpolations_without_end_are_refused(study, reference):
+    chain = [f"  p{k}: {{x: '{(reference % (k - 1)) * 2 if k else 'lol'}'}}\n" for k in range(40)]
+    said = refusal(study("presets:\n" + "".join(chain)))
+    turned = refusal(study("presets:\n" + "".join(reversed(chain))))
+    assert turned == "presets.p20.x: more than 20 levels deep, with interpolations"
+    assert said == "presets.p13.x: stands for more than 10,000 values by interpolation"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("seed=" + "7" * 6000, "'seed=777"),
+        ("seed=" + "[" * 4000 + "]" * 4000, "'seed=[[["),
+        ("seed=" + "7" * 20_000, "seed: 20,005 characters are too long for the command line"),
+        ("study=" + "y" * 300 + ".yaml", "study: 'yyy"),
+        ("study=a\0b/", "'study=a\\x00b/' cannot be read"),
+    ],
+)
+def test_a_word_without_end_is_refused(study, word, message):
+    words = [study("seed: 1\n"), word] if not word.startswith("study") else [word]
+    said = refusal(*words)
+    assert said.startswith(message)
+    assert len(said) < 2000
 
 
 def test_a_file_that_is_no_text_is_refused(study, tmp_path):

@@ -7,7 +7,7 @@ import time
 import optuna
 import psutil
 import pytest
-from lab import SMALL
+from lab import SMALL, family_of, open_to_others
 from optuna.trial import TrialState
 
 from search.storage import ATTEMPT, REASON
@@ -37,6 +37,7 @@ def test_trials_of_two_processes_score_as_those_of_one_and_a_killed_rank_costs_o
     process = lab.start("budget.trials=2", TWO)
     lab.wait_until(lambda trials: any(len(trial.intermediate_values) >= 2 for trial in trials), process)
     (other,) = others_of(process)
+    assert open_to_others(family_of(process.pid)) == {}
     other.kill()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -6,7 +6,7 @@ import re
 import pytest
 from optuna.trial import TrialState
 
-from search.reporting.mlflow_note import REPORT_FILE
+from search.reporting.mlflow_note import REPORT_FILE, plain
 from search.storage import RUN_ID
 
 SPACE = {
@@ -74,6 +74,10 @@ def test_the_note_has_the_winner_the_best_and_links_to_their_pages(searched):
     for trial in searched.trials():
         assert trial.state == TrialState.COMPLETE
         assert f"]({page}/{trial.user_attrs[RUN_ID]}) | {trial.value:.4f} |" in note
+
+
+def test_a_name_in_the_note_is_no_link():
+    assert plain("[x](https://e.org) <b>|`") == r"\[x\](https://e.org) \<b\>\|\`"
 
 
 def test_pictures_of_the_winner_and_the_report_are_artifacts_of_the_study(searched):

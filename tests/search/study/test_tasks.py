@@ -5,9 +5,12 @@ import csv
 import mlflow
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from search.storage import WINNER
+from search.winner.evidence import OUTPUTS_FILE
+from trainers import TASKS
 
 SPACE = ["strategy.depth=1.0", "strategy.lr=0.01", "strategy.epochs=8", "strategy.batch_size=16", "budget.trials=1"]
 
@@ -29,6 +32,7 @@ def squares(tmp_path_factory):
         bands = np.concatenate([pixels, pixels[:, :, :2]], axis=2).astype(np.uint16) * 30
         np.save(folder / f"{k}_bands.npy", bands)
         row = {"labels": ";".join(shown), "brightness": pixels.mean() * 1000, "side": shown[0] if shown else "none"}
+        row["patient"] = f"patient {k // 4}"
         rows.append(row | {"path": f"{k}.png", "grey": f"{k}_grey.png", "bands": f"{k}_bands.npy"})
     with (folder / "squares.csv").open("w", newline="") as lines:
         writer = csv.DictWriter(lines, rows[0])
@@ -43,12 +47,12 @@ def winner_of(lab, squares, columns, *overrides, **changes):
     assert lab.run(*SPACE, *overrides) == 0
     mlflow.set_tracking_uri(lab.mlflow_uri)
     winner = lab.study.user_attrs[WINNER]
-    return winner, mlflow.pyfunc.load_model(winner["model_uri"])
+    return lab, winner, mlflow.pyfunc.load_model(winner["model_uri"])
 
 
 @pytest.mark.slow
 def test_several_labels_an_image_are_learnt_and_served(new_lab, squares):
-    winner, model = winner_of(new_lab, squares, {"label": "labels"}, task="multilabel")
+    _, winner, model = winner_of(new_lab, squares, {"label": "labels"}, task="multilabel")
     assert winner["metric"] == "mean_average_precision"
     assert winner["test_score"] > 0.9
     assert winner["calibration"]["temperature"] == model.unwrap_python_model().temperature
@@ -64,7 +68,8 @@ def test_several_labels_an_image_are_learnt_and_served(new_lab, squares):
 
 @pytest.mark.slow
 def test_numbers_are_learnt_and_served_in_their_own_units(new_lab, squares):
-    winner, model = winner_of(new_lab, squares, {"label": "brightness"}, task="regression")
+    columns = {"label": "brightness", "group": "patient"}
+    lab, winner, model = winner_of(new_lab, squares, columns, task="regression")
     truth = {row["path"]: float(row["brightness"]) for row in csv.DictReader((squares / "squares.csv").open())}
     spread = np.std(list(truth.values()))
     assert winner["metric"] == "rmse"
@@ -75,6 +80,13 @@ def test_numbers_are_learnt_and_served_in_their_own_units(new_lab, squares):
     assert list(answers) == ["brightness"]
     errors = answers["brightness"].to_numpy() - np.array(list(truth.values()))
     assert np.sqrt((errors**2).mean()) < 0.7 * spread
+    # The score's interval is over patients, not over images, and whoever reads the answers again knows whose they are.
+    kept = np.load(lab.artifact(lab.parent(), OUTPUTS_FILE))
+    assert winner["test_groups"] == len(set(kept["groups"].tolist())) == winner["test_images"] / 4
+    outputs, targets = (torch.from_numpy(kept[name]) for name in ("outputs", "targets"))
+    interval = TASKS["regression"].interval("rmse", outputs, targets, kept["groups"])
+    assert (winner["test_low"], winner["test_high"]) == interval
+    assert interval != TASKS["regression"].interval("rmse", outputs, targets)
 
 
 @pytest.mark.slow
@@ -84,7 +96,7 @@ def test_numbers_are_learnt_and_served_in_their_own_units(new_lab, squares):
 )
 def test_images_of_any_number_of_channels_are_learnt_and_served(new_lab, squares, column, in_chans, overrides):
     columns = {"image": column, "label": "side"}
-    winner, model = winner_of(new_lab, squares, columns, f"model.in_chans={in_chans}", *overrides)
+    _, winner, model = winner_of(new_lab, squares, columns, f"model.in_chans={in_chans}", *overrides)
     assert winner["test_score"] > 0.6
     (file,) = squares.glob(f"1_{column}.*")
     answers = model.predict([str(file), file.read_bytes()])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from search.config import without_password
-from search.storage import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY, absolute_sqlite, fetch_uri
+from search.storage import DEPTH, FINGERPRINT, REASON, RUN_ID, STRATEGY, fetch_uri, make_folder_of
 from search.tracking import CHECKPOINT_FILE, PARENT_TAG, Tracker, WriteError, git_commit
 from search.tracking.sink import Sink
 from strategies import CHOICES, ConfigError, Strategy, UnfreezeError, WeightsError
@@ -114,6 +114,14 @@ def test_the_checkpoint_is_safetensors_that_fit_the_model(done):
     assert all(torch.isfinite(tensor.float()).all() for tensor in state.values())
 
 
+def test_all_that_is_stored_has_the_rights_of_any_new_file(done, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    usual = {path.is_dir(): path.stat().st_mode for path in tmp_path.iterdir()}
+    stored = [path for path in (done.folder / "mlruns").rglob("*") if not path.is_symlink()]
+    assert [path.name for path in stored if path.stat().st_mode != usual[path.is_dir()]] == []
+
+
 def test_the_parent_run_holds_the_configuration_and_the_winner(done):
     parent = done.parent()
     assert json.loads(done.artifact(parent, "study.json").read_text())["seed"] == 3
@@ -199,7 +207,7 @@ def test_relative_paths_of_the_stores_are_those_of_the_working_folder(lab, monke
 
 
 def test_the_folder_of_a_database_is_made(tmp_path):
-    absolute_sqlite(f"sqlite:///{tmp_path}/here/and/there.db")
+    make_folder_of(f"sqlite:///{tmp_path}/here/and/there.db")
     assert (tmp_path / "here" / "and").is_dir()
 
 

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
+from search.winner import plots
 from search.winner.evidence import evidence_of, picture_of
+from search.winner.plots import as_png
 
 CLASSES = ["cat", "dog", "eel"]
 
@@ -54,6 +56,14 @@ def test_reliability_counts_every_answer_once_and_follows_the_temperature(drawn)
 def test_of_many_classes_there_is_no_matrix():
     logits = torch.randn(20, 300)
     assert "confusion" not in evidence_of("classification", logits, torch.arange(20), list(map(str, range(300))), None)
+
+
+def test_names_of_classes_are_drawn_as_they_are_whatever_they_look_like(recwarn):
+    classes = ["$\\frac{$", "猫", "a"]
+    evidence = {"classes": classes, "confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}
+    figure = plots.confusion(evidence)
+    assert as_png(figure).startswith(b"\x89PNG")
+    assert not [warning for warning in recwarn if "missing from font" in str(warning.message)]
 
 
 def test_labels_are_compared_class_by_class():

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_calibration_error
 
-from trainers import TASKS, calibration_error, fit_temperature
+from trainers import TASKS, calibration_error, calibration_interval, fit_temperature
 
 
 def drawn(task: str, seed: int, sharpness: float, count: int = 400):
@@ -96,3 +96,32 @@ def test_probabilities_that_are_too_sure_are_mended_on_images_that_were_not_fitt
     temperature = fit_temperature(task, logits, targets)
     logits, targets = drawn(task, 4, 6.0)
     assert calibration_error(task, logits / temperature, targets) < 0.5 * calibration_error(task, logits, targets)
+
+
+@pytest.mark.parametrize(
+    ("task", "sharpness", "is_grouped"),
+    [("classification", 2.0, True), ("multilabel", 1.5, False)],
+)
+def test_intervals_of_the_calibration_error_hold_the_true_one_as_often_as_they_say(task, sharpness, is_grouped):
+    logits, _ = drawn(task, 0, 1.0, 200_000)
+    # Probabilities in place of what is drawn from them give the error without noise.
+    likely = logits.softmax(1).max(1).values if task == "classification" else logits.sigmoid()
+    said = (logits * sharpness).double()
+    said = said.softmax(1).max(1).values if task == "classification" else said.sigmoid()
+    truth, tries = ece_by_hand(said.numpy().ravel(), likely.numpy().ravel()), 60
+    held = 0
+    for seed in range(1, tries + 1):
+        # Each image of a group is the same one.
+        logits, targets = drawn(task, seed, sharpness, 100 if is_grouped else 300)
+        copies, groups = (3, np.repeat(np.arange(100), 3)) if is_grouped else (1, None)
+        logits, targets = (part.repeat_interleave(copies, 0) for part in (logits, targets))
+        low, high = calibration_interval(task, logits, targets, groups)
+        held += low <= truth <= high
+    # Two standard deviations of the share below 95%.
+    assert held / tries >= 0.89
+    assert 0 <= low < high < 1
+
+
+def test_one_group_has_no_interval_of_its_calibration_error():
+    logits, targets = drawn("classification", 1, 1.0, 20)
+    assert np.isnan(calibration_interval("classification", logits, targets, np.zeros(20, int))).all()

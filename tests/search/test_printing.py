@@ -1,0 +1,65 @@
+"""What people read holds names of files, classes and studies, which may try to command the terminal."""
+
+import io
+import logging
+import os
+import pty
+import sys
+
+import pytest
+
+from search.command_line import LogFormatter, exit_code, say
+from search.config import for_output
+from search.reporting import SafeConsole, Terminal, print_table
+from strategies import ConfigError
+
+# A title for the window, a link, red, and the order of letters turned round.
+RAW = "\x1b]0;title\x9c\x1b]8;;https://example.org\x9c\x1b[31m\x9b31m\u202egpj.exe"
+PLAIN = r"\x1b]0;title\x9c\x1b]8;;https://example.org\x9c\x1b[31m\x9b31m\u202egpj.exe"
+
+
+def test_an_error_and_its_traceback_are_printed_as_text(capsys):
+    def refuse():
+        raise ConfigError(f"{RAW} is no image")
+
+    def fail():
+        raise RuntimeError(RAW)
+
+    assert exit_code(refuse) == 2
+    assert exit_code(fail) == 1
+    say("a\tb\nc \udcff")
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {PLAIN} is no image\nTraceback")
+    assert printed.err.endswith(f"RuntimeError: {PLAIN}\n")
+    assert printed.out == "a\tb\nc \\udcff\n"
+
+
+def test_a_log_record_is_text():
+    record = logging.LogRecord("trainers", logging.WARNING, "", 0, "%s", (RAW,), None)
+    assert LogFormatter("%(name)s: %(message)s").format(record) == f"trainers: {PLAIN}"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_of_control_characters_a_console_prints_only_its_own(is_terminal):
+    file = io.StringIO()
+    console = SafeConsole(file=file, force_terminal=is_terminal, width=300, highlight=False)
+    with Terminal("accuracy", console) as terminal:
+        terminal.reading(f"[red]{RAW}", 1, 2)
+        terminal.say(f"[link=https://example.org]{RAW}")
+        print_table(console, f"[red]{RAW}", {f"[b]{RAW}": [f"[link=https://example.org]{RAW}"]})
+    text = file.getvalue()
+    assert f"[link=https://example.org]{PLAIN}\n" in text
+    assert text.count(PLAIN) >= 4
+    assert ("\x1b" in text) == is_terminal
+    assert not any(part in text for part in ("\x1b]", "\x1b[31m", "\x9b", "\u202e"))
+
+
+def test_data_is_changed_on_a_terminal_alone(monkeypatch, tmp_path):
+    with (tmp_path / "file").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert for_output(RAW) == RAW
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert for_output(RAW) == PLAIN
+    os.close(ours)
