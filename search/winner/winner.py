@@ -121,7 +121,7 @@ class Winner:
             images += f" of {self.test_groups:,} group{'s' if self.test_groups > 1 else ''}"
         if math.isnan(self.test_low):
             return f"{images}, which is too few groups for an interval"
-        return f"95% interval {self.test_low:.4f} to {self.test_high:.4f}, {images}"
+        return f"95% interval {self.test_low:.4f} to {self.test_high:.4f} over {images}"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Winner":

@@ -79,7 +79,7 @@ def test_the_answer_comes_first_with_its_interval_and_the_presets(searched, tmp_
     assert (tmp_path / "page.html").as_uri() in capsys.readouterr().out
     winner, best = searched.study.user_attrs["winner"], searched.study.best_trial
     assert f"Test accuracy {winner['test_score']:.4f}" in page.text
-    assert f"(95% interval {winner['test_low']:.4f} to {winner['test_high']:.4f}, " in page.text
+    assert f"(95% interval {winner['test_low']:.4f} to {winner['test_high']:.4f} over " in page.text
     assert f"Validation score, which the choice is based on: {best.value:.4f}" in page.text
     assert searched.runs()[best.number].info.run_name.partition(" · ")[2] in page.text
     assert re.search(r"(probe|half): 0\.\d{4}", page.text)

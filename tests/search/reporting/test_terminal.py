@@ -176,7 +176,7 @@ def test_the_end_tells_score_interval_model_and_where_to_look_on_lines_that_can_
     command = "mlflow ui --backend-store-uri sqlite:////" + "deep/" * 30 + "mlflow.db"
     winner = Winner(4, "accuracy", 0.95, 0.91, 0.98, 360, "models:/m-0123456789abcdef")
     screen.terminal.winner(winner, command)
-    assert "Winner: trial 4, test accuracy 0.9500 (95% interval 0.9100 to 0.9800, 360" in screen.text
+    assert "Winner: trial 4, test accuracy 0.9500 (95% interval 0.9100 to 0.9800 over 360" in screen.text
     assert "Model:  models:/m-0123456789abcdef" in screen.lines
     assert f"Look:   {command}" in screen.lines
 
