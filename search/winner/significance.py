@@ -70,7 +70,7 @@ def compare_models(
         none = np.zeros_like(weights)
         return scored(np.concatenate([none, weights], 1)) - scored(np.concatenate([weights, none], 1))
 
-    low, high = bca_interval(difference, units)
+    low, high = bca_interval(difference, units, draws=task.draws)
     p_value = p_value_of(task, metric, old, new, targets, alpha, groups)
     number = None if groups is None else int(units.max()) + 1
     return Difference(metric, count, before, after, low, high, p_value, p_value <= alpha, alpha, number)

@@ -179,11 +179,12 @@ def test_a_page_that_cannot_be_written_is_refused(searched, tmp_path, capsys):
     assert "--out: " in capsys.readouterr().err
 
 
-def test_the_interval_of_a_depths_mean_ends_where_scores_do_and_one_trial_has_none(searched):
-    scores = [(1, 0.9), (1, 1.0), (2, 0.5)]
+def test_the_interval_of_a_depths_mean_ends_where_scores_do_and_few_trials_have_none(searched):
+    scores = [(1, 1.0)] * 5 + [(1, 0.4)] + [(2, 0.5), (2, 0.6), (2, 0.7), (2, 0.8), (2, 0.9)]
     row = {"outcome": "complete", "trial": 0, "name": ""}
     rows = [row | {"depth_blocks": depth, "score": score} for depth, score in scores]
     means = by_depth(replace(summarize(open_stored([str(searched.file)])[0]), rows=rows)).data[1]
     assert means.name == "mean, 95% interval over trials"
-    assert means.error_y.array == (pytest.approx(0.05), None)
-    assert means.error_y.arrayminus == (pytest.approx(0.6353, abs=1e-3), None)
+    # 0.9 plus and minus 2.571 * 0.1.
+    assert means.error_y.array == (pytest.approx(0.1), None)
+    assert means.error_y.arrayminus == (pytest.approx(0.2571, abs=1e-3), None)
