@@ -104,6 +104,11 @@ class DataConfig(Section):
     on_duplicates: Literal["report", "move"] = Field(
         "report", description="images of val or test that train holds too: report them, or move them to train"
     )
+    on_seen: Literal["drop", "refuse"] = Field(
+        "drop",
+        description="test images that model.weights or teacher, from MLflow, were made with: leave them out, or refuse "
+        "the data set",
+    )
     cache: Text = Field("mlruns/cache", description="folder of the decoded images, shared by studies and processes")
     cache_gib: float = Field(
         20.0, ge=0, le=MANY, description="limit of that folder's size; a data set beyond it is decoded in every epoch"

@@ -10,8 +10,8 @@ import torch
 
 from search.config import StudyConfig, check_extras
 from search.storage import MLFLOW_TABLE, check_begun, fetch_uri
-from search.study.teacher import load_teacher
-from search.trials import Materials, Watcher
+from search.study.teacher import fetch_teacher, load_teacher
+from search.trials import Lineage, Materials, Watcher, lineage_of
 from strategies import ConfigError, Space, check_depths, check_optimizer_names
 from trainers import (
     ActivationStore,
@@ -32,11 +32,21 @@ _SOME_CLASSES = 2
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The materials that do not depend on the images: models by name, the device, and the compiler if there is one."""
+    """The materials that do not depend on the images.
+
+    Args:
+        sources: Models by name.
+        device: Where to compute.
+        compiler: None where nothing is compiled.
+        teacher: The teacher's files; None without a teacher.
+        lineage: The models of MLflow that the sources and the teacher come from.
+    """
 
     sources: Mapping[str, ModelSource]
     device: Device
     compiler: Compiler | None
+    teacher: Path | None
+    lineage: Lineage
 
 
 def open_models(config: StudyConfig, terminal: Watcher) -> Models:
@@ -61,11 +71,14 @@ def open_models(config: StudyConfig, terminal: Watcher) -> Models:
         compiler = Compiler(config.compile, device, Path(config.data.cache) / "compiled")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    sources = _open_sources(config, terminal)
+    sources, lineage = _open_sources(config, terminal)
     _check_depths(space, list(sources.values()))
+    teacher = None
     if config.teacher is not None:
         check_begun("teacher: tracking.uri", config.tracking.uri, MLFLOW_TABLE)
-    return Models(sources, device, compiler)
+        teacher, of_teacher = fetch_teacher(config.teacher, config.tracking.uri)
+        lineage |= of_teacher
+    return Models(sources, device, compiler, teacher, lineage)
 
 
 def gather(config: StudyConfig, models: Models, terminal: Watcher) -> Materials:
@@ -77,20 +90,25 @@ def gather(config: StudyConfig, models: Models, terminal: Watcher) -> Materials:
         terminal: Shows the progress of reading.
 
     Raises:
-        UnfreezeError: The images or the teacher cannot be used.
+        UnfreezeError: The images or the teacher cannot be used, or no test image is left that the teacher and the
+            models' weights were not made with.
     """
     sources, device = models.sources, models.device
     data = open_data(
-        task=config.task, in_chans=config.model.in_chans, **config.data.model_dump(), progress=terminal.reading
+        task=config.task,
+        in_chans=config.model.in_chans,
+        **config.data.model_dump(),
+        seen=models.lineage.seen,
+        progress=terminal.reading,
     )
     for source in sources.values():
         count = len(data.classes)
         source.fit_outputs(count, top_of(config.task, config.model.decoder, count, config.data.image_size))
     teacher = None
-    if config.teacher is not None:
-        teacher = load_teacher(config.teacher, config.tracking.uri, data.classes, config.model.in_chans, device)
+    if config.teacher is not None and models.teacher is not None:
+        teacher = load_teacher(config.teacher, models.teacher, data.classes, config.model.in_chans, device)
     reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
-    return Materials(data, sources, device, teacher, models.compiler, reuse)
+    return Materials(data, sources, device, teacher, models.compiler, reuse, models.lineage)
 
 
 def _hush_libraries() -> None:
@@ -112,24 +130,33 @@ def _make_reuse(config: StudyConfig, num_blocks: int) -> Reuse | None:
     return Reuse(store, always=config.reuse == "on", sharing=sharing)
 
 
-def _open_sources(config: StudyConfig, terminal: Watcher) -> dict[str, ModelSource]:
+def _open_sources(config: StudyConfig, terminal: Watcher) -> tuple[dict[str, ModelSource], Lineage]:
     """Find the weights of each model, all before any trial, since their digests tell whether trials are comparable.
 
     The number of classes is not known yet.
     """
-    sources = {}
+    sources, lineage = {}, Lineage()
+    fetched: dict[str, Lineage] = {}
+
+    def fetch(uri: str) -> Path:
+        place = fetch_uri(uri, config.tracking.uri)
+        fetched[uri] = lineage_of(uri, place)
+        return place
+
     for name in config.model.names:
         weights = find_weights(
             name,
             config.model.weights,
-            resolve_uri=lambda uri: fetch_uri(uri, config.tracking.uri),
+            resolve_uri=fetch,
             progress=terminal.downloading,
             beside=config.model.names,
         )
         size = config.data.image_size
         top = top_of(config.task, config.model.decoder, _SOME_CLASSES, size)
         sources[name] = ModelSource(name, weights, _SOME_CLASSES, size, config.model.in_chans, top)
-    return sources
+        # Of what was fetched, the first in the list that fits is taken; other weights have no lineage.
+        lineage |= fetched.get(weights.source, Lineage())
+    return sources, lineage
 
 
 def _check_depths(space: Space, sources: Sequence[ModelSource]) -> None:

@@ -145,6 +145,11 @@ def _say_what_was_opened(
     trials = len(study.get_trials(deepcopy=False))
     watcher.say(f"Study   {study.study_name}: {trials} trials so far, {materials.device.description}")
     watcher.say(f"Data    {materials.data.summary()}")
+    for uri in materials.lineage.unknown:
+        watcher.say(
+            f"Seen    nothing is known of the images that {uri} was trained on and chosen by; test images among them "
+            "would flatter the test score"
+        )
     for source in materials.sources.values():
         weights = f"weights {source.weights.source} ({source.weights.digest})"
         watcher.say(f"Model   {source.name}, {source.num_blocks} blocks, {weights}")

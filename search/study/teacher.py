@@ -5,26 +5,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search.storage import fetch_uri
+from search.trials import CARD_FILE, Lineage, lineage_of
 from strategies import ConfigError, WeightsError
 from trainers import DamagedFileError, Device, Teacher, create_classifier, load_weights, normaliser
 
 
-def load_teacher(uri: str, tracking_uri: str, classes: Sequence[str], in_chans: int, device: Device) -> Teacher:
-    """Load a teacher: a classifier that a study logged.
+def fetch_teacher(uri: str, tracking_uri: str) -> tuple[Path, Lineage]:
+    """The files of a teacher, and the images that it was made with.
 
     Args:
         uri: ``models:/...`` or ``runs:/...``, as a search prints it at its end.
         tracking_uri: The MLflow store that has it.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    try:
+        place = fetch_uri(uri, tracking_uri)
+        return place, lineage_of(uri, place)
+    except WeightsError as error:
+        raise ConfigError(f"teacher: {uri}: {error}") from error
+
+
+def load_teacher(uri: str, folder: Path, classes: Sequence[str], in_chans: int, device: Device) -> Teacher:
+    """Load a teacher: a classifier that a study logged.
+
+    Args:
+        uri: The teacher's address, for messages.
+        folder: Its files, from :func:`fetch_teacher`.
         classes: Names of the study's classes, in its order.
         in_chans: Channels of the study's images.
         device: Where the teacher computes.
 
     Raises:
-        ConfigError: There is no such model, no search logged it, or its classes or channels are others.
+        ConfigError: No search logged it, or its classes or channels are others.
     """
     try:
-        folder = fetch_uri(uri, tracking_uri)
-        card, weights = (_only(folder, pattern) for pattern in ("card.json", "*.safetensors"))
+        card, weights = (_only(folder, pattern) for pattern in (CARD_FILE, "*.safetensors"))
         content = json.loads(card.read_text())
         state = load_weights(weights)
     except (WeightsError, OSError, ValueError, DamagedFileError) as error:

@@ -1,5 +1,9 @@
 from .commit import kill_asked as kill_asked
 from .commit import refresh as refresh
+from .lineage import CARD_FILE as CARD_FILE
+from .lineage import SEEN_FILE as SEEN_FILE
+from .lineage import Lineage as Lineage
+from .lineage import lineage_of as lineage_of
 from .linear_probes import probes_waiting as probes_waiting
 from .linear_probes import run_probes as run_probes
 from .lost import is_whole as is_whole

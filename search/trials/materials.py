@@ -1,10 +1,11 @@
 """The materials of trials, and the trainer made of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from search.config import PrunerConfig
 from search.scheduling import short_epochs
+from search.trials.lineage import Lineage
 from strategies import Strategy
 from trainers import ALONE, Compiler, Device, ImageData, ModelSource, Ranks, Reuse, Teacher, Trainer
 
@@ -19,6 +20,7 @@ class Materials:
     teacher: Teacher | None
     compiler: Compiler | None
     reuse: Reuse | None
+    lineage: Lineage = field(default_factory=Lineage)
 
 
 def make_trainer(

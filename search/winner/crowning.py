@@ -136,6 +136,7 @@ def _present(
         model_uri,
         calibration=calibration,
         test_groups=None if groups is None else len(np.unique(groups)),
+        test_seen=len(open_study.materials.data.seen),
     )
 
 

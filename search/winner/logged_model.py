@@ -28,7 +28,7 @@ import strategies
 import trainers
 from search.processes import temporary_files_in
 from search.storage import is_outage, reason_of
-from search.trials import OpenStudy
+from search.trials import CARD_FILE, SEEN_FILE, OpenStudy
 from strategies import Strategy, shown_size
 from trainers import SMP_SEGMENTERS, TASKS, ModelSource, State, Task, save_weights
 
@@ -140,12 +140,13 @@ def _write_files(
         "tta": strategy.tta,
         "temperature": temperature,
         "strategy": strategy.to_dict(),
+        **open_study.materials.lineage.on_card(),
     }
-    card_file = folder / "card.json"
+    card_file = folder / CARD_FILE
     card_file.write_text(json.dumps(card, indent=1))
-    seen_file = folder / "seen.npy"
-    taught = [open_study.materials.data.digests[split] for split in ("train", "val")]
-    np.save(seen_file, np.unique(np.concatenate(taught)))
+    seen_file = folder / SEEN_FILE
+    own = [open_study.materials.data.digests[split] for split in ("train", "val")]
+    np.save(seen_file, np.unique(np.concatenate([*own, open_study.materials.lineage.seen])))
     weights_file = folder / "weights.safetensors"
     save_weights(weights, weights_file)
     return {"weights": weights_file, "card": card_file, "seen": seen_file}

@@ -27,7 +27,8 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the card and the weights."""
-        #: Digests of the training and validation images; models of earlier versions have none.
+        #: Digests of the training and validation images, those of its ancestors among them; models of earlier versions
+        #: have none.
         self.seen = np.load(context.artifacts["seen"]) if "seen" in context.artifacts else np.empty(0, dtype=np.uint64)
         self.card = card = json.loads(Path(context.artifacts["card"]).read_text())
         self.task = TASKS[card["task"]]

@@ -96,6 +96,7 @@ class Winner:
         asked: The settings and trials that the choice depended on, besides the best trial.
         confirmed: The best strategies with new seeds, best first; empty if none was trained.
         test_groups: Number of groups of the test images; None if they have none.
+        test_seen: Images that do not count since the weights or the teacher that the study began with had seen them.
     """
 
     trial: int
@@ -112,6 +113,7 @@ class Winner:
     asked: dict[str, Any] | None = None
     confirmed: tuple[Confirmed, ...] = ()
     test_groups: int | None = None
+    test_seen: int = 0
 
     @property
     def interval(self) -> str:
@@ -119,6 +121,8 @@ class Winner:
         images = f"{self.test_images:,} images"
         if self.test_groups is not None:
             images += f" of {self.test_groups:,} group{'s' if self.test_groups > 1 else ''}"
+        if self.test_seen:
+            images += f", not counting {self.test_seen:,} that its first weights or its teacher were made with"
         if math.isnan(self.test_low):
             return f"{images}, which is too few groups for an interval"
         return f"95% interval {self.test_low:.4f} to {self.test_high:.4f} over {images}"

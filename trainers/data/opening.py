@@ -19,6 +19,7 @@ from trainers.data.labels import Targets, check_parts, make_targets
 from trainers.data.learnt import Learnt, learn
 from trainers.data.pixels import Preprocessing
 from trainers.data.reading import Read, read_images
+from trainers.data.seen import unseen
 from trainers.data.sources import SOURCES
 from trainers.data.split import ResidentSplit, Split, StreamedSplit
 from trainers.data.splitting import Indices, check_fractions, split_indices, subset
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ON_BAD_IMAGE = ("refuse", "skip")
 ON_DUPLICATES = ("report", "move")
+ON_SEEN = ("drop", "refuse")
 _NOUNS = {"regression": "targets", "segmentation": "classes of pixels", "detection": "classes of boxes"}
 # Tasks that need the whole image: an object that is cut off cannot be outlined.
 _WHOLE_IMAGE_TASKS = ("segmentation", "detection")
@@ -54,6 +56,8 @@ class ImageData:
         preprocessing: How the images are decoded.
         digests: By split, (N,) a number for the content of each image, independent of its name and folder.
         groups: By split, (N,) a number for the group of each image (``data.columns.group``); empty without groups.
+        seen: Names of images that were left out of test, since weights had been made with them; the fingerprint has
+            them.
     """
 
     task: str
@@ -69,13 +73,18 @@ class ImageData:
     preprocessing: Preprocessing
     digests: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
     groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line: source, counts, classes, where the images are, fingerprint."""
         splits = (self.train, self.val, self.test)
         size = decoded_bytes(sum(map(len, splits)), self.preprocessing) / 2**20
         noun = _NOUNS.get(self.task, "classes")
-        notes = ((self.skipped, "bad images left out"), (self.duplicates, "images in more than one split"))
+        notes = (
+            (self.skipped, "bad images left out"),
+            (self.duplicates, "images in more than one split"),
+            (self.seen, "test images left out that model.weights or teacher were made with"),
+        )
         noted = "".join(f", {len(lines):,} {what}" for lines, what in notes if lines)
         return (
             f"{self.source}: {len(self.train):,} train, {len(self.val):,} val, {len(self.test):,} test "
@@ -114,6 +123,8 @@ def open_data(
     masks: str | None = None,
     palette: str | None = None,
     ignore_index: int | None = IGNORED,
+    on_seen: str = "drop",
+    seen: NDArray[np.uint64] | tuple[()] = (),
     progress: Progress | None = None,
 ) -> ImageData:
     """Find, split, read and check a labelled image set.
@@ -151,18 +162,19 @@ def open_data(
         masks: Folder of the masks, for source masks.
         palette: CSV file that names the masks' classes by index or colour; None for one class an index.
         ignore_index: The value of pixels in masks that do not count; None if every pixel counts.
+        on_seen: "drop" test images that are in ``seen``, or "refuse" the data set.
+        seen: (M,) digests of the images that the weights were made with which a study starts or learns from.
         progress: Called with the name of the work, the number of finished images and the number of all images.
 
     Raises:
         DataError: An argument is out of range, the images, labels or splits cannot be used, or the cache has no room.
     """
-    _check_words(source=source, on_bad_image=on_bad_image, on_duplicates=on_duplicates)
+    _check_words(source=source, on_bad_image=on_bad_image, on_duplicates=on_duplicates, on_seen=on_seen)
     limits = {"train": limit_train, "val": limit_val, "test": limit_test}
     _check_least({"image_size": (image_size, 1), "cache_gib": (cache_gib, 0), "workers": (workers, 0)})
     _check_least({f"limit_{split}": (limit, 1) for split, limit in limits.items() if limit is not None})
     check_fractions(val_fraction, test_fraction)
     how = Preprocessing(image_size, in_chans, max_value, "pad" if task in _WHOLE_IMAGE_TASKS else "crop")
-    files = {"manifest": manifest, "coco": annotations, "webdataset": shards}.get(source)
     place = Place(
         task=task,
         root=Path(root) if root else None,
@@ -170,7 +182,7 @@ def open_data(
         palette=Path(palette) if palette else None,
         ignore_index=ignore_index,
         dataset=dataset or None,
-        files=_files(files),
+        files=_files({"manifest": manifest, "coco": annotations, "webdataset": shards}.get(source)),
         columns=_columns(columns or {}),
     )
     found = SOURCES[source](place)
@@ -182,8 +194,18 @@ def open_data(
     shown = progress or (lambda what, done, total: None)
     read = _read(found, parts, how, cache=Path(cache), max_bytes=cache_gib * 2**30, progress=shown)
     learnt = learn(found, targets, _members(parts), read, how, cache=Path(cache), progress=shown)
-    words = _in_words(source, place)
-    return _checked(found, targets, parts, read, learnt, how, words, on_bad_image, on_duplicates, workers)
+    rules = _Rules(on_bad_image, on_duplicates, on_seen, seen)
+    return _checked(found, targets, parts, read, learnt, how, _in_words(source, place), rules, workers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """Which images are left out, moved or refused; as of :func:`open_data`."""
+
+    on_bad_image: str
+    on_duplicates: str
+    on_seen: str
+    seen: NDArray[np.uint64] | tuple[()]
 
 
 def _checked(
@@ -194,8 +216,7 @@ def _checked(
     learnt: Learnt,
     how: Preprocessing,
     source: str,
-    on_bad_image: str,
-    on_duplicates: str,
+    rules: _Rules,
     workers: int,
 ) -> ImageData:
     """The set of the images that were read, without the bad ones and the copies that the arguments leave out.
@@ -204,10 +225,17 @@ def _checked(
         DataError: Images are bad, or their absence leaves a split or class without images.
     """
     read = replace(read, reasons=read.reasons | dict(learnt.reasons))
-    skipped = _skipped(found, targets, parts, read, on_bad_image)
+    skipped = _skipped(found, targets, parts, read, rules.on_bad_image)
     parts = {split: part[[k not in read.reasons for k in part.tolist()]] for split, part in parts.items()}
-    parts, duplicates = _without_leaks(found, targets, learnt.labels, parts, read, on_duplicates)
+    parts, duplicates = _without_leaks(found, targets, learnt.labels, parts, read, rules.on_duplicates)
     parts = {split: _ordered(found, learnt.labels, part, read) for split, part in parts.items()}
+    # Of all images: trials are comparable whatever the test score leaves out.
+    fingerprint = _fingerprint(targets.task, learnt, parts, read)
+    names = [found.names[k] for k in parts["test"].tolist()]
+    kept, seen = unseen(_digests(parts["test"], read), names, rules.seen, rules.on_seen)
+    parts["test"] = parts["test"][kept]
+    if seen:
+        check_parts(targets, parts)
     splits = {split: _split(found, learnt.values(part), part, read, how, workers) for split, part in parts.items()}
     data = ImageData(
         task=targets.task,
@@ -215,7 +243,7 @@ def _checked(
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
-        fingerprint=_fingerprint(targets.task, learnt, parts, read),
+        fingerprint=fingerprint,
         contents={split: _content(part, read) for split, part in parts.items()},
         skipped=skipped,
         duplicates=duplicates,
@@ -223,13 +251,14 @@ def _checked(
         preprocessing=how,
         digests={split: _digests(part, read) for split, part in parts.items()},
         groups=_groups(found, parts),
+        seen=seen,
     )
     log.info("%s", data.summary())
     return data
 
 
 def _check_words(**words: str) -> None:
-    known = {"source": SOURCES, "on_bad_image": ON_BAD_IMAGE, "on_duplicates": ON_DUPLICATES}
+    known = {"source": SOURCES, "on_bad_image": ON_BAD_IMAGE, "on_duplicates": ON_DUPLICATES, "on_seen": ON_SEEN}
     for name, word in words.items():
         if word not in known[name]:
             raise DataError(f"data.{name}={word} is unknown ({nearest(word, known[name])})")

@@ -398,6 +398,7 @@ def test_an_array_that_may_not_be_written_to_leads_to_no_warning(recwarn):
 
 ARGUMENTS = {
     "source": ("foldr", r"data.source=foldr is unknown .did you mean 'folder'\?"),
+    "on_seen": ("dorp", r"data.on_seen=dorp is unknown .did you mean 'drop'\?"),
     "on_duplicates": ("mov", r"data.on_duplicates=mov is unknown .did you mean 'move'\?"),
     "on_bad_image": ("skp", r"data.on_bad_image=skp is unknown .did you mean 'skip'\?"),
     "image_size": (0, "data.image_size=0 must be at least 1"),
@@ -413,3 +414,17 @@ def test_an_argument_out_of_range_is_refused_by_its_key(root, name):
     value, message = ARGUMENTS[name]
     with pytest.raises(DataError, match=message):
         opened(root, **{name: value})
+
+
+def test_test_images_that_were_seen_are_no_longer_there(root, caplog):
+    whole = opened(root)
+    seen = np.concatenate([whole.digests["train"], whole.digests["test"][:2]])
+    data = opened(root, seen=seen)
+    assert (len(data.train), len(data.val)) == (len(whole.train), len(whole.val))
+    assert data.test.names == whole.test.names[2:]
+    assert data.digests["test"].tolist() == whole.digests["test"][2:].tolist()
+    assert data.seen == whole.test.names[:2]
+    assert f"2 of {len(whole.test)} test images" in caplog.text
+    # Trials are comparable; what is stored for the test images is not the same.
+    assert data.fingerprint == whole.fingerprint
+    assert data.contents["test"] != whole.contents["test"]
