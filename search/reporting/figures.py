@@ -2,7 +2,7 @@
 
 ``optuna.visualization`` draws similar ones from a study. They lack: pruned trials and names of strategies (history);
 depth in blocks, means and intervals (slice); the choice of fields that differ (parallel coordinates); the choice of
-fields that most trials drew (importances); seconds where there is one objective (Pareto front); the best trials in
+a band of chance (importances); seconds where there is one objective (Pareto front); the best trials in
 colour before all others in grey (intermediate values).
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from search.reporting.summary import Curve, Summary
-from search.winner import half_width
+from search.winner import bounds_of, mean_interval
 
 # Colours that people with any colour vision can tell apart (Okabe and Ito, 2008), on light and dark.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#888888"
@@ -23,6 +23,9 @@ _OF_OUTCOME = {"complete": BLUE, "pruned": ORANGE, "failed": VERMILION, "killed"
 
 # More than these could not be told apart.
 _MOST_CURVES, _MOST_AXES, _MOST_CLASSES, _MOST_NUMBERS = 30, 8, 60, 20
+
+# Scores of trials have a tail below; intervals of fewer hold the true mean in 91 to 93% of cases.
+_LEAST_OF_DEPTH = 6
 
 
 def by_depth(summary: Summary) -> go.Figure | None:
@@ -33,7 +36,10 @@ def by_depth(summary: Summary) -> go.Figure | None:
         groups.setdefault(int(row["depth_blocks"]), []).append(row["score"])
     if len(groups) < 2:
         return None
-    depths = sorted(groups)
+    depths, bounds = sorted(groups), bounds_of(summary.metric, summary.is_lower_better)
+    means = [mean(groups[depth]) for depth in depths]
+    shown = [groups[depth] if len(groups[depth]) >= _LEAST_OF_DEPTH else [] for depth in depths]
+    ends = [mean_interval(scores, bounds) or (None, None) for scores in shown]
     figure = _figure("blocks trained, counted from the head", f"validation {summary.metric}")
     figure.add_scatter(
         x=[row["depth_blocks"] for row in rows],
@@ -46,32 +52,39 @@ def by_depth(summary: Summary) -> go.Figure | None:
     )
     figure.add_scatter(
         x=depths,
-        y=[mean(groups[depth]) for depth in depths],
-        error_y={"type": "data", "array": [half_width(groups[depth]) for depth in depths], "thickness": 1.5},
+        y=means,
+        error_y={
+            "type": "data",
+            "array": [None if high is None else high - middle for (_, high), middle in zip(ends, means, strict=True)],
+            "arrayminus": [None if low is None else middle - low for (low, _), middle in zip(ends, means, strict=True)],
+            "thickness": 1.5,
+        },
         mode="lines+markers",
         line={"color": BLUE},
         marker={"size": 8},
-        name="mean, 95% interval",
+        name="mean, 95% interval over trials",
         hovertemplate="depth %{x}<br>mean %{y:.4f}<extra></extra>",
     )
     return figure
 
 
 def of_importances(summary: Summary) -> go.Figure | None:
-    """Share of each field in the score's variation."""
-    shares = dict(sorted(summary.importances.items(), key=lambda item: item[1])[-12:])
-    if not shares:
+    """The share of the trials' order that each field explains which stands out, and what chance reaches."""
+    found = summary.importances
+    shares = dict(sorted(found.shares.items(), key=lambda item: item[1])[-12:])
+    if not shares or found.by_chance is None:
         return None
-    figure = _figure("share of the score's variation", "")
+    figure = _figure("share of the order of trials by score", "")
     figure.add_bar(
         x=list(shares.values()),
         y=[_words(name) for name in shares],
         orientation="h",
         marker_color=BLUE,
         text=[f"{share:.0%}" for share in shares.values()],
-        hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        hovertemplate="%{y}: %{x:.0%}<extra></extra>",
     )
-    figure.update_layout(xaxis_tickformat=".0%", showlegend=False, height=120 + 26 * len(shares))
+    figure.add_vline(x=found.by_chance, line_dash="dot", line_color=GREY, annotation_text="chance")
+    figure.update_layout(xaxis_tickformat=".0%", showlegend=False, height=140 + 26 * len(shares))
     return figure
 
 

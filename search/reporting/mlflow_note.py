@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial
 
 from search.processes import temporary_folder
+from search.reporting.importance import importances
 from search.reporting.page import build
 from search.reporting.rows import rows_of
 from search.reporting.summary import summarize
@@ -70,7 +71,7 @@ def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
             name = f"[{name}]({_page(open_study, row['run'])})"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.append(f"| {row['rank']} | {name} | {row['score']:.4f} | {seconds} |")
-    return "\n\n".join([*above, "\n".join(table)])
+    return "\n\n".join([*above, "\n".join(table), importances(open_study.study).sentence])
 
 
 def plain(text: str) -> str:

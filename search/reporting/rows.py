@@ -121,7 +121,7 @@ def searched_fields(studies: Sequence["StoredStudy"]) -> list[str]:
     for stored in studies:
         for trial in stored.study.get_trials(deepcopy=False):
             shares |= {name: 0.0 for name in trial.params if name not in shares}
-        for name, share in importances(stored.study).items():
+        for name, share in importances(stored.study).shares.items():
             shares[name] = max(shares[name], share)
     names = sorted(shares, key=lambda name: (name not in (MODEL, "depth", "lr"), -shares[name]))
     return ["depth_blocks" if name == "depth" else name for name in names]

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from search.reporting.importance import importances
+from search.reporting.importance import Importances, importances
 from search.reporting.rows import rows_of, searched_fields
 from search.scheduling import pareto_front, ranked
 from search.storage import PARENT_RUN, SPARED, WINNER, StoredStudy, outcome_of
@@ -50,7 +50,7 @@ class Summary:
         rows: Its ended trials, as :func:`search.reporting.rows.rows_of` has them, the best first.
         curves: Scores by step, in the order of trials.
         front: Numbers of the trials on the Pareto front of score and costs, or of score and seconds.
-        importances: Share of each field.
+        importances: The fields that mattered, as far as the trials can tell.
         searched: Searched fields, the most important first.
         winner: None until the search has ended once.
         evidence: The winner's answers for the test images; None where they are not kept.
@@ -70,7 +70,7 @@ class Summary:
     rows: list[dict[str, Any]]
     curves: list[Curve]
     front: list[int]
-    importances: dict[str, float]
+    importances: Importances
     searched: list[str]
     winner: Winner | None
     evidence: dict[str, Any] | None

@@ -12,12 +12,13 @@ from rich.table import Table
 
 from search.config import Cost, printable
 from search.reporting.console import SafeConsole
+from search.reporting.importance import Importances
 from search.storage import DEPTH, ENDINGS, MODEL, REASON, STRATEGY, outcome_of, score_of
 from search.tracking import EpochEnded, Event, TrialEnded, TrialStarted
 from search.winner import TRIAL, Confirmed, Winner
 
 # For a large space, a table of all fields would be wider than any terminal. MLflow has everything.
-_MAX_FIELDS, _MAX_IMPORTANCES, _LEAST_SHARE = 8, 10, 0.005
+_MAX_FIELDS = 8
 
 # Lines in a log file are not wrapped at 80 columns.
 _LOG_WIDTH = 160
@@ -165,16 +166,12 @@ class Terminal:
             **costs,
         }
 
-    def importances(self, shares: Mapping[str, float]) -> None:
-        """Print how much of the score's variation each field explains."""
-        if not shares:
-            self._console.print("Which fields mattered: too few comparable trials to tell.")
-            return
-        self._console.print("Which fields mattered (share of the score's variation, estimated):")
-        shown = {name: share for name, share in list(shares.items())[:_MAX_IMPORTANCES] if share >= _LEAST_SHARE}
-        width = max(map(len, shown), default=0)
-        for name, share in shown.items():
-            self._console.print(f"  {name:<{width}} {share:6.1%}  {'█' * round(share * 30)}")
+    def importances(self, found: Importances) -> None:
+        """Print the fields that stand out from chance with their shares, or why there are none."""
+        self._console.print(found.headline, soft_wrap=True)
+        width = max(map(len, found.shares), default=0)
+        for name, share in found.shares.items():
+            self._console.print(f"  {name:<{width}} {share:4.0%}  {'█' * round(share * 30)}")
 
     def counts(self, trials: Sequence[FrozenTrial]) -> None:
         """Print the number of trials of each outcome, and the reason of each failed one."""
@@ -229,11 +226,19 @@ def columns_of(confirmed: Sequence[Confirmed]) -> dict[str, list[str]]:
         "in the search": [f"{one.searched:.4f}" for one in confirmed],
         "mean": ["" if one.mean is None else f"{one.mean:.4f}" for one in confirmed],
     }
-    if any(one.low is not None for one in confirmed):
-        columns["95% interval"] = ["" if one.low is None else f"{one.low:.4f} to {one.high:.4f}" for one in confirmed]
+    columns |= {
+        "95% interval over seeds": [_from_to(one.low, one.high, "") for one in confirmed],
+        "from the search's best": ["" if one.difference is None else f"{one.difference:+.4f}" for one in confirmed],
+        "95% interval, paired by seed": [_from_to(one.difference_low, one.difference_high, "+") for one in confirmed],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
     if any(one.mean is None for one in confirmed):
         columns["failed"] = [str(one.scores.count(None)) for one in confirmed]
     return columns
+
+
+def _from_to(low: float | None, high: float | None, sign: str) -> str:
+    return "" if low is None or high is None else f"{low:{sign}.4f} to {high:{sign}.4f}"
 
 
 def _searched_value(trial: FrozenTrial, name: str) -> str:

@@ -109,9 +109,9 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
         raise
     entries = {name: entry for space in open_study.spaces.values() for name, entry in space.items()}
     searched = [name for name, entry in entries.items() if not isinstance(entry, Fixed)]
-    shares = importances(open_study.study)
+    found = importances(open_study.study)
     # Depth and learning rate first, then the most important fields.
-    searched = sorted(searched, key=lambda name: (name not in ("depth", "lr"), -shares.get(name, 0.0)))
+    searched = sorted(searched, key=lambda name: (name not in ("depth", "lr"), -found.shares.get(name, 0.0)))
     searched = [MODEL, *searched] if open_study.chooses_model else searched
     terminal.table(best, searched)
     if open_study.config.costs:
@@ -119,7 +119,7 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
         _tag_front(open_study, front)
         terminal.front(front, searched)
     terminal.counts(trials)
-    terminal.importances(shares)
+    terminal.importances(found)
     terminal.winner(winner, _how_to_look(open_study.tracker.uri))
     write_note(open_study, best, winner)
     if open_study.config.champion.promote:

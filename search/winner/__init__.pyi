@@ -13,12 +13,13 @@ from .evidence import MISTAKES_FOLDER as MISTAKES_FOLDER
 from .exporting import check_destination as check_destination
 from .exporting import export_model as export_model
 from .exporting import push as push
+from .means import bounds_of as bounds_of
+from .means import mean_interval as mean_interval
 from .model_loading import load as load
 from .predicting import answers_of as answers_of
 from .predicting import find_images as find_images
 from .predicting import with_mask_files as with_mask_files
 from .predicting import write_answers as write_answers
-from .significance import half_width as half_width
 from .winner import TRIAL as TRIAL
 from .winner import Confirmed as Confirmed
 from .winner import Winner as Winner

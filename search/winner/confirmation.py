@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
 
 from optuna.trial import FrozenTrial
@@ -11,7 +12,7 @@ from search.scheduling import HOURS_ARE_OVER, Decision
 from search.storage import DEPTH, FINGERPRINT, MODEL, SEED, STRATEGY, score_of
 from search.tracking import WriteError, log_plan
 from search.trials import OpenStudy, Sampled, make_trainer, reason_of
-from search.winner.significance import half_width
+from search.winner.means import Bounds, bounds_of, mean_interval
 from search.winner.winner import Confirmed
 from strategies import Strategy, TrialError, one_line
 from trainers import free_memory, leave_onednn_if_broken
@@ -20,8 +21,6 @@ from trainers import free_memory, leave_onednn_if_broken
 _SCORES = "confirmations"
 # Far above the seeds that the search gives when it tries a strategy again.
 _FIRST_SEED = 100_000
-# Metrics that may be negative.
-_SIGNED = ("r2", "spearman")
 
 
 def search_deadline(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> float:
@@ -77,9 +76,11 @@ def confirm(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> list[tuple[Fr
         open_study.rank_group.close()
     if not scores:
         return []
+    bounds = bounds_of(open_study.config.metric, open_study.lower_is_better)
+    by_trial = list(zip(*scores, strict=True))
     found = [
-        (trial, _confirmed(open_study, trial, of_trial))
-        for trial, of_trial in zip(contenders, zip(*scores, strict=True), strict=True)
+        (trial, confirmed_of(trial, of_trial, by_trial[0], bounds))
+        for trial, of_trial in zip(contenders, by_trial, strict=True)
     ]
     sign = 1 if open_study.lower_is_better else -1
     # Equal means stay in the order of the search.
@@ -181,19 +182,29 @@ def _best_score(open_study: OpenStudy, run: str, sampled: Sampled) -> float | De
     return min(scores) if open_study.lower_is_better else max(scores)
 
 
-def _confirmed(open_study: OpenStudy, trial: FrozenTrial, scores: Sequence[float | None]) -> Confirmed:
+def confirmed_of(
+    trial: FrozenTrial, scores: Sequence[float | None], first: Sequence[float | None], bounds: Bounds
+) -> Confirmed:
+    """A strategy's scores with new seeds, their mean, and the mean of the differences from another strategy's scores.
+
+    Args:
+        trial: The trial that tried the strategy in the search.
+        scores: A score a seed; None where training failed.
+        first: The scores of the strategy that was best in the search, with the same seeds. The new seeds did not choose
+            it, so the differences from it are not too low by chance.
+        bounds: The lowest and the highest score that the metric can give.
+    """
     searched = score_of(trial)
     assert searched is not None, "only completed trials are confirmed"
     found = [score for score in scores if score is not None]
     if len(found) < len(scores):
         return Confirmed(trial.number, searched, tuple(scores), None, None, None)
-    middle, half = mean(found), half_width(found)
-    if half is None:
-        return Confirmed(trial.number, searched, tuple(scores), middle, None, None)
-    low, high = middle - half, middle + half
-    # The interval ends where scores do: metrics for which more is better end at 1, and few go below 0.
-    if not open_study.lower_is_better:
-        high = min(high, 1.0)
-    if open_study.config.metric not in _SIGNED:
-        low = max(low, 0.0)
-    return Confirmed(trial.number, searched, tuple(scores), middle, low, high)
+    low, high = mean_interval(found, bounds) or (None, None)
+    confirmed = Confirmed(trial.number, searched, tuple(scores), mean(found), low, high)
+    if scores is first or None in first:
+        return confirmed
+    # A seed draws the same images, batches and start for each strategy, which makes scores of a seed alike.
+    gaps = [score - other for score, other in zip(found, first, strict=True) if other is not None]
+    reach = bounds[1] - bounds[0]
+    gap_low, gap_high = mean_interval(gaps, (-reach, reach)) or (None, None)
+    return replace(confirmed, difference=mean(gaps), difference_low=gap_low, difference_high=gap_high)

@@ -1,9 +1,6 @@
 """Whether one model is better than another beyond chance, by their answers for the same images."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import stdev
 
 import numpy as np
 import torch
@@ -73,7 +70,7 @@ def compare_models(
         none = np.zeros_like(weights)
         return scored(np.concatenate([none, weights], 1)) - scored(np.concatenate([weights, none], 1))
 
-    low, high = bca_interval(difference, units)
+    low, high = bca_interval(difference, units, draws=task.draws)
     p_value = p_value_of(task, metric, old, new, targets, alpha, groups)
     number = None if groups is None else int(units.max()) + 1
     return Difference(metric, count, before, after, low, high, p_value, p_value <= alpha, alpha, number)
@@ -90,16 +87,3 @@ def p_value_of(
     scored = task.scored(metric, torch.cat([old, new]), torch.cat([targets, targets]))
     differs = np.bincount(units, (old != new).reshape(count, -1).any(1).numpy()) > 0
     return swap_test(scored, units, differs, -1.0 if metric in task.lower_is_better else 1.0, alpha)
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Half the width of a mean's 95% interval by Student's t; None of a single value or of equal values.
-
-    Two seeds with the same score do not make the score certain.
-    """
-    if len(set(values)) < 2:
-        return None
-    # Only here: it takes a second to import.
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))

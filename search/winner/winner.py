@@ -58,8 +58,12 @@ class Confirmed:
         searched: That trial's score, which is too good by chance, since it was picked as one of the best.
         scores: A score a new seed; None where training failed.
         mean: Mean of the scores; None if any failed.
-        low: Lower end of the mean's 95% interval, by Student's t; None of a single seed, or of equal scores.
+        low: Lower end of the mean's 95% interval over seeds, by Student's t; None of one seed, or of equal scores.
         high: Its upper end.
+        difference: Mean of the scores less those of the strategy that was best in the search, seed by seed; None of
+            that strategy itself, where any training failed, and in studies of earlier versions.
+        difference_low: Lower end of the difference's 95% interval over seeds; None as ``low`` is.
+        difference_high: Its upper end.
     """
 
     trial: int
@@ -68,6 +72,9 @@ class Confirmed:
     mean: float | None
     low: float | None
     high: float | None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,7 @@ class Winner:
             images += f", not counting {self.test_seen:,} that its first weights or its teacher were made with"
         if math.isnan(self.test_low):
             return f"{images}, which is too few groups for an interval"
-        return f"95% interval {self.test_low:.4f} to {self.test_high:.4f}, {images}"
+        return f"95% interval {self.test_low:.4f} to {self.test_high:.4f} over {images}"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Winner":

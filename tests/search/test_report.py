@@ -12,6 +12,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.report import main
 from search.reporting import build, rows_of, summarize
+from search.reporting.figures import by_depth
 from search.storage import DEPTH, SPARED, STRATEGY, StoredStudy, open_stored
 from strategies import Strategy
 
@@ -78,7 +79,7 @@ def test_the_answer_comes_first_with_its_interval_and_the_presets(searched, tmp_
     assert (tmp_path / "page.html").as_uri() in capsys.readouterr().out
     winner, best = searched.study.user_attrs["winner"], searched.study.best_trial
     assert f"Test accuracy {winner['test_score']:.4f}" in page.text
-    assert f"(95% interval {winner['test_low']:.4f} to {winner['test_high']:.4f}, " in page.text
+    assert f"(95% interval {winner['test_low']:.4f} to {winner['test_high']:.4f} over " in page.text
     assert f"Validation score, which the choice is based on: {best.value:.4f}" in page.text
     assert searched.runs()[best.number].info.run_name.partition(" · ")[2] in page.text
     assert re.search(r"(probe|half): 0\.\d{4}", page.text)
@@ -95,8 +96,9 @@ def test_nothing_is_loaded_from_anywhere(searched, tmp_path):
 def test_every_figure_has_its_place_and_the_trials(searched, tmp_path):
     page = page_of(searched, tmp_path)
     assert set(page.figures) <= set(page.ids)
-    expected = {"depth", "importances", "parallel", "history", "pareto", "curves", "confusion", "reliability", "time"}
+    expected = {"depth", "parallel", "history", "pareto", "curves", "confusion", "reliability", "time"}
     assert {name.removeprefix("plot-") for name in page.figures} == expected
+    assert "Which fields mattered: cannot be told from" in page.text
     history = page.figures["plot-history"]["data"][0]
     complete = [trial for trial in searched.trials() if trial.state == TrialState.COMPLETE]
     assert len(history["x"]["bdata"] if "bdata" in history["x"] else history["x"]) >= len(complete)
@@ -155,6 +157,8 @@ def test_a_study_of_2000_trials_makes_a_page_below_10_mb(searched):
     page = build(summarize(StoredStudy(many, searched.mlflow_uri)))
     assert len(page.encode()) < 10e6
     assert "of 2000 trials" in Page(page).text
+    assert "Which fields mattered (share of the order of 2000 trials" in Page(page).text
+    assert Page(page).figures["plot-importances"]["data"][0]["y"] == ["lr"]
     assert len(rows_of(StoredStudy(many, searched.mlflow_uri), top=None)) == 2000
 
 
@@ -173,3 +177,14 @@ def test_a_class_named_as_a_link_is_a_name(searched):
 def test_a_page_that_cannot_be_written_is_refused(searched, tmp_path, capsys):
     assert main([str(searched.file), "--out", str(tmp_path / "none" / "page.html")]) == 2
     assert "--out: " in capsys.readouterr().err
+
+
+def test_the_interval_of_a_depths_mean_ends_where_scores_do_and_few_trials_have_none(searched):
+    scores = [(1, 1.0)] * 5 + [(1, 0.4)] + [(2, 0.5), (2, 0.6), (2, 0.7), (2, 0.8), (2, 0.9)]
+    row = {"outcome": "complete", "trial": 0, "name": ""}
+    rows = [row | {"depth_blocks": depth, "score": score} for depth, score in scores]
+    means = by_depth(replace(summarize(open_stored([str(searched.file)])[0]), rows=rows)).data[1]
+    assert means.name == "mean, 95% interval over trials"
+    # 0.9 plus and minus 2.571 * 0.1.
+    assert means.error_y.array == (pytest.approx(0.1), None)
+    assert means.error_y.arrayminus == (pytest.approx(0.2571, abs=1e-3), None)

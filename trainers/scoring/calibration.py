@@ -141,7 +141,7 @@ def calibration_interval(
     error, deviations = np.abs(measured).sum(), noise.std(0)
     if error == 0 or deviations.sum() == 0:
         return float(error), float(error)
-    possible = np.linspace(0, 2 * error, _POSSIBLE)
+    possible = np.linspace(0, min(2 * error, 1.0), _POSSIBLE)
     held: list[float] = []
     for shape in (measured / error, np.where(measured < 0, -1, 1) * deviations / deviations.sum()):
         ends = [np.quantile(np.abs(one * shape + noise).sum(1), (0.025, 0.975)) for one in possible]

@@ -19,7 +19,7 @@ Scored = Callable[[Floats], Floats]
 #: Takes outputs and targets of N images and gives the function of their weights.
 Prepared = Callable[[Tensor, Tensor], Scored]
 
-_DRAWS = 1000
+_DRAWS = 2000
 # Blocks of images (or groups) that are left out in turn, for the acceleration of BCa.
 _BLOCKS = 200
 # Weights that are held at once.

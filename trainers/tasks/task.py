@@ -113,6 +113,7 @@ class Task:
         intervals: 95% intervals with a formula of their own, for images without groups; the others are bootstrapped.
         drawn: Metrics of draws of images, if that is cheaper than computing each draw anew.
         counted: Metrics that are the share of right images, with whether each image is right, (N,) bool.
+        draws: Draws of a bootstrapped interval.
         unusable: Strategy fields that mean nothing for the task, with the reason in a few words.
         together: Every metric at once, if that is cheaper than one by one.
         dense: The further facts of a task whose targets lie in the image; None for other tasks.
@@ -126,6 +127,7 @@ class Task:
     intervals: Mapping[str, Callable[[Tensor, Tensor], tuple[float, float]]]
     drawn: Mapping[str, Prepared] = field(default_factory=dict)
     counted: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    draws: int = 2000
     unusable: Mapping[str, str] = field(default_factory=dict)
     together: Callable[[Tensor, Tensor], dict[str, float]] | None = None
     dense: Dense | None = None
@@ -168,7 +170,7 @@ class Task:
         if formula is not None and groups is None:
             return formula(outputs, targets)
         units = units_of(len(targets), groups)
-        low, high = bca_interval(self.scored(metric, outputs, targets), units)
+        low, high = bca_interval(self.scored(metric, outputs, targets), units, draws=self.draws)
         if formula is not None and low == high:
             # Every draw is the same, such as all right: that is as sure as one image of each group.
             firsts = np.unique(units, return_index=True)[1]

@@ -1,5 +1,6 @@
 """The best strategies with new seeds, and which of them wins then."""
 
+import math
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,15 +10,18 @@ from statistics import mean
 
 import pytest
 from lab import SMALL
+from optuna.trial import FrozenTrial, create_trial
 
 from search.report import main
 from search.reporting import Terminal
+from search.reporting.terminal import columns_of
 from search.scheduling import ranked
 from search.storage import score_of
 from search.study import prepare
 from search.tracking import WriteError
 from search.trials import OpenStudy
-from search.winner import confirm, search_deadline
+from search.winner import bounds_of, confirm, mean_interval, search_deadline
+from search.winner.confirmation import confirmed_of
 
 KEYS = ("confirm.seeds=2", "confirm.top=2")
 
@@ -230,3 +234,39 @@ def test_the_report_shows_by_how_much_the_search_was_too_good(searched, tmp_path
     assert "The best again, with new seeds" in page
     one = searched.study.user_attrs["winner"]["confirmed"][0]
     assert f"the search's own score was off by {one['searched'] - one['mean']:+.4f}" in page
+
+
+def trial_with(score: float) -> FrozenTrial:
+    return create_trial(value=score)
+
+
+def test_a_strategy_is_compared_with_the_best_of_the_search_seed_by_seed():
+    first, second = (0.70, 0.80, 0.90), (0.71, 0.82, 0.91)
+    alone = confirmed_of(trial_with(0.95), first, first, (0.0, 1.0))
+    found = confirmed_of(trial_with(0.94), second, first, (0.0, 1.0))
+    assert alone.difference is None
+    assert found.difference == pytest.approx(0.04 / 3)
+    # Seed by seed there is less doubt than between both means, whose intervals overlap almost wholly.
+    assert found.difference_low < found.difference < found.difference_high < 0.03
+    assert alone.low < found.low < alone.high
+    assert confirmed_of(trial_with(0.9), second, (0.7, None, 0.9), (0.0, 1.0)).difference is None
+    table = columns_of([alone, found])
+    assert table["95% interval, paired by seed"] == ["", f"{found.difference_low:+.4f} to {found.difference_high:+.4f}"]
+    assert table["95% interval over seeds"][0] == f"{alone.low:.4f} to {alone.high:.4f}"
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_lower_better", "scores", "ends"),
+    [
+        ("accuracy", False, [0.9, 1.0], (None, 1.0)),
+        ("accuracy", False, [0.0, 0.1], (0.0, None)),
+        ("loss", True, [0.1, 3.0], (0.0, None)),
+        ("spearman", False, [-0.9, 0.9], (-1.0, 1.0)),
+        ("r2", False, [-0.9, 0.9], (None, 1.0)),
+    ],
+)
+def test_no_interval_goes_beyond_what_the_metric_can_give(metric, is_lower_better, scores, ends):
+    found = mean_interval(scores, bounds_of(metric, is_lower_better))
+    plain = mean_interval(scores, (-math.inf, math.inf))
+    assert found == tuple(there if end is None else end for end, there in zip(ends, plain, strict=True))
+    assert found != plain

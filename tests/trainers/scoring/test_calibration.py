@@ -125,3 +125,8 @@ def test_intervals_of_the_calibration_error_hold_the_true_one_as_often_as_they_s
 def test_one_group_has_no_interval_of_its_calibration_error():
     logits, targets = drawn("classification", 1, 1.0, 20)
     assert np.isnan(calibration_interval("classification", logits, targets, np.zeros(20, int))).all()
+
+
+def test_the_interval_of_the_calibration_error_ends_at_one():
+    logits = torch.tensor([[9.0, 0.0], [3.0, 0.0], [1.5, 0.0]])
+    assert calibration_interval("classification", logits, torch.ones(3, dtype=torch.int64))[1] == 1
