@@ -58,6 +58,8 @@ FRONT = "pareto_front"
 FEATURES = "data_features"
 #: Number of blocks of each model.
 BLOCKS = "num_blocks"
+#: Scores of trainings with new seeds by trial and seed, null where training failed. So no pair is trained twice.
+CONFIRMATIONS = "confirmations"
 
 #: Begin of the reason of a trial that ran out of memory.
 OUT_OF_MEMORY = "out of memory"

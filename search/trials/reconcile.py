@@ -3,7 +3,7 @@
 from optuna.trial import TrialState
 
 from search.scheduling import Ledger, recover
-from search.storage import CHECKPOINT, REASON, RUN_ID, outcome_of
+from search.storage import CHECKPOINT, CONFIRMATIONS, REASON, RUN_ID, outcome_of
 from search.tracking import KEY_TAG, AwayError
 from search.trials.open_study import OpenStudy
 from search.trials.snapshots import drop_old_snapshots
@@ -41,12 +41,16 @@ def reconcile_runs(open_study: OpenStudy) -> None:
     except AwayError:
         return
     trials = {str(t.number): t for t in open_study.study.get_trials(deepcopy=False)}
+    scores = open_study.study.user_attrs.get(CONFIRMATIONS, {})
     for run_id, tags in running.items():
         trial = trials.get(tags.get("unfreeze.trial", ""))
         if run_id == open_study.parent_run or (trial is not None and trial.state == TrialState.RUNNING):
             continue
         is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) in (run_id, tags.get(KEY_TAG))
         outcome = outcome_of(trial) if trial is not None and is_its_run else None
+        if tags.get("unfreeze.seed") in scores.get(tags.get("unfreeze.confirms"), {}):
+            # A training with a new seed, whose process was killed between its score and the end of its run.
+            outcome = "complete"
         if outcome != "complete":
             open_study.tracker.checkpoints.delete(run_id)
         reason = trial.user_attrs.get(REASON, "") if trial is not None and outcome == "failed" else ""

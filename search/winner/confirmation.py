@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 from search.processes import stop_if_asked, time_limit
 from search.scheduling import HOURS_ARE_OVER, Decision
-from search.storage import DEPTH, FINGERPRINT, MODEL, SEED, STRATEGY, score_of
+from search.storage import CONFIRMATIONS, DEPTH, FINGERPRINT, MODEL, SEED, STRATEGY, score_of
 from search.tracking import WriteError, log_plan
 from search.trials import OpenStudy, Sampled, make_trainer, reason_of
 from search.winner.means import Bounds, bounds_of, mean_interval
@@ -17,8 +17,6 @@ from search.winner.winner import Confirmed
 from strategies import Strategy, TrialError, one_line
 from trainers import free_memory, leave_onednn_if_broken
 
-# Attribute of the study: scores by trial and seed, null where training failed. So no pair is trained twice.
-_SCORES = "confirmations"
 # Far above the seeds that the search gives when it tries a strategy again.
 _FIRST_SEED = 100_000
 
@@ -100,7 +98,7 @@ def _seeds(open_study: OpenStudy) -> list[int]:
 
 
 def _stored_scores(open_study: OpenStudy) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = open_study.study.user_attrs.get(_SCORES, {})
+    found: dict[str, dict[str, float | None]] = open_study.study.user_attrs.get(CONFIRMATIONS, {})
     return found
 
 
@@ -121,19 +119,28 @@ def _score(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Deci
     of_trial = stored.setdefault(str(trial.number), {})
     if str(seed) in of_trial:
         return of_trial[str(seed)]
-    score = HOURS_ARE_OVER if open_study.is_out_of_time else _train(open_study, trial, seed)
+    if open_study.is_out_of_time:
+        return HOURS_ARE_OVER
+    run, score = _train(open_study, trial, seed)
     if not isinstance(score, Decision):
         of_trial[str(seed)] = score
-        open_study.study.set_user_attr(_SCORES, stored)
+        open_study.study.set_user_attr(CONFIRMATIONS, stored)
+    if isinstance(score, float):
+        # Not before the score is stored: a run that has ended would be there twice if the training was tried again.
+        open_study.tracker.finish(run, "complete")
     return score
 
 
-def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Decision | None:
-    """Train a strategy with a seed. Everything logged has been written on return, since it is not trained again."""
+def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> tuple[str, float | Decision | None]:
+    """Train a strategy with a seed; its run, which runs on after a success, and its score.
+
+    Everything logged has been written on return, since the strategy is not trained again.
+    """
     source, strategy = open_study.source_of(trial), Strategy.from_dict(trial.user_attrs[STRATEGY])
     label = one_line(strategy.canonical(source.num_blocks), source.name if open_study.chooses_model else "")
     what = f"{trial.number} · {label} · seed {seed}"
-    tags = {"unfreeze.kind": "confirmation", "unfreeze.confirms": trial.number, **open_study.run_tags}
+    tags = {"unfreeze.kind": "confirmation", "unfreeze.confirms": trial.number, "unfreeze.seed": seed}
+    tags |= open_study.run_tags
     run = open_study.tracker.start_trial(open_study.parent_run, what, tags)
     facts = {MODEL: source.name, **strategy.to_dict(), DEPTH: trial.user_attrs[DEPTH], SEED: seed}
     open_study.tracker.log(run, params=facts)
@@ -146,7 +153,6 @@ def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Deci
             open_study.tracker.try_to_finish(run, "killed")
         else:
             open_study.tracker.log(run, metrics={"score": score})
-            open_study.tracker.finish(run, "complete")
             open_study.tracker.flush()
     except (KeyboardInterrupt, SystemExit, WriteError):
         # The strategy is not at fault: the next end of the study trains it again.
@@ -160,7 +166,7 @@ def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Deci
     free_memory()
     if isinstance(score, float):
         open_study.watcher.say(f"confirm {what}: {open_study.config.metric} {score:.4f}")
-    return score
+    return run, score
 
 
 def _best_score(open_study: OpenStudy, run: str, sampled: Sampled) -> float | Decision:

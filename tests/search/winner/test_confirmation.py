@@ -1,6 +1,7 @@
 """The best strategies with new seeds, and which of them wins then."""
 
 import math
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from dataclasses import replace
 from statistics import mean
 
 import pytest
-from lab import SMALL
 from optuna.trial import FrozenTrial, create_trial
 
 from search.report import main
@@ -201,16 +201,21 @@ def test_a_training_is_given_up_when_the_hours_end(new_lab, capsys):
 
 
 @pytest.mark.slow
-def test_what_was_confirmed_before_a_kill_is_kept_and_the_rest_trained_anew(new_lab):
-    # Long enough to be killed in the second training, between the first one's end and its own.
-    lab = new_lab(strategy=SMALL["strategy"] | {"epochs": 30}, budget={"trials": 1})
+@pytest.mark.parametrize(
+    ("place", "stored"),
+    [
+        (("search.winner.confirmation", "", "_train", "after", 1), 0),
+        (("search.winner.confirmation", "", "_train", "before", 2), 1),
+        (("search.tracking.tracker", "Tracker", "finish", "before", 1), 1),
+    ],
+    ids=["before its score is stored", "before the next", "before its run is ended"],
+)
+def test_what_was_confirmed_before_a_kill_is_kept_and_the_rest_trained_anew(new_lab, place, stored):
+    lab = new_lab(budget={"trials": 1})
     keys = ("confirm.seeds=2", "confirm.top=1")
-    process = lab.start(*keys)
-    lab.wait_until(lambda _: len(lab.study.user_attrs.get("confirmations", {}).get("0", {})) == 1, process)
-    process.kill()
-    process.wait()
-    assert [run.info.status for run in confirmations(lab)].count("RUNNING") <= 1
-    before = lab.study.user_attrs["confirmations"]["0"]
+    assert lab.start_and_end(place, signal.SIGKILL, *keys).wait() == -9
+    before = lab.study.user_attrs.get("confirmations", {}).get("0", {})
+    assert len(before) == stored
     assert lab.run(*keys) == 0
     after = lab.study.user_attrs["confirmations"]["0"]
     assert len(after) == 2
