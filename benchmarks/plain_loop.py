@@ -1,17 +1,20 @@
 """A plain search, to compare with: Optuna, timm and MLflow in one loop, every trial trained on its own from the start.
 
-``python -m benchmarks.plain_loop study.yaml`` reads a study file as our own command does. Images and weights come from
-the same readers, so both sides train on the same bytes; everything from there on is written as one would write it for
-one project, with what makes such a loop fast: images decoded once and held in memory (on the GPU if there is one),
-channels_last, bf16 on GPUs, frozen parameters without gradient and their BatchNorm in eval mode, validation in larger
-batches, no waiting for the device inside an epoch, MLflow written once an epoch.
+``python -m benchmarks.plain_loop study.yaml`` reads a study file as our own command does; with ``--processes 2`` two
+processes share the trials and the cores. Images and weights come from the same readers, so both sides train on the same
+bytes; everything from there on is written as one would write it for one project, with what makes such a loop fast:
+images decoded once and held in memory (on the GPU if there is one), features of linear probes computed once,
+channels_last, bf16 on GPUs, frozen parameters without gradient and their BatchNorm in eval mode, torch's fused
+optimizers, validation in larger batches, no waiting for the device inside an epoch, MLflow written once an epoch.
 """
 
 import argparse
 import math
-from collections.abc import Iterator
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,8 @@ FIELDS = (
     "warmup_epochs",
 )
 _LOSSES = ("cross_entropy", "label_smoothing")
+# Those that torch has fused steps for.
+_FUSED = ("adam", "adamw", "sgd")
 _PRUNERS = {
     "none": optuna.pruners.NopPruner(),
     "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
@@ -51,7 +56,7 @@ _PRUNERS = {
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """A split in memory: pixels (N, C, H, W) uint8 and targets (N,) int64, both on the device."""
+    """A split in memory: pixels (N, C, H, W) uint8, or features (N, D), and targets (N,) int64, all on the device."""
 
     pixels: Tensor
     targets: Tensor
@@ -59,36 +64,92 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What all trials share; ``template`` is the pretrained model on the CPU."""
+    """What all trials of a process share; ``template`` is the pretrained model on the CPU.
+
+    ``features`` holds the classifier's inputs of training and validation images once a linear probe was trained.
+    """
 
     template: Any
     num_classes: int
     train: Images
     val: Images
     device: torch.device
+    features: list[Images] = field(default_factory=list)
 
 
-def run(config: StudyConfig) -> None:
-    """Try the presets as they are, then what TPE proposes, until ``budget.trials`` trials are done."""
-    lesson = prepare(config)
+def run(config: StudyConfig, processes: int = 1) -> None:
+    """Try the presets as they are, then what TPE proposes, until ``budget.trials`` trials are done.
+
+    Args:
+        config: The study.
+        processes: How many processes share the trials, each with its share of the cores.
+
+    Raises:
+        RuntimeError: Another process failed.
+    """
+    # Forked before torch has threads and before any store is open; what was imported need not be imported again.
+    context = multiprocessing.get_context("fork")
+    left, stores_exist = context.Value("i", config.budget.trials), context.Event()
+
+    def work(number: int) -> None:
+        if processes > 1:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+        lesson = prepare(config)
+        stores_exist.wait()
+        search(config, lesson, left, number)
+
+    others = [context.Process(target=work, args=(number,)) for number in range(1, processes)]
+    for other in others:
+        other.start()
+    try:
+        make_stores(config)
+        stores_exist.set()
+        work(0)
+    except BaseException:
+        for other in others:
+            other.kill()
+        raise
+    for other in others:
+        other.join()
+    if any(other.exitcode != 0 for other in others):
+        raise RuntimeError("a process of the plain loop failed")
+    study = optuna.load_study(study_name=config.name, storage=config.store.url)
+    print(f"best validation accuracy {study.best_value:.4f}: {study.best_params}")
+
+
+def make_stores(config: StudyConfig) -> None:
+    """Make the study with its presets, and the experiment."""
     mlflow.set_tracking_uri(config.tracking.uri)
     if mlflow.get_experiment_by_name(str(config.name)) is None:
         mlflow.create_experiment(str(config.name), artifact_location=config.tracking.artifacts)
+    Path(config.tracking.artifacts).mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(study_name=config.name, storage=config.store.url, direction="maximize")
+    for preset in config.presets.values():
+        study.enqueue_trial(preset)
+
+
+def search(config: StudyConfig, lesson: Lesson, left: Any, number: int) -> None:
+    """Train trials as long as some are left, in one of the processes.
+
+    Args:
+        config: The study.
+        lesson: What the trials share.
+        left: The number of trials that no process has taken yet, shared with the other processes.
+        number: Of this process, from 0.
+    """
+    mlflow.set_tracking_uri(config.tracking.uri)
     mlflow.set_experiment(str(config.name))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
+    study = optuna.load_study(
         study_name=config.name,
         storage=config.store.url,
-        direction="maximize",
         sampler=optuna.samplers.TPESampler(
-            n_startup_trials=config.sampler.startup_trials, multivariate=True, group=True, seed=config.seed
+            n_startup_trials=config.sampler.startup_trials, multivariate=True, group=True, seed=config.seed + number
         ),
         pruner=_PRUNERS[config.pruner.name],
     )
-    for preset in config.presets.values():
-        study.enqueue_trial(preset)
-    best_weights = Path(config.tracking.artifacts) / "best.pt"
-    best_weights.parent.mkdir(parents=True, exist_ok=True)
+    best_weights = Path(config.tracking.artifacts) / f"best {number}.pt"
     best_of_all = 0.0
 
     def objective(trial: optuna.Trial) -> float:
@@ -109,8 +170,13 @@ def run(config: StudyConfig) -> None:
                     raise optuna.TrialPruned
         return best
 
-    study.optimize(objective, n_trials=config.budget.trials)
-    print(f"best validation accuracy {study.best_value:.4f}: {study.best_params}")
+    def take() -> bool:
+        with left.get_lock():
+            left.value -= 1
+            return bool(left.value >= 0)
+
+    while take():
+        study.optimize(objective, n_trials=1)
 
 
 def prepare(config: StudyConfig) -> Lesson:
@@ -165,10 +231,11 @@ def fine_tune(lesson: Lesson, strategy: Strategy, seed: int) -> Iterator[tuple[n
     torch.manual_seed(seed)
     model.reset_classifier(lesson.num_classes)
     model.to(lesson.device, memory_format=torch.channels_last)
+    groups, how = freeze(model, strategy), {"fused": True} if strategy.optimizer in _FUSED else {}
     optimizer = create_optimizer_v2(
-        freeze(model, strategy), opt=strategy.optimizer, lr=strategy.lr, weight_decay=strategy.weight_decay
+        groups, opt=strategy.optimizer, lr=strategy.lr, weight_decay=strategy.weight_decay, **how
     )
-    show = shower(model.pretrained_cfg, lesson.device)
+    train, val, forward = what_is_trained(lesson, model)
     smoothing = strategy.label_smoothing if strategy.loss == "label_smoothing" else 0.0
     updates = max(1, len(lesson.train.targets) // strategy.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up_and_cosine(strategy, updates))
@@ -179,14 +246,36 @@ def fine_tune(lesson: Lesson, strategy: Strategy, seed: int) -> Iterator[tuple[n
         total = torch.zeros((), device=lesson.device)
         for rows in order.to(lesson.device).split(strategy.batch_size):
             with autocast(lesson.device):
-                logits = model(show(lesson.train.pixels[rows])).float()
-            loss = F.cross_entropy(logits, lesson.train.targets[rows], label_smoothing=smoothing)
+                logits = forward(train.pixels[rows]).float()
+            loss = F.cross_entropy(logits, train.targets[rows], label_smoothing=smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += loss.detach()
-        yield model, (total / updates).item(), accuracy_of(model, lesson.val, show, 4 * strategy.batch_size)
+        model.eval()
+        yield model, (total / updates).item(), accuracy_of(forward, val, 4 * strategy.batch_size)
+
+
+def what_is_trained(lesson: Lesson, model: Any) -> tuple[Images, Images, Callable[[Tensor], Tensor]]:
+    """Training and validation images, and what gives their logits; for a linear probe features, and the classifier."""
+    show, classifier = shower(model.pretrained_cfg, lesson.device), model.get_classifier()
+    of_classifier = {id(param) for param in classifier.parameters()}
+    if any(param.requires_grad and id(param) not in of_classifier for param in model.parameters()):
+        return lesson.train, lesson.val, lambda pixels: model(show(pixels))
+    if not lesson.features:
+        model.eval()
+        lesson.features.extend(featured(model, images, show) for images in (lesson.train, lesson.val))
+    train, val = lesson.features
+    return train, val, classifier
+
+
+@torch.no_grad()
+def featured(model: Any, images: Images, show: Any) -> Images:
+    """The classifier's inputs in place of the pixels."""
+    with autocast(images.targets.device):
+        parts = [model.forward_head(model.forward_features(show(p)), pre_logits=True) for p in images.pixels.split(256)]
+    return Images(torch.cat(parts), images.targets)
 
 
 def freeze(model: Any, strategy: Strategy) -> list[dict[str, Any]]:
@@ -241,13 +330,12 @@ def autocast(device: torch.device) -> Any:
 
 
 @torch.inference_mode()
-def accuracy_of(model: nn.Module, images: Images, show: Any, batch_size: int) -> float:
+def accuracy_of(forward: Callable[[Tensor], Tensor], images: Images, batch_size: int) -> float:
     """Share of the images that are classified rightly."""
-    model.eval()
     right = torch.zeros((), device=images.targets.device)
     for pixels, targets in zip(images.pixels.split(batch_size), images.targets.split(batch_size), strict=True):
         with autocast(images.targets.device):
-            right += (model(show(pixels)).argmax(1) == targets).sum()
+            right += (forward(pixels).argmax(1) == targets).sum()
     return right.item() / len(images.targets)
 
 
@@ -255,7 +343,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a study file; of its keys the loop knows what this module uses")
-    run(compose_study([f"study={parser.parse_args().study}"]))
+    parser.add_argument("--processes", type=int, default=1, help="that share the trials and the cores")
+    options = parser.parse_args()
+    run(compose_study([f"study={options.study}"]), options.processes)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Our search beside a plain loop of Optuna, timm and MLflow: the same strategies, images, weights and epochs.
 
 ``python -m benchmarks.search_speed`` runs both as commands of their own, in turn and each from nothing: no store, no
-cache, nothing imported. What counts is the time from the start of the command until its last process has ended; for
-``time_to_best``, until the first trial is told that is as good as the best of the plain loop's whole search. Needs
-Debian's package dataset-fashion-mnist, but for ``--quick``.
+cache, nothing imported. Both have the same cores and the same number of processes. What counts is the time from the
+start of the command until its last process has ended; for ``time_to_best``, until the first trial is told that is as
+good as the best of the plain loop's whole search. Needs Debian's package dataset-fashion-mnist, but for ``--quick``.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Scale:
         shallow: Blocks trained at most in case ``shallow``.
         repeats: Runs of each case and side; the median counts.
         seeds: Of the searches in ``time_to_best``.
-        keys: Of the study, set on our command line alone, such as ``executor.trials_per_device=2``.
+        processes: That train at once on either side; they share the cores.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Scale:
     shallow: int
     repeats: int
     seeds: tuple[int, ...]
-    keys: tuple[str, ...] = ()
+    processes: int
 
 
 FASHION = {
@@ -85,6 +85,7 @@ FULL = Scale(
     shallow=4,
     repeats=3,
     seeds=(0, 1, 2),
+    processes=2,
 )
 QUICK = Scale(
     model="resnet18",
@@ -96,6 +97,7 @@ QUICK = Scale(
     shallow=2,
     repeats=1,
     seeds=(0,),
+    processes=1,
 )
 # Starting two commands takes most of the time of such a case.
 QUICK_CASES = ("shallow", "time_to_best")
@@ -105,7 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parse(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    scale = replace(QUICK if options.quick else FULL, keys=tuple(options.keys))
+    scale = QUICK if options.quick else FULL
+    if options.processes is not None:
+        scale = replace(scale, processes=options.processes)
     if options.repeats is not None:
         scale = replace(scale, repeats=options.repeats)
     if options.seeds is not None:
@@ -129,7 +133,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, help="by default all, or with --quick two")
     parser.add_argument("--repeats", type=int, help="runs of each case and side; the median counts")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the searches in time_to_best, 0 1 2 by default")
-    parser.add_argument("--keys", nargs="+", default=[], metavar="KEY=VALUE", help="set on our command line alone")
+    parser.add_argument("--processes", type=int, help="that train at once on either side; 2, or with --quick 1")
     parser.add_argument("--quick", action="store_true", help="a tiny model on a few digits, to see that it works")
     parser.add_argument("--json", type=Path, help="where to write the result")
     return parser.parse_args(arguments)
@@ -172,7 +176,10 @@ def race_to_best(scale: Scale, folder: Path) -> dict[str, Any]:
 
 
 def command_of(side: str, scale: Scale) -> list[str]:
-    return [*SIDES[side], *(scale.keys if side == "ours" else ())]
+    """The command of a side, which trains in so many processes as the scale says."""
+    if side == "plain":
+        return [*SIDES[side], "--processes", str(scale.processes)]
+    return [*SIDES[side], f"executor.trials_per_device={scale.processes}"]
 
 
 def space_of(case: str, scale: Scale) -> dict[str, Any]:
@@ -255,7 +262,8 @@ def summary(runs: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    scale, caption = result["scale"], f"{result['machine']['cores']} cores"
+    scale = result["scale"]
+    caption = f"{result['machine']['cores']} cores, {scale['processes']} processes on either side"
     if "imports_seconds" in result:
         imports = " and ".join(f"{took:.1f} s" for took in result["imports_seconds"].values())
         caption += f"; all seconds contain imports of {imports}"

@@ -4,20 +4,24 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from copies import Started, copies
 from mlflow import MlflowClient
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from benchmarks import (
     cache,
     dense_speed,
     executors,
+    families,
     plain_loop,
     pruners,
     search_speed,
@@ -35,6 +39,7 @@ from trainers.models import ModelSource
 ROOT = Path(__file__).parent.parent
 PARTLY: dict[str, Any] = {"depth": 2, "lr": 1e-3, "layer_decay": 0.7, "weight_decay": 0.1, "loss": "label_smoothing"}
 PARTLY |= {"batch_norm": "frozen_stats", "batch_size": 32, "epochs": 2, "warmup_epochs": 0.5}
+PROBE: dict[str, Any] = PARTLY | {"depth": 0}
 WHOLLY: dict[str, Any] = {"depth": 1.0, "lr": 1e-2, "optimizer": "sgd", "batch_size": 32, "epochs": 2}
 
 # A command of a benchmark, in a copy of a process that has imported everything. Arguments: its log, and the command.
@@ -91,7 +96,7 @@ def config(tmp_path: Path) -> StudyConfig:
     return compose_study([f"study={tmp_path / 'study.yaml'}"])
 
 
-@pytest.mark.parametrize("values", [PARTLY, WHOLLY], ids=["partly", "wholly"])
+@pytest.mark.parametrize("values", [PROBE, PARTLY, WHOLLY], ids=["probe", "partly", "wholly"])
 def test_the_plain_loop_trains_as_our_trainer_does(config: StudyConfig, values: dict[str, Any]):
     strategy = plain_loop.strategy_of(values)
     data = open_data(task="classification", in_chans=3, **config.data.model_dump())
@@ -106,6 +111,24 @@ def test_the_plain_loop_trains_as_our_trainer_does(config: StudyConfig, values: 
     # Rounding may carry an image over the border between two classes.
     one_image = 1.01 / len(data.val)
     assert [score for _, score in plain] == pytest.approx([metrics["val_accuracy"] for metrics in ours], abs=one_image)
+    # Only a linear probe has features, which later probes read.
+    assert [len(images.pixels) for images in lesson.features] == ([128, 64] if values is PROBE else [])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+def test_both_sides_train_in_as_many_processes(tmp_path: Path):
+    scale = replace(search_speed.QUICK, model="test_resnet", weights="none", processes=2)
+    plain = search_speed.command_of("plain", scale)
+    assert plain[-2:] == ["--processes", "2"]
+    assert "executor.trials_per_device=2" in search_speed.command_of("ours", scale)
+    space = {"depth": {"low": 0, "high": 2}, "lr": {"low": 1e-3, "high": 1e-2, "log": True}, "epochs": 1}
+    study = search_speed.study_of(scale, home := search_speed.fresh(tmp_path / "home"), space, {}, 3, 0, "none")
+    assert 0 < searches.run(plain, study, home).best <= 1
+    trials = optuna.load_study(study_name="study", storage=study["store"]["url"]).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    # Two samplers of one seed would draw the same.
+    assert len({trial.params["lr"] for trial in trials}) == 3
 
 
 def test_the_plain_loop_refuses_what_it_does_not_know():
@@ -195,7 +218,7 @@ def test_dense_speed_trains_the_same_with_and_without_reuse(tmp_path: Path):
         "--decoders",
         "fcn",
         "--epochs",
-        "2",
+        "1",
         "--json",
         str(tmp_path / "result.json"),
     ]
@@ -251,10 +274,10 @@ def test_the_benchmark_of_the_cache_measures_every_cut_of_the_model(tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path: Path):
-    short = ["--trials", "5", "20", "--blocks", "1", "--block", "2", "--epoch-ms", "0"]
+    short = ["--trials", "3", "6", "--blocks", "1", "--block", "2", "--epoch-ms", "0"]
     assert "unfreeze beyond plain calls" in run_script("bookkeeping", *short, "--json", str(tmp_path / "out.json"))
     sizes = json.loads((tmp_path / "out.json").read_text())["ms_a_trial"]
-    assert list(sizes) == ["5", "20"]
+    assert list(sizes) == ["3", "6"]
     for ways in sizes.values():
         assert len(ways) == 3
         assert all(way["all"] > 0 for way in ways.values())
@@ -262,8 +285,23 @@ def test_the_benchmark_of_bookkeeping_runs_in_its_short_mode(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_benchmark_of_stores_finds_every_trial_once_behind_the_proxy(tmp_path: Path):
-    short = ["--quick", "--trials", "6", "--stores", "proxy", "--json", str(tmp_path / "out.json")]
+    short = ["--quick", "--trials", "4", "--stores", "proxy", "--json", str(tmp_path / "out.json")]
     assert "every trial was trained once, told once and has one run" in run_script("stores", *short)
     found = json.loads((tmp_path / "out.json").read_text())["found"]["proxy"]
-    assert found["trials"] == 6
+    assert found["trials"] == 4
     assert found["ms_a_trial"] > 0
+
+
+def test_the_benchmark_of_families_tells_exact_cuts_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["--families", "resnet", "--json", str(tmp_path / "out.json")]
+    families.main(words)
+    (found,) = json.loads((tmp_path / "out.json").read_text())["families"]
+    assert (found["model"], found["side"], found["blocks"]) == ("test_resnet", 64, 5)
+    assert (found["cuts"], found["exact"], found["reason"]) == (4, 4, "")
+    # Cuts that freeze a block too many.
+    cut_at = families.cut_at
+    monkeypatch.setattr(families, "cut_at", lambda graph, model, k: cut_at(graph, model, min(k + 1, graph.num_blocks)))
+    families.main(words)
+    (found,) = json.loads((tmp_path / "out.json").read_text())["families"]
+    assert (found["cuts"], found["exact"]) == (4, 1)
+    assert "at depth 1 another gradient of layer4" in found["reason"]

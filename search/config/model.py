@@ -16,7 +16,9 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 class ModelConfig(Section):
     """Which model, or which models to choose from, and from which weights."""
 
-    name: Text | tuple[Text, ...] = Field("resnet18", description="any timm classifier, or a list of them to search")
+    name: Text | tuple[Text, ...] = Field(
+        "resnet18", description="any timm classifier with a group_matcher, or a list of them"
+    )
     decoder: Text | None = Field(
         None,
         description="decoder on the model's feature maps, by default the first of the task's: "

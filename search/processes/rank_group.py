@@ -111,8 +111,6 @@ class RankGroup:
         self._device, self._threads, self._orders = device, threads, orders
         self._cleanup = ExitStack()
         self.count = count
-        #: Whether the running trial has had a result.
-        self.has_result = False
         self._followers: list[_Follower] = []
         self._ranks = ALONE
         self._folder: Path | None = None
@@ -124,21 +122,20 @@ class RankGroup:
             _check(self.count, device)
 
     @contextmanager
-    def training(self, model: str, strategy: Strategy, seed: int, micro_batches: int = 1) -> Iterator[Ranks]:
+    def training(self, model: str, strategy: Strategy, seed: int) -> Iterator[Ranks]:
         """A context in which all other ranks have the trainer of a trial; rank 0 makes its own from the given ranks.
 
         Args:
             model: Name of the model.
             strategy: What is trained.
             seed: Seed of the training.
-            micro_batches: Parts into which a batch is divided.
 
         Raises:
             RankLostError: Another rank was killed.
             TrialError: Another rank failed.
             MemoryError: Another rank ran out of memory.
         """
-        self.has_result = self._were_woken = False
+        self._were_woken = False
         if self.count == 1:
             yield ALONE
             return
@@ -146,7 +143,7 @@ class RankGroup:
         facts = {"model": model, "strategy": strategy.to_dict(), "seed": seed}
         try:
             with self._woken_by_signals():
-                self._tell("train", **facts, micro_batches=micro_batches)
+                self._tell("train", **facts)
                 yield self._ranks
         except BaseException as error:
             # All ranks raise these alike; this process alone raises their subclasses.
@@ -173,7 +170,6 @@ class RankGroup:
             self._is_busy.set()
             result = next(trainer)
             self._is_busy.clear()
-            self.has_result = True
             yield result
 
     def pass_on(self, trainer: Trainer) -> None:

@@ -29,7 +29,6 @@ def make_trainer(
     source: ModelSource,
     strategy: Strategy,
     seed: int,
-    micro_batches: int = 1,
     ranks: Ranks = ALONE,
 ) -> Trainer:
     """The trainer of a trial, the same on each of its ranks.
@@ -49,7 +48,6 @@ def make_trainer(
         short_epochs(pruner, strategy.epochs),
         materials.compiler,
         ranks,
-        micro_batches,
     )
 
 

@@ -12,7 +12,7 @@ from search.trials.pausing import pause
 from search.trials.record import Asked, Record, Sampled, Trained
 from search.trials.snapshots import Snapshots, UnfitSnapshotError, resume
 from strategies import Plan, Strategy
-from trainers import Trainer, free_memory, is_out_of_memory, leave_onednn_if_broken
+from trainers import Trainer
 
 
 def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> Trained:
@@ -25,32 +25,19 @@ def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> 
     """
     if isinstance(sampled, Exception):
         raise sampled
-    most, parts = sampled.strategy.batch_size // (2 * open_study.rank_group.count), 1
     with time_limit(open_study.config.budget.trial_minutes):
         while True:
             try:
-                return _train_in_parts(open_study, asked, sampled, parts)
+                return _train(open_study, asked, sampled)
             except UnfitSnapshotError as error:
                 # The snapshot is removed by now.
                 open_study.watcher.say(f"trial {asked.trial.number} starts anew: {error}")
-                continue
-            except (RuntimeError, MemoryError) as error:
-                # One rank alone cannot repeat a step in which the others wait for it, so all ranks start again.
-                is_first = open_study.rank_group.count > 1 and not open_study.rank_group.has_result
-                if not is_first or not is_out_of_memory(error) or 2 * parts > most:
-                    raise
-                leave_onednn_if_broken(error)
-            free_memory()
-            parts *= 2
 
 
-def _train_in_parts(open_study: OpenStudy, asked: Asked, sampled: Sampled, micro_batches: int) -> Trained:
-    """Train a trial whose batches are at first divided into ``micro_batches`` parts."""
+def _train(open_study: OpenStudy, asked: Asked, sampled: Sampled) -> Trained:
     source, strategy, seed = sampled.source, sampled.strategy, sampled.seed
-    with open_study.rank_group.training(source.name, strategy, seed, micro_batches) as ranks:
-        trainer = make_trainer(
-            open_study.materials, open_study.config.pruner, source, strategy, seed, micro_batches, ranks
-        )
+    with open_study.rank_group.training(source.name, strategy, seed) as ranks:
+        trainer = make_trainer(open_study.materials, open_study.config.pruner, source, strategy, seed, ranks)
         return _follow(open_study, asked, sampled, trainer)
 
 

@@ -79,7 +79,7 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The best trial, or a mixture of weights: its score on the untouched test split, and its model's address.
+    """The best trial, or a mixture of weights: its score on the test split, and its model's address.
 
     Args:
         trial: Number of the best trial.

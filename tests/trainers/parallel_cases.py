@@ -98,7 +98,7 @@ def data_of(task: str, cache: Path) -> ImageData:
     return _halves(task) if task in ("classification", "regression") else _scenes(task, cache)
 
 
-def trainer_of(case: str, data: ImageData, cache: Path, ranks: Ranks = ALONE, parts: int = 1) -> Trainer:
+def trainer_of(case: str, data: ImageData, cache: Path, ranks: Ranks = ALONE) -> Trainer:
     model, task, fields = CASES[case]
     classes, size = len(data.classes), data.preprocessing.image_size
     # The other decoders of masks drop some of their maps, each rank others.
@@ -107,7 +107,7 @@ def trainer_of(case: str, data: ImageData, cache: Path, ranks: Ranks = ALONE, pa
     source = ModelSource(model, Weights("none", "random", None), classes, size, top=top)
     strategy = Strategy(**{"epochs": 1, "batch_size": 16, "lr": 1e-3, "depth": 1.0} | fields)
     reuse = Reuse(ActivationStore(cache, 2**30), always=True) if "reuse" in case else None
-    return Trainer(source, data, strategy, 0, DEVICE, reuse=reuse, ranks=ranks, micro_batches=parts)
+    return Trainer(source, data, strategy, 0, DEVICE, reuse=reuse, ranks=ranks)
 
 
 def train(trainer: Trainer) -> dict[str, Any]:

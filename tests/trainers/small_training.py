@@ -9,7 +9,7 @@ import torch
 from timm.models import register_model
 from timm.models.swin_transformer import SwinTransformer, _create_swin_transformer
 
-from trainers import ImageData, ModelSource, Preprocessing, Weights, choose_device
+from trainers import ImageData, ModelSource, Preprocessing, Trainer, Weights, choose_device
 from trainers.data.split import ResidentSplit
 
 DEVICE = choose_device("cpu")
@@ -85,3 +85,16 @@ class Dice:
 
     def suggest_categorical(self, name, choices):
         return self._random.choice(choices)
+
+
+def short_of_memory(trainer: Trainer, images: int) -> Trainer:
+    """The trainer, whose model from now on finds no memory for more images at once in a step."""
+    forward = trainer._gradients._forward
+
+    def short(model, inputs, cut):
+        if len(inputs) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(model, inputs, cut)
+
+    trainer._gradients._forward = short
+    return trainer

@@ -1,6 +1,6 @@
 """The gradients of one training step: forward, loss, backward."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,16 @@ from trainers.device import Device
 from trainers.forward import Forward
 from trainers.training.batches import Batch
 from trainers.training.losses import Criterion
-from trainers.training.memory import Fitting, in_parts
+from trainers.training.memory import Fitting, in_parts, is_out_of_memory, leave_onednn_if_broken
 from trainers.training.ranks import Ranks
-from trainers.training.synced_norm import has_synced_norms
+from trainers.training.synced_norm import norms_by_batch
 
 
 class Gradients:
     """Computes the gradients of a batch, in parts where the batch does not fit into memory, and over all ranks.
+
+    A batch is seen in parts only where the parts' gradients add up to those of the batch. BatchNorm in train mode, BSS,
+    Dice and Lovász look at a whole batch.
 
     Args:
         model: The model on its device, as it is trained.
@@ -51,6 +54,9 @@ class Gradients:
         """Leave in the parameters the gradients that the next step takes, and return the loss before that step.
 
         The loss is a scalar on the device, and is not waited for.
+
+        Raises:
+            MemoryError: The batch does not fit into memory, and seen in parts it would be another training.
         """
         loss = self._forward_backward(batch)
         if self._sam is not None:
@@ -103,16 +109,34 @@ class Gradients:
             return total
 
         if self._ranks.is_alone:
-            return self.fitting.do(attempt)
+            return self._fitted(attempt, len(batch.all_targets))
         with self._ranks.stepping():
-            # Where ranks wait for each other within a pass, one rank alone cannot begin the pass again.
-            loss = attempt(self.fitting.parts) if self._waits_within_passes() else self.fitting.do(attempt)
+            loss = self._fitted(attempt, len(batch.all_targets))
         self._add_up_over_ranks(loss)
         return loss
 
-    def _waits_within_passes(self) -> bool:
-        """Whether ranks wait for each other within forward and backward passes."""
-        return self._criterion.gathers or has_synced_norms(self._model)
+    def _fitted(self, attempt: Callable[[int], Tensor], images: int) -> Tensor:
+        """The loss of a batch of so many images, in as many parts as memory asks for, if the batch may be divided."""
+        norms, of_whole_batch = norms_by_batch(self._model), list(self._criterion.of_whole_batch)
+        if not norms and not of_whole_batch:
+            return self.fitting.do(attempt)
+        try:
+            # Ranks wait for each other within the pass, so that one rank alone could not begin the pass again.
+            return attempt(1)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            leave_onednn_if_broken(error)
+            cures = ["a smaller strategy.batch_size"]
+            if norms:
+                of_whole_batch.append("BatchNorm in train mode")
+                # BatchNorm of a decoder is new, and always in train mode.
+                if not any(name.startswith("top.") for name in norms):
+                    cures.append("strategy.batch_norm=frozen_stats")
+            raise MemoryError(
+                f"a batch of {images} images does not fit, and would be another training in parts, because of "
+                f"{' and '.join(of_whole_batch)}; take {' or '.join(cures)}"
+            ) from error
 
     def _add_up_over_ranks(self, loss: Tensor) -> None:
         """Replace the loss and the gradients by their sums over the ranks."""

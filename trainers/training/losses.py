@@ -79,8 +79,11 @@ class Criterion:
         self._is_mean_over_pixels = task == "segmentation" and of_pixels
         # Such a loss is neither a mean over images nor over pixels, nor a detector's own.
         self._needs_all_outputs = task == "segmentation" and not of_pixels
-        #: Whether the loss needs the outputs or features of all ranks, so that ranks wait for each other.
-        self.gathers = self._needs_all_outputs or strategy.bss > 0
+        #: Fields because of which the loss is no mean over images or pixels: it is computed from all ranks' outputs or
+        #: features, and a batch that is divided would have another.
+        self.of_whole_batch = [f"strategy.loss={strategy.loss}"] if self._needs_all_outputs else []
+        if strategy.bss > 0:
+            self.of_whole_batch.append(f"strategy.bss={strategy.bss:g}")
 
     def __call__(
         self,

@@ -48,9 +48,9 @@ def sync_batch_norm(model: nn.Module, ranks: Ranks, never_train: Collection[str]
             )
 
 
-def has_synced_norms(model: nn.Module) -> bool:
-    """Whether a step waits for other ranks in a module, in the model's present modes."""
-    return any(isinstance(module, BatchNorm) and module.training for module in model.modules())
+def norms_by_batch(model: nn.Module) -> list[str]:
+    """Names of modules that normalise by the batch in the model's present modes; there ranks wait for each other."""
+    return [name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.training]
 
 
 def _forward_of(ranks: Ranks, plain: Any) -> Any:

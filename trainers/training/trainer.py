@@ -83,7 +83,6 @@ class Trainer:
         short: Epochs at the beginning that see only a share of the images, drawn anew in each.
         compiler: Compiles the forward passes, and with them the backward passes; None compiles nothing.
         ranks: The processes that train together.
-        micro_batches: In how many parts a batch is seen to begin with.
 
     Raises:
         ConfigError: The strategy cannot be applied to this model, or its loss not to this task; or a batch has fewer
@@ -104,7 +103,6 @@ class Trainer:
         short: ShortEpochs | None = None,
         compiler: Compiler | None = None,
         ranks: Ranks = ALONE,
-        micro_batches: int = 1,
     ) -> None:
         # A field that has no effect must have none, whoever made the strategy.
         strategy = strategy.canonical(source.num_blocks)
@@ -135,9 +133,7 @@ class Trainer:
             classes = source_classes(source, data, seed, device) if strategy.co_tuning > 0 else None
             total_penalty = TotalPenalty(model, plan, strategy, classes)
         criterion = Criterion(model, data.task, strategy, loss, class_weights, total_penalty, ranks)
-        # BatchNorm needs two images.
         fitting = Fitting(self._batches.own_size // 2, ranks.is_any)
-        fitting.parts = micro_batches
         self._gradients = Gradients(
             model, self.forward, criterion, strategy, device, self.optimizer, sam, ranks, fitting
         )

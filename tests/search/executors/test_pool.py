@@ -146,9 +146,9 @@ def test_two_commands_that_begin_a_new_study_at_once_share_its_budget(new_lab):
 @pytest.mark.slow
 def test_auto_measures_and_says_what_it_chose(new_lab):
     lab = new_lab(strategy=SMALL["strategy"] | {"depth": 1.0, "epochs": 3}, metric="loss")
-    code, out, err = finish(lab.start("budget.trials=16", "executor.trials_per_device=auto", "threads=2"))
+    code, out, err = finish(lab.start("budget.trials=10", "executor.trials_per_device=auto", "threads=2"))
     assert code == 0, err
-    assert [outcome_of(trial) for trial in lab.trials()] == ["complete"] * 16
+    assert [outcome_of(trial) for trial in lab.trials()] == ["complete"] * 10
     said = [line for line in out.splitlines() if line.startswith("Workers ")]
     assert said[0].endswith("one to begin with")
     assert " with 1 images a second; one takes " in said[1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import DATA, DEVICE
+from small_training import DATA, DEVICE, short_of_memory
 
 from strategies import Strategy
 from trainers import ActivationStore, ModelSource, Reuse, Trainer, Weights, open_data, top_of
@@ -140,3 +140,18 @@ def test_the_decoders_rate_has_a_factor_of_its_own(sets):
     assert {scale for name, scale in scales.items() if name.startswith("top.decoder.")} == {5.0}
     assert {scale for name, scale in scales.items() if not name.startswith("top.decoder.")} == {1.0}
     assert torch.isfinite(torch.tensor(next(trainer).metrics["train_loss"]))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "loss", "why"),
+    [
+        # The decoder's BatchNorm is new and always in train mode.
+        ("unet", "cross_entropy", "BatchNorm in train mode"),
+        ("fpn", "cross_entropy+lovasz", r"strategy.loss=cross_entropy\+lovasz"),
+    ],
+)
+def test_a_batch_of_masks_that_parts_would_train_in_another_way_is_not_divided(sets, decoder, loss, why):
+    data, strategy = sets["segmentation"], Strategy(loss=loss, batch_size=4, batch_norm="frozen_stats")
+    trainer = short_of_memory(Trainer(source_for(data, "segmentation", decoder), data, strategy, 0, DEVICE), 2)
+    with pytest.raises(MemoryError, match=rf"because of {why}; take a smaller strategy.batch_size$"):
+        next(trainer)

@@ -1,4 +1,4 @@
-"""What does not fit into memory is done in parts, which come to the same."""
+"""What does not fit into memory is done in parts where parts come to the same, and else fails with advice."""
 
 import os
 import subprocess
@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from copies import copies
+from small_training import DATA, DEVICE, short_of_memory
 
+from strategies import Strategy
+from trainers import ModelSource, Trainer, Weights
 from trainers.training import is_out_of_memory
 from trainers.training.memory import Fitting, in_parts
 
@@ -142,3 +145,33 @@ def test_a_batch_is_divided_with_all_that_belongs_to_it():
     for (first, second), some, _ in in_parts(rows, targets, None, parts=2):
         assert first.equal(some[:, None].float())
         assert second.equal(2 * first)
+
+
+def with_memory_for(images: int, **fields) -> Trainer:
+    """A trainer whose model finds no memory for more images at once."""
+    strategy = Strategy(**{"epochs": 1, "batch_size": 16, "optimizer": "sgd"} | fields)
+    source = ModelSource("test_resnet", Weights("none", "random", None), 2, 32)
+    return short_of_memory(Trainer(source, DATA, strategy, 0, DEVICE), images)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({}, "BatchNorm in train mode; take a smaller strategy.batch_size or strategy.batch_norm=frozen_stats"),
+        ({"bss": 1e-3, "batch_norm": "frozen_stats"}, "strategy.bss=0.001; take a smaller strategy.batch_size"),
+    ],
+    ids=["batch_norm", "bss"],
+)
+def test_a_batch_that_parts_would_train_in_another_way_is_not_divided(fields, why):
+    trainer = with_memory_for(8, **fields)
+    with pytest.raises(MemoryError, match=rf"^a batch of 16 images does not fit, .* because of {why}$"):
+        next(trainer)
+    assert trainer.micro_batches == 1
+
+
+# BatchNorm in train mode only where blocks are trained: below a linear probe it is frozen.
+@pytest.mark.parametrize("fields", [{"depth": 0}, {"l2_sp": 1e-2, "delta": 1e-2, "batch_norm": "frozen_stats"}])
+def test_a_batch_that_may_be_divided_is_trained_the_same_in_parts(fields):
+    divided, whole = (with_memory_for(images, **fields) for images in (8, 16))
+    assert next(divided).metrics == pytest.approx(next(whole).metrics, rel=1e-4)
+    assert (divided.micro_batches, whole.micro_batches) == (2, 1)

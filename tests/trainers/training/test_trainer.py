@@ -1,13 +1,14 @@
 import io
 import itertools
 import math
+from copy import deepcopy
 
 import pytest
 import timm
 import torch
 from small_training import DATA, DEVICE, halves, lopsided
 
-from strategies import ConfigError, Strategy, TrialError, tta_views
+from strategies import ConfigError, Strategy, TrialError, set_train_mode, tta_views
 from trainers import TASKS, ModelSource, ShortEpochs, Teacher, Trainer, Weights, normaliser, predict
 from trainers.reuse import NOTHING_REUSED
 from trainers.training import ALONE, weights_of_classes
@@ -182,25 +183,56 @@ def test_predictions_come_in_the_order_of_the_split(source):
 # What a strategy can ask for, one by one
 
 
-def test_dropping_out_features_changes_training_and_not_the_answers(source):
-    assert metrics(trainer(source, dropout=0.5)) != metrics(trainer(source))
-    found = trainer(source, dropout=0.5)
-    first, again = found.predict(DATA.val)[0], found.predict(DATA.val)[0]
-    assert torch.equal(first, again)
-    assert torch.equal(first, trainer(source).predict(DATA.val)[0]), "the same weights, whatever is dropped"
+def test_so_many_features_are_dropped_in_training_and_none_from_the_answers(source):
+    zeros = {}
+    for share in (0.0, 0.3, 0.6):
+        found, seen = trainer(source, dropout=share, epochs=1), zeros.setdefault(share, {True: [], False: []})
+        found.model.fc.register_forward_pre_hook(lambda fc, given, seen=seen: seen[fc.training].append(given[0] == 0))
+        answers = found.predict(DATA.val)[0]
+        assert torch.equal(answers, trainer(source).predict(DATA.val)[0]), "the same weights, whatever is dropped"
+        next(found)
+    dark = {(share, mode): torch.cat(of[mode]).double().mean().item() for share, of in zeros.items() for mode in of}
+    for share in zeros:
+        # Some features are zero before any is dropped.
+        assert dark[share, True] == pytest.approx(1 - (1 - dark[0.0, True]) * (1 - share), abs=0.05)
+        assert dark[share, False] == pytest.approx(dark[0.0, False], abs=0.05)
 
 
 def test_dropping_paths_is_for_trained_blocks_of_models_that_have_them(source):
+    modules = trainer(source, drop_path=0.5).model.modules()
+    assert max(module.drop_prob for module in modules if hasattr(module, "drop_prob")) == pytest.approx(0.5)
     assert metrics(trainer(source, drop_path=0.5)) != metrics(trainer(source))
     assert metrics(trainer(source, drop_path=0.5, depth=0)) == metrics(trainer(source, depth=0))
     with pytest.raises(ConfigError, match=r"strategy.drop_path: vgg11 has no residual branches"):
         trainer(ModelSource("vgg11", Weights("none", "random", None), 2, 32), drop_path=0.5)
 
 
-def test_sharpness_aware_steps_differ_from_plain_ones_and_learn(source):
-    results = metrics(trainer(source, sam_rho=0.05, epochs=6))
-    assert results != metrics(trainer(source, epochs=6))
-    assert results[-1]["val_accuracy"] > 0.9
+def loss_of_first_batch(found: Trainer) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """Loss, gradients of the parameters, and the images as the model takes them, before any step."""
+    found._batches.turn_to(0)
+    set_train_mode(found.model, found.plan)
+    batch = found._batches.show(next(found._batches.read(torch.arange(16))))
+    loss = found._gradients.compute(batch)
+    return loss, [param.grad.clone() for param in found.model.parameters()], batch.inputs
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_sharpness_aware_step_takes_the_gradients_from_up_the_slope(source):
+    sharp, plain, climbed = (trainer(source, sam_rho=rho) for rho in (0.5, 0.0, 0.0))
+    _, up, _ = loss_of_first_batch(plain)
+    norm = torch.stack([grad.norm() for grad in up]).norm()
+    with torch.no_grad():
+        for param, grad in zip(climbed.model.parameters(), up, strict=True):
+            param.add_(0.5 * grad / norm)
+    _, expected, _ = loss_of_first_batch(climbed)
+    _, found, _ = loss_of_first_batch(sharp)
+    assert_close(found, expected)
+    assert max((one - other).abs().max() for one, other in zip(found, up, strict=True)) > 0.01
+    assert metrics(trainer(source, sam_rho=0.05, epochs=6))[-1]["val_accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("how", [{"ema": 0.9}, {"swa_epochs": 2}])
@@ -246,7 +278,7 @@ def test_low_rank_updates_are_trained_alone_and_folded_into_what_is_kept(source)
     assert torch.allclose(outputs, found.predict(DATA.val)[0], atol=1e-5)
 
 
-def test_penalties_hold_the_body_near_its_start(source):
+def test_a_penalty_holds_the_body_near_its_start(source):
     start = source.build(0).state_dict()
 
     def moved(**strategy) -> float:
@@ -254,10 +286,45 @@ def test_penalties_hold_the_body_near_its_start(source):
         list(found)
         return sum((p - start[n]).square().sum().item() for n, p in found.model.named_parameters() if "fc" not in n)
 
-    free = moved()
-    assert moved(l2_sp=10.0) < 0.5 * free
-    assert moved(delta=0.5) != free
-    assert moved(bss=1.0) != free
+    assert moved(l2_sp=10.0) < 0.5 * moved()
+
+
+def delta_by_hand(found: Trainer, start: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Half the mean square of the differences between the stages' maps and those of the start, summed over stages."""
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    maps = {id(model): [] for model in (found.model, start)}
+    for model, seen in ((found.model, maps[id(found.model)]), (start, maps[id(start)])):
+        hooks = [
+            model.get_submodule(stage).register_forward_hook(lambda _, given, out, seen=seen: seen.append(out))
+            for stage in stages
+        ]
+        model(images)
+        [hook.remove() for hook in hooks]
+    return sum((a - b.detach()).square().mean() / 2 for a, b in zip(*maps.values(), strict=True))
+
+
+def bss_by_hand(found: Trainer, start: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The square of the smallest singular value of the features."""
+    features = found.model.forward_head(found.model.forward_features(images), pre_logits=True)
+    return torch.linalg.svdvals(features)[-1] ** 2
+
+
+@pytest.mark.parametrize(("field", "weight", "by_hand"), [("delta", 20.0, delta_by_hand), ("bss", 1e3, bss_by_hand)])
+def test_a_penalty_is_in_the_loss_and_in_its_gradients_by_its_weight(source, field, weight, by_hand):
+    free, held = (trainer(source, batch_norm="frozen_stats", **{field: value}) for value in (0.0, weight))
+    start = deepcopy(held.model).eval()
+    for found in (free, held):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for param in found.model.parameters():
+                param.mul_(1 + 0.3 * torch.randn(param.shape, generator=generator))
+    loss, without, images = loss_of_first_batch(free)
+    penalised, found, _ = loss_of_first_batch(held)
+    penalty = weight * by_hand(held, start, images)
+    assert penalty > 0.05
+    assert penalised == pytest.approx((loss + penalty).item(), rel=1e-3)
+    grads = torch.autograd.grad(penalty, list(held.model.parameters()), allow_unused=True, materialize_grads=True)
+    assert_close(found, [one + other for one, other in zip(without, grads, strict=True)])
 
 
 def test_co_tuning_learns_from_the_weights_own_classes_and_says_when_there_are_none(source):
