@@ -46,6 +46,8 @@ PAUSED = "paused_at_epoch"
 IDENTITY = "identity"
 #: Id of the study's MLflow run.
 PARENT_RUN = "mlflow_parent_run"
+#: Key of the study's MLflow run, stored before the run begins.
+PARENT_KEY = "mlflow_parent_key"
 #: The learning rate of the range test, around which ``strategy.lr`` is centred.
 SUGGESTED_LR = "suggested_lr"
 #: The best linear probe's values, its score, and how many probes there were.

@@ -12,6 +12,7 @@ from search.scheduling import StudySampler, make_pruner, requeuing
 from search.storage import (
     BLOCKS,
     FEATURES,
+    PARENT_KEY,
     PARENT_RUN,
     SUGGESTED_LR,
     AttributeWriter,
@@ -27,7 +28,7 @@ from search.study.comparability import check_identity, check_space, identity
 from search.study.lr_range import centred, suggested_lr
 from search.study.materials import gather, open_models
 from search.study.similar import features_of
-from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit
+from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit, new_run_key
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
 from strategies import ConfigError, Entry, Fixed, FloatRange, Space, Strategy, first_line, without
 from trainers import TASKS, Trainer, unusable_fields
@@ -124,10 +125,14 @@ def _open_parent(
 ) -> str:
     """Begin the study's run in MLflow, or resume it, and return its id."""
     sources = list(materials.sources.values())
+    # By its key the next start finds the run of a process that was killed before it stored the run's id.
+    if PARENT_KEY not in study.user_attrs:
+        study.set_user_attr(PARENT_KEY, new_run_key())
     parent = tracker.open_parent(
         study.user_attrs.get(PARENT_RUN),
         str(config.name),
         {"unfreeze.kind": "study", **tags, **model_tags(sources)},
+        study.user_attrs[PARENT_KEY],
     )
     # A power cut must not take the run from MLflow and leave Optuna its id: folders on disk are named after it.
     sync_log(tracker.uri)

@@ -126,10 +126,16 @@ class Tracker:
         """The study's experiment, made when it is first needed."""
         return self._sink.experiment_id
 
-    def open_parent(self, run_id: str | None, name: str, tags: Mapping[str, Any]) -> str:
+    def open_parent(self, run_id: str | None, name: str, tags: Mapping[str, Any], key: str | None = None) -> str:
         """Resume the study's parent run, or begin one where there is no run ``run_id`` (any more).
 
         Writes that ended processes have left are done before.
+
+        Args:
+            run_id: The run's id; None if it is not known.
+            name: Name of a run that is begun.
+            tags: Tags of the run.
+            key: Key of a run that is begun, unless there is a run with this key; None for a new key.
 
         Returns:
             The run's id.
@@ -151,8 +157,8 @@ class Tracker:
                     if is_outage(error):
                         raise
                     logger.warning("the study's parent run %s is gone; a new one begins", run_id)
-            begin = Begin(run=new_run_key(), name=name, tags=_texts(tags), time=_now())
-            run_id = self._sink.begin(begin, again=False)
+            begin = Begin(run=key or new_run_key(), name=name, tags=_texts(tags), time=_now())
+            run_id = self._sink.begin(begin, again=key is not None)
         self.join(run_id)
         return run_id
 

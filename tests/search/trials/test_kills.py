@@ -10,6 +10,7 @@ from search.tracking import PARENT_TAG
 
 # Where the process is killed, and how many trials it has told by then.
 KILLS = {
+    "before the study knows its run": (("search.tracking.tracker", "Tracker", "save_view", "before", 1), 0),
     "before the checkpoint": (("search.tracking.checkpoints", "Checkpoints", "save", "before", 2), 1),
     "between two batches": (("mlflow", "MlflowClient", "log_batch", "after", 4), 0),
     "before tell": (("optuna.study", "Study", "tell", "before", 2), 1),
