@@ -30,20 +30,22 @@ def temporary_folder(within: Path | None = None) -> Iterator[Path]:
     """
     if within is not None:
         within.mkdir(parents=True, exist_ok=True)
+    # Found before the folder is made, so that a kill between the two leaves a folder without a name as seldom as can be.
+    name = owner()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=within))
     try:
-        _name_owner(folder)
+        _name_owner(folder, name)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
             # A process that is just ending has written into it meanwhile. Later starts remove it.
             with suppress(OSError):
-                _name_owner(folder)
+                _name_owner(folder, name)
 
 
-def _name_owner(folder: Path) -> None:
-    (folder / _OWNER_FILE).write_text(owner(), encoding="utf-8")
+def _name_owner(folder: Path, name: str) -> None:
+    (folder / _OWNER_FILE).write_text(name, encoding="utf-8")
 
 
 @contextmanager

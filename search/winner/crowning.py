@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from search.processes import temporary_folder
-from search.storage import RUN_ID, WINNER, score_of
+from search.storage import RUN_ID, WINNER, score_of, sync_log
 from search.trials import OpenStudy
 from search.winner.evidence import log_evidence
 from search.winner.logged_model import log_model
@@ -72,6 +72,9 @@ def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirm
         CANDIDATES_FILE,
         {"metric": winner.metric, "winner": winner.kind, "candidates": [asdict(one) for one in candidates]},
     )
+    # Once Optuna names the winner, nothing of it is logged again: all must be in MLflow, or wait on disk for it.
+    open_study.tracker.flush()
+    sync_log(open_study.tracker.uri)
     open_study.study.set_user_attr(WINNER, asdict(winner))
     return winner
 

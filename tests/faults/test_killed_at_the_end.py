@@ -1,12 +1,17 @@
 """A search that is killed while its winner is logged leaves nothing twice, and nothing outside its own folders."""
 
+import json
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
+from optuna import Study
 
 from search.storage import WINNER
+from search.tracking.sink import Sink
+from search.winner import EVIDENCE_FILE, MISTAKES_FOLDER
 
 # Kills itself once MLflow has the model's files and does not know yet that the model is whole.
 KILLED = """
@@ -51,3 +56,24 @@ def test_of_one_winner_there_is_one_model_whenever_its_search_was_killed(new_lab
     assert model.model_uri == first["model_uri"]
     folder = Path(model.artifact_location.removeprefix("file://")).parent
     assert left_in(folder.parent) == [model.model_id]
+
+
+def test_all_of_a_winner_is_in_mlflow_before_the_study_names_it(new_lab, monkeypatch):
+    lab, stored = new_lab(), []
+    write, set_user_attr = Sink.__call__, Study.set_user_attr
+
+    def slow(*values):
+        time.sleep(0.01)
+        write(*values)
+
+    def setting(study, key, value):
+        if key == WINNER:
+            found = lab.client.list_artifacts(lab.parent().info.run_id, MISTAKES_FOLDER)
+            stored.extend(file.path for file in found)
+        set_user_attr(study, key, value)
+
+    monkeypatch.setattr(Sink, "__call__", slow)
+    monkeypatch.setattr(Study, "set_user_attr", setting)
+    assert lab.run("budget.trials=1") == 0
+    evidence = json.loads(lab.artifact(lab.parent(), EVIDENCE_FILE).read_text(encoding="utf-8"))
+    assert len(stored) == len(evidence["mistakes"]) > 0

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -68,6 +69,14 @@ code = main()
 print(time.process_time(), file=sys.stderr)
 sys.exit(code)
 """
+
+
+def is_harmless(path: Path) -> bool:
+    """Whether a kill in a moment of microseconds left this, which no later start within a minute can tell from others'.
+
+    It is the file with which Python tries a temporary folder, or a folder that does not name its owner yet.
+    """
+    return not any(path.iterdir()) if path.is_dir() else path.read_bytes() in (b"", b"blat")
 
 
 class Life:
@@ -145,7 +154,8 @@ class Life:
     def files(self) -> set[str]:
         """What lies in the temporary folder and the cache, with ``x`` for what names a run."""
         cache = self.lab.folder / "mlruns" / "cache"
-        found = {str(path.relative_to(self.lab.folder)) for path in (*self.temporary.iterdir(), *cache.rglob("*"))}
+        there = (*(path for path in self.temporary.iterdir() if not is_harmless(path)), *cache.rglob("*"))
+        found = {str(path.relative_to(self.lab.folder)) for path in there}
         return {re.sub(r"lab-[0-9a-f]{8}", "lab-x", path) for path in found}
 
     def models(self) -> tuple[list[str], list[str], int]:
