@@ -30,7 +30,7 @@ def temporary_folder(within: Path | None = None) -> Iterator[Path]:
     """
     if within is not None:
         within.mkdir(parents=True, exist_ok=True)
-    # Found before the folder is made, so that a kill between the two leaves a folder without a name as seldom as can be.
+    # Found before the folder is made: a kill between the two leaves a folder that names no owner.
     name = owner()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=within))
     try:
