@@ -237,10 +237,18 @@ def test_every_view_has_to_pay_for_itself(tmp_path):
 
 def test_an_image_that_was_edited_where_no_sample_sees_it_is_computed_anew(tmp_path, reuse):
     root = tmp_path / "set"
-    options = {name: None for name in inspect.signature(open_data).parameters if name not in ("palette", "masks")}
+    options = {
+        name: None for name in inspect.signature(open_data).parameters if name not in ("palette", "masks", "seen")
+    }
     options |= {"task": "classification", "source": "folder", "root": str(root), "image_size": 32, "in_chans": 3}
     options |= {"val_fraction": 0.25, "test_fraction": 0.25, "split_seed": 0, "fold": 0, "workers": 0}
-    options |= {"on_bad_image": "refuse", "on_duplicates": "report", "cache": str(tmp_path / "cache"), "cache_gib": 0.0}
+    options |= {
+        "on_bad_image": "refuse",
+        "on_duplicates": "report",
+        "on_seen": "drop",
+        "cache": str(tmp_path / "cache"),
+        "cache_gib": 0.0,
+    }
 
     def saved(colour: int) -> ImageData:
         """A set of bitmaps whose middle no sample sees."""
