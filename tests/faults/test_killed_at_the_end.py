@@ -62,9 +62,9 @@ def test_all_of_a_winner_is_in_mlflow_before_the_study_names_it(new_lab, monkeyp
     lab, stored = new_lab(), []
     write, set_user_attr = Sink.__call__, Study.set_user_attr
 
-    def slow(*values):
+    def slow(*values, **options):
         time.sleep(0.01)
-        write(*values)
+        write(*values, **options)
 
     def setting(study, key, value):
         if key == WINNER:
