@@ -13,7 +13,7 @@ from search.storage import CONTINUES, RETRY_OF
 from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Record, Sampled
 from strategies import first_line
-from trainers import EpochResult, StateError, Trainer, is_out_of_memory, load_state, save_state
+from trainers import PART, EpochResult, StateError, Trainer, is_out_of_memory, load_state, save_state
 
 # Writing snapshots may take at most one part in so many of a trial's time.
 _COST = 50
@@ -135,7 +135,10 @@ def drop_snapshots(open_study: OpenStudy, ended: FrozenTrial) -> None:
     if open_study.snapshots.is_dir():
         trials = open_study.study.get_trials(deepcopy=False)
         for number in (ended.number, *forerunners(trials, ended.user_attrs)):
-            snapshot_of(open_study, number).unlink(missing_ok=True)
+            file = snapshot_of(open_study, number)
+            file.unlink(missing_ok=True)
+            # Of an attempt that was killed while it wrote a snapshot.
+            file.with_suffix(PART).unlink(missing_ok=True)
 
 
 def drop_old_snapshots(open_study: OpenStudy) -> None:
