@@ -1,4 +1,7 @@
+import json
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,23 @@ def new_lab(tmp_path_factory, empty_mlflow) -> Iterator[Callable[..., Lab]]:
     # MLflow keeps connections to every database that this process has ever opened.
     for engine in (*TrackingStore._engine_map.values(), *RegistryStore._engine_map.values()):
         engine.dispose()
+
+
+@pytest.fixture
+def inbox() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Address of a server that takes JSON, and what it has received."""
+    received: list[dict[str, Any]] = []
+
+    class Inbox(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Inbox) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", received
+        server.shutdown()
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """Nights of one study, and nights that overlap."""
 
-import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from digit_folders import write_digits
@@ -147,24 +144,13 @@ def test_a_fault_that_nobody_foresaw_costs_one_study_its_night(new_lab, tmp_path
     assert good.outcomes() == ["complete"]
 
 
-def test_the_summary_is_sent_to_who_asked_for_it_whatever_cannot_be_reached(new_lab, tmp_path, caplog):
-    received = []
-
-    class Inbox(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-    server = HTTPServer(("127.0.0.1", 0), Inbox)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def test_the_summary_is_sent_to_who_asked_for_it_whatever_cannot_be_reached(new_lab, tmp_path, caplog, inbox):
+    address, received = inbox
     lab, summary = new_lab(), tmp_path / "night.md"
     # Nobody answers at the first address.
-    addresses = ["json://me:secret@127.0.0.1:9", f"json://127.0.0.1:{server.server_port}"]
+    addresses = ["json://me:secret@127.0.0.1:9", f"json://{address}"]
     words = ["budget.trials=1", "--summary", str(summary), *(f"--notify={address}" for address in addresses)]
     assert night(lab, *words) == 0
-    server.shutdown()
-    server.server_close()
     (message,) = received
     assert message["title"] == "Unfreeze: 1 new champion"
     assert message["message"].strip() == summary.read_text().strip()

@@ -1,9 +1,6 @@
 """What is refused before anything begins: exit code 2, what is wrong by its name, and no file that was not there."""
 
 import copy
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -158,20 +155,8 @@ def test_a_study_that_cannot_be_searched_leaves_its_night_to_the_others_and_noth
     assert everything() == before
 
 
-def test_a_summary_that_cannot_be_written_after_all_is_sent_all_the_same(capsys):
-    received = []
-
-    class Inbox(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-    with HTTPServer(("127.0.0.1", 0), Inbox) as server:
-        answering = threading.Thread(target=server.handle_request)
-        answering.start()
-        notify = [f"json://127.0.0.1:{server.server_port}"]
-        assert tell([Night("lab", trials=3)], 60.0, Path("/proc/none/night.md"), notify) == 1
-        answering.join()
+def test_a_summary_that_cannot_be_written_after_all_is_sent_all_the_same(capsys, inbox):
+    address, received = inbox
+    assert tell([Night("lab", trials=3)], 60.0, Path("/proc/none/night.md"), [f"json://{address}"]) == 1
     assert "error: --summary: '/proc/none/night.md' cannot be written: No such file" in capsys.readouterr().err
     assert "Trials: 3 new, 3 in all" in received[0]["message"]
