@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -29,7 +30,7 @@ from search.study import prepare, run_trials
 from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
 from search.tracking import CHECKPOINT_FILE
-from search.trials import queue_lost, reconcile_runs, recover_trials
+from search.trials import OpenStudy, queue_lost, reconcile_runs, recover_trials
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -228,6 +229,18 @@ class Lab:
         self.client.delete_tag(run.info.run_id, "unfreeze.outcome")
         self.client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return run
+
+
+@contextmanager
+def opened(lab: Lab, *overrides: str) -> Iterator[OpenStudy]:
+    """The study, opened as a command does."""
+    config = lab.config(*overrides)
+    with Terminal(config.metric) as terminal:
+        open_study = prepare(config, terminal)
+        try:
+            yield open_study
+        finally:
+            open_study.tracker.close()
 
 
 def owners(lab: Lab) -> list[int]:

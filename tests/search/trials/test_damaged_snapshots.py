@@ -1,30 +1,15 @@
 """A trial whose snapshot is damaged or does not fit starts from its beginning, in one line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from lab import SMALL
+from lab import SMALL, opened
 
-from search.reporting import Terminal
 from search.scheduling import Ledger
-from search.study import prepare
 from search.study.loop import claim
-from search.trials import OpenStudy, run_trial
+from search.trials import run_trial
 from search.trials.snapshots import snapshot_of
 from trainers import load_state, save_state
-
-
-@contextmanager
-def opened(lab, *overrides: str) -> Iterator[OpenStudy]:
-    config = lab.config(*overrides)
-    with Terminal(config.metric) as terminal:
-        open_study = prepare(config, terminal)
-        try:
-            yield open_study
-        finally:
-            open_study.tracker.close()
 
 
 def interrupted(lab, *overrides: str) -> Path:

@@ -4,22 +4,19 @@ import math
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from statistics import mean
 
 import pytest
+from lab import opened
 from optuna.trial import FrozenTrial, create_trial
 
 from search.report import main
-from search.reporting import Terminal
 from search.reporting.terminal import columns_of
 from search.scheduling import ranked
 from search.storage import score_of
-from search.study import prepare
 from search.tracking import WriteError
-from search.trials import OpenStudy
 from search.winner import bounds_of, confirm, mean_interval, search_deadline
 from search.winner.confirmation import confirmed_of
 
@@ -35,17 +32,6 @@ def searched(new_lab):
 
 def confirmations(lab):
     return [run for run in lab.all_runs() if run.data.tags.get("unfreeze.kind") == "confirmation"]
-
-
-@contextmanager
-def opened(lab, *keys: str) -> Iterator[OpenStudy]:
-    config = lab.config(*keys)
-    with Terminal(config.metric) as terminal:
-        open_study = prepare(config, terminal)
-        try:
-            yield open_study
-        finally:
-            open_study.tracker.close()
 
 
 def test_the_best_by_their_mean_with_new_seeds_wins(searched):
