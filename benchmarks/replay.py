@@ -1,14 +1,14 @@
 """Replays of learning curves that are stored with their seconds: what a search would have trained, and when.
 
-A table has one row a fine-tuning: its data set, its fields, its score after each epoch, and the seconds of each epoch. A
-:class:`Policy` is asked which strategy trains its next epoch, and is told the score of that epoch. The clock goes on by the
-seconds that the table has for the epoch. What a policy takes to decide is not on the clock.
+A table has one row a fine-tuning: its data set, its fields, its score after each epoch, and the seconds of each epoch.
+A :class:`Policy` is asked which strategy trains its next epoch, and is told the score of that epoch. The clock goes on
+by the seconds that the table has for the epoch. The time that a policy takes to decide is not on the clock.
 
-A policy is made in two steps. A :data:`Fit` learns from the tables of other data sets, once. The :data:`Start` that it returns
-begins one search on a data set that the policy has not seen::
+A policy is made in two steps. A :data:`Fit` learns from the tables of other data sets, once. The :data:`Start` that it
+returns begins one search on a data set that the policy has not seen::
 
     start = fit([curves for curves in tables if curves is not target])
-    trace = replay(target, start(task_of(target), seed), limit)
+    trace = replay(target, start(task_of(target, epochs=50), seed), limit)
 """
 
 import math
@@ -112,8 +112,11 @@ class Step:
 class Policy(Protocol):
     """One search: chooses what trains next, and is told the result. Asked and told in turn."""
 
-    def choose(self) -> int:
-        """The row of the strategy that trains its next epoch: a new one, or any that was begun and has not ended."""
+    def choose(self) -> int | None:
+        """The row of the strategy that trains its next epoch: a new one, or any that was begun and has not ended.
+
+        None ends the search.
+        """
 
     def tell(self, step: Step) -> None:
         """What the epoch that was chosen last came to."""
@@ -239,10 +242,10 @@ def replay(curves: Curves, policy: Policy, limit: Limit = Limit()) -> Trace:
     """Let a policy search a data set.
 
     Returns:
-        Its best score over time. The replay ends at the limit, or when no strategy is left.
+        Its best score over time. The replay ends at the limit, when the policy ends it, or when no strategy is left.
 
     Raises:
-        ValueError: The policy chose a strategy that has ended, or none.
+        ValueError: The policy chose a strategy that has ended, or that does not exist.
     """
     done = np.zeros(len(curves), np.int64)
     clock, best, steps, left, deciding = 0.0, -math.inf, 0, len(curves), 0.0
@@ -251,6 +254,8 @@ def replay(curves: Curves, policy: Policy, limit: Limit = Limit()) -> Trace:
         begun = time.perf_counter()
         place = policy.choose()
         deciding += time.perf_counter() - begun
+        if place is None:
+            break
         if not 0 <= place < len(curves) or done[place] == curves.epochs[place]:
             raise ValueError(f"{type(policy).__name__} chose strategy {place} of {len(curves)}, which cannot go on")
         epoch = int(done[place])
