@@ -19,9 +19,8 @@ def curves_of(seed: int, count: int, epochs: int = EPOCHS) -> Curves:
     """Strategies whose final score follows from the field ``lr``; each epoch takes a second."""
     rng = np.random.default_rng(seed)
     lr = rng.uniform(size=count)
-    scores = [
-        (0.9 - (rate - 0.7) ** 2 + more) * np.linspace(0.5, 1, epochs) for rate, more in zip(lr, noise, strict=True)
-    ]
+    final = 0.9 - (lr - 0.7) ** 2 + rng.normal(0, 0.01, count)
+    scores = [score * np.linspace(0.5, 1, epochs) for score in final]
     fields = pd.DataFrame({"lr": lr, "opt": rng.choice(["sgd", "adam"], count), "model": "test_resnet"})
     return Curves(f"set{seed}", 100 + seed, 10, fields, scores, [np.ones(epochs)] * count)
 
