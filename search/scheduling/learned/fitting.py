@@ -12,7 +12,7 @@ from search.scheduling.learned.tables import Curves
 from search.scheduling.learned.trees import Trees
 
 # Epochs after which curves are cut to learn how they go on.
-_CUTS = (1, 2, 3, 4, 6, 8, 11, 15, 20, 26, 34, 42)
+_CUTS = (1, 2, 3, 5, 8, 13, 20, 30, 42)
 _TREES: dict[str, Any] = {"max_depth": 6, "l2_regularization": 5.0, "max_features": 0.4, "early_stopping": False}
 _OF_NEW = {"max_iter": 150, "learning_rate": 0.06, "max_leaf_nodes": 16, "min_samples_leaf": 40}
 _OF_GAIN = {"max_iter": 150, "learning_rate": 0.08, "max_leaf_nodes": 24, "min_samples_leaf": 60}
