@@ -1,0 +1,10 @@
+from .features import Candidate as Candidate
+from .features import ModelFeatures as ModelFeatures
+from .features import Seen as Seen
+from .features import State as State
+from .features import StrategyFeatures as StrategyFeatures
+from .features import TaskFeatures as TaskFeatures
+from .policy import Choice as Choice
+from .policy import LearnedPolicy as LearnedPolicy
+from .prior import Prior as Prior
+from .prior import shipped_prior as shipped_prior
