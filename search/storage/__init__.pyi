@@ -7,10 +7,12 @@ from .attributes import CONFIRMATIONS as CONFIRMATIONS
 from .attributes import CONTINUES as CONTINUES
 from .attributes import DEPTH as DEPTH
 from .attributes import ENDINGS as ENDINGS
+from .attributes import EXPECTED as EXPECTED
 from .attributes import FEATURES as FEATURES
 from .attributes import FINGERPRINT as FINGERPRINT
 from .attributes import FRONT as FRONT
 from .attributes import IDENTITY as IDENTITY
+from .attributes import LOSSES as LOSSES
 from .attributes import MODEL as MODEL
 from .attributes import OUT_OF_MEMORY as OUT_OF_MEMORY
 from .attributes import OUTCOME as OUTCOME
@@ -18,6 +20,7 @@ from .attributes import OWNER as OWNER
 from .attributes import PARENT_KEY as PARENT_KEY
 from .attributes import PARENT_RUN as PARENT_RUN
 from .attributes import PAUSED as PAUSED
+from .attributes import PREDICTED as PREDICTED
 from .attributes import PRESET as PRESET
 from .attributes import REASON as REASON
 from .attributes import RETRY_OF as RETRY_OF

@@ -1,6 +1,7 @@
 """Opening a study: configuration, data, models, teacher and stores are checked and opened, the cheapest first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -27,6 +28,7 @@ from search.storage import (
 from search.study.comparability import check_identity, check_space, identity
 from search.study.lr_range import centred, suggested_lr
 from search.study.materials import gather, open_models
+from search.study.planning import planner_of, unknown_to_policy
 from search.study.similar import features_of
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit, new_run_key
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
@@ -81,7 +83,7 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
     _say_what_was_opened(study, materials, left_out, watcher)
     if config.centre_lr:
         space = _centred(space, study, config, materials, watcher)
-    return OpenStudy(
+    open_study = OpenStudy(
         config=config,
         spaces={name: without(space, fields) for name, fields in left_out.items()},
         materials=materials,
@@ -95,6 +97,9 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
         lock=lock_of(lock_place(config), "claim"),
         rank_group=rank_group,
     )
+    if config.sampler.name == "learned" and (unknown := unknown_to_policy(config)):
+        watcher.say(f"Sampler tpe: the learnt policy does not know {unknown}")
+    return replace(open_study, planner=planner_of(open_study))
 
 
 def lock_place(config: StudyConfig) -> LockPlace:

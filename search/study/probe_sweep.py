@@ -23,6 +23,9 @@ _MAX_FEATURE_BYTES = 4 * 2**30
 # Not the best probe's rate: deeper training wants a lower one.
 _PASSED_ON = tuple(name for name in _TRIED if name not in ("batch_size", "epochs"))
 
+#: Name of the preset that is the best probe of the sweep.
+BEST_PROBE = "probe_sweep"
+
 logger = logging.getLogger(__name__)
 
 
@@ -98,7 +101,7 @@ def seeded_presets(open_study: OpenStudy) -> dict[str, dict[str, Any]]:
     if not holds_probes(open_study.spaces[open_study.first_source.name]):
         # Moved into the space, the best probe would train blocks at a head's rate.
         return seeded
-    return {"probe_sweep": {"depth": 0, "lr": found["values"]["lr"], **best}, **seeded}
+    return {BEST_PROBE: {"depth": 0, "lr": found["values"]["lr"], **best}, **seeded}
 
 
 def holds_probes(space: Space) -> bool:
