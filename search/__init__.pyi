@@ -5,4 +5,5 @@ from .config import compose_jobs as compose_jobs
 from .config import compose_study as compose_study
 from .config import find_study as find_study
 from .config import list_studies as list_studies
+from .scheduling import LearnedSampler as LearnedSampler
 from .study import run_study as run_study

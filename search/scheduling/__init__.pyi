@@ -5,6 +5,7 @@ from .decision import Step as Step
 from .decision import decide as decide
 from .decision import paused as paused
 from .heartbeat import Heartbeat as Heartbeat
+from .learned_sampler import LearnedSampler as LearnedSampler
 from .ledger import Ledger as Ledger
 from .ledger import pareto_front as pareto_front
 from .ledger import ranked as ranked

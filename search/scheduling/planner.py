@@ -12,7 +12,7 @@ from search.scheduling.candidates import Draws, draw_many
 from search.scheduling.learned import Candidate, Choice, LearnedPolicy, Seen, State, TaskFeatures
 from search.scheduling.rungs import joined
 from search.scheduling.strategy_features import ModelFacts, Work, candidate_of, own_fields
-from search.storage import LOSSES, MODEL, PAUSED, STRATEGY, outcome_of
+from search.storage import CONTINUES, LOSSES, MODEL, PAUSED, STRATEGY, outcome_of
 from strategies import ConfigError, Strategy, sample
 
 # Strategies drawn for each choice.
@@ -154,7 +154,7 @@ class Planner:
         if is_over or not (waiting or candidates):
             return None
         choice = self._policy.choose(self._task, self._seen(strands, waiting), [one for one, _ in candidates])
-        predicted = self._predicted(choice, self.pace(strands))
+        predicted = self._predicted(choice, self._pace(strands))
         if choice.resumed is not None:
             return Plan(None, strands[choice.resumed].last, predicted)
         assert choice.new is not None, "the policy chose neither"
@@ -196,7 +196,7 @@ class Planner:
         waiting = {place for place, strand in enumerate(strands) if _is_paused(strand)}
         candidates = [one for one, _ in self._candidates(strands, is_open=True)]
         gain = self._policy.expected_gain(self._task, self._seen(strands, waiting), candidates, seconds)
-        return Expected(max(0.0, gain), seconds * self.pace(strands))
+        return Expected(max(0.0, gain), seconds * self._pace(strands))
 
     def most_promising(self, trials: Sequence[FrozenTrial], most: int) -> set[int]:
         """Numbers of the paused trials whose snapshots are kept: those with the best scores.
@@ -209,13 +209,10 @@ class Planner:
         paused.sort(key=lambda strand: (-strand.best, strand.last.number))
         return {strand.last.number for strand in paused[:most]}
 
-    def pace(self, strands: Sequence[_Strand]) -> float:
+    def _pace(self, strands: Sequence[_Strand]) -> float:
         """Measured seconds for each computed second."""
-        ended = [
-            one
-            for one in strands
-            if one.last.duration is not None and one.scores and not one.last.user_attrs.get(PAUSED)
-        ]
+        # A trial that resumes another has the scores of both.
+        ended = [one for one in strands if one.last.duration is not None and CONTINUES not in one.last.user_attrs]
         measured = sum(one.last.duration.total_seconds() for one in ended if one.last.duration is not None)
         computed = sum(one.computed for one in ended)
         return measured / computed if computed > 0 else 1.0
@@ -239,11 +236,11 @@ class Planner:
 
     def _is_late(self, strands: Sequence[_Strand], strand: _Strand, seconds_left: float) -> bool:
         """Whether a trial that is not continued now may not end before the hours are over."""
-        return seconds_left < _SPARE * strand.left * self.pace(strands)
+        return seconds_left < _SPARE * strand.left * self._pace(strands)
 
     def _finish(self, strands: Sequence[_Strand], place: int) -> Plan:
         strand = strands[place]
-        seconds = strand.left * self.pace(strands)
+        seconds = strand.left * self._pace(strands)
         predicted = {"score": strand.best, "seconds": seconds, "reason": "finish the best", "to_the_end": True}
         return Plan(None, strand.last, predicted)
 

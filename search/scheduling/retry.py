@@ -187,7 +187,7 @@ def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
 
 
 def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
-    """Queue a trial once more, with these attributes, its parameters, preset, prediction, and the trial that it resumes.
+    """Queue a trial once more, with these attributes, its parameters, preset, prediction, and what it resumes.
 
     A trial that was killed while it drew parameters draws again: each of its draws depends on those before.
     """
