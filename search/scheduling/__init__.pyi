@@ -35,6 +35,8 @@ from .rungs import short_epochs as short_epochs
 from .samplers import StudySampler as StudySampler
 from .samplers import make_pruner as make_pruner
 from .samplers import make_sampler as make_sampler
+from .strands import Strands as Strands
+from .strands import as_seen as as_seen
 from .strategy_features import ModelFacts as ModelFacts
 from .strategy_features import Work as Work
 from .termination import no_more_expected as no_more_expected

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from search.scheduling.candidates import Draws, draw_many
-from search.scheduling.learned import Candidate, Choice, LearnedPolicy, Seen, State, TaskFeatures
-from search.scheduling.rungs import joined
-from search.scheduling.strategy_features import ModelFacts, Work, candidate_of, own_fields
-from search.storage import CONTINUES, LOSSES, MODEL, PAUSED, STRATEGY, outcome_of
-from strategies import ConfigError, Strategy, sample
+from search.scheduling.candidates import draw_many
+from search.scheduling.learned import Candidate, Choice, LearnedPolicy, TaskFeatures
+from search.scheduling.strands import Strand, Strands, as_seen, pace
+from search.scheduling.strategy_features import ModelFacts, Work
+from search.storage import MODEL
 
 # Strategies drawn for each choice.
 _CANDIDATES = 192
@@ -80,30 +79,6 @@ class Aims:
     amp: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Strand:
-    """A strategy with all its trials: the one that was drawn, retries, and those that resumed it."""
-
-    last: FrozenTrial
-    candidate: Candidate
-    scores: tuple[float, ...]
-
-    @property
-    def best(self) -> float:
-        """The best score so far."""
-        return max(self.scores, default=float("-inf"))
-
-    @property
-    def computed(self) -> float:
-        """Computed seconds so far."""
-        return len(self.scores) * (self.candidate.epoch_seconds or 0.0)
-
-    @property
-    def left(self) -> float:
-        """Computed seconds to the end."""
-        return (self.candidate.epochs - len(self.scores)) * (self.candidate.epoch_seconds or 0.0)
-
-
 class Planner:
     """Asks the learnt policy about a study. The same trials give the same answers.
 
@@ -125,10 +100,10 @@ class Planner:
         presets: Callable[[], Sequence[tuple[str, Mapping[str, Any]]]],
         aims: Aims,
     ) -> None:
-        self._policy, self._task, self._models, self._work = policy, task, models, work
+        self._policy, self._task, self._models = policy, task, models
         self._presets, self._aims = presets, aims
         self._spaces = {name: facts.space for name, facts in models.items()}
-        self._told: dict[int, Candidate] = {}
+        self._strands = Strands(models, work, aims.reports_per_epoch, aims.amp)
         self._drawn: tuple[Any, list[tuple[Candidate, dict[str, Any]]]] = ((), [])
 
     def next(
@@ -141,8 +116,8 @@ class Planner:
             is_kept: Whether a paused trial can be resumed.
             seconds_left: Until the hours are over.
         """
-        strands = self._strands(trials)
-        waiting = {place for place, strand in enumerate(strands) if _is_paused(strand) and is_kept(strand.last)}
+        strands = self._strands.of(trials)
+        waiting = {place for place, strand in enumerate(strands) if strand.is_paused and is_kept(strand.last)}
         done = max((one.best for one in strands if one.last.state == TrialState.COMPLETE), default=float("-inf"))
         lead = max(waiting, key=lambda place: (strands[place].best, -place), default=None)
         leads = lead is not None and strands[lead].best > done
@@ -153,8 +128,8 @@ class Planner:
             return self._finish(strands, lead)
         if is_over or not (waiting or candidates):
             return None
-        choice = self._policy.choose(self._task, self._seen(strands, waiting), [one for one, _ in candidates])
-        predicted = self._predicted(choice, self._pace(strands))
+        choice = self._policy.choose(self._task, as_seen(strands, waiting), [one for one, _ in candidates])
+        predicted = self._predicted(choice, pace(strands))
         if choice.resumed is not None:
             return Plan(None, strands[choice.resumed].last, predicted)
         assert choice.new is not None, "the policy chose neither"
@@ -175,28 +150,28 @@ class Planner:
             is_kept: Whether a paused trial can be resumed.
             seconds_left: Until the hours are over.
         """
-        strands = self._strands(trials)
+        strands = self._strands.of(trials)
         own = next(place for place, strand in enumerate(strands) if strand.last.number == number)
         done = max((one.best for one in strands if one.last.state == TrialState.COMPLETE), default=float("-inf"))
         if strands[own].best > done and self._is_late(strands, strands[own], seconds_left):
             return True
-        waiting = {place for place, strand in enumerate(strands) if _is_paused(strand) and is_kept(strand.last)}
+        waiting = {place for place, strand in enumerate(strands) if strand.is_paused and is_kept(strand.last)}
         candidates = self._candidates(strands)
         if not candidates and not waiting:
             return True
-        seen = self._seen(strands, {*waiting, own})
+        seen = as_seen(strands, {*waiting, own})
         return self._policy.choose(self._task, seen, [one for one, _ in candidates]).resumed == own
 
     def expected(self, trials: Sequence[FrozenTrial]) -> Expected | None:
         """What as much search again is expected to bring, in measured seconds; None before any score."""
-        strands = self._strands(trials)
+        strands = self._strands.of(trials)
         if not any(strand.scores for strand in strands):
             return None
         seconds = self._horizon(strands)
-        waiting = {place for place, strand in enumerate(strands) if _is_paused(strand)}
+        waiting = {place for place, strand in enumerate(strands) if strand.is_paused}
         candidates = [one for one, _ in self._candidates(strands, is_open=True)]
-        gain = self._policy.expected_gain(self._task, self._seen(strands, waiting), candidates, seconds)
-        return Expected(max(0.0, gain), seconds * self._pace(strands))
+        gain = self._policy.expected_gain(self._task, as_seen(strands, waiting), candidates, seconds)
+        return Expected(max(0.0, gain), seconds * pace(strands))
 
     def most_promising(self, trials: Sequence[FrozenTrial], most: int) -> set[int]:
         """Numbers of the paused trials whose snapshots are kept: those with the best scores.
@@ -205,42 +180,36 @@ class Planner:
             trials: All trials of the study, by number.
             most: How many at most.
         """
-        paused = [strand for strand in self._strands(trials) if _is_paused(strand)]
+        paused = [strand for strand in self._strands.of(trials) if strand.is_paused]
         paused.sort(key=lambda strand: (-strand.best, strand.last.number))
         return {strand.last.number for strand in paused[:most]}
 
-    def _pace(self, strands: Sequence[_Strand]) -> float:
-        """Measured seconds for each computed second."""
-        # A trial that resumes another has the scores of both.
-        ended = [one for one in strands if one.last.duration is not None and CONTINUES not in one.last.user_attrs]
-        measured = sum(one.last.duration.total_seconds() for one in ended if one.last.duration is not None)
-        computed = sum(one.computed for one in ended)
-        return measured / computed if computed > 0 else 1.0
-
     def _is_over(
-        self, strands: list[_Strand], waiting: set[int], candidates: list[tuple[Candidate, dict[str, Any]]]
+        self, strands: list[Strand], waiting: set[int], candidates: list[tuple[Candidate, dict[str, Any]]]
     ) -> bool:
         """Whether twice the time so far is expected to bring less than is asked for."""
         if len([one for one in strands if one.scores]) < _LEAST and candidates:
             return False
         if not candidates and not waiting:
             return True
-        seen, told = self._seen(strands, waiting), [one for one, _ in candidates]
+        seen, told = as_seen(strands, waiting), [one for one, _ in candidates]
         gain = self._policy.expected_gain(self._task, seen, told, self._horizon(strands))
         return gain < self._aims.min_improvement
 
-    def _horizon(self, strands: Sequence[_Strand]) -> float:
+    def _horizon(self, strands: Sequence[Strand]) -> float:
         """Computed seconds that the search has taken, or of a few trials where that is more."""
-        whole = [one.candidate.epochs * (one.candidate.epoch_seconds or 0.0) for one in strands]
-        return max(sum(one.computed for one in strands), _LEAST * median(whole) if whole else 0.0)
+        whole = [one.candidate.epochs * one.epoch_seconds for one in strands]
+        return max(
+            sum(len(one.scores) * one.epoch_seconds for one in strands), _LEAST * median(whole) if whole else 0.0
+        )
 
-    def _is_late(self, strands: Sequence[_Strand], strand: _Strand, seconds_left: float) -> bool:
+    def _is_late(self, strands: Sequence[Strand], strand: Strand, seconds_left: float) -> bool:
         """Whether a trial that is not continued now may not end before the hours are over."""
-        return seconds_left < _SPARE * strand.left * self._pace(strands)
+        return seconds_left < _SPARE * strand.left * pace(strands)
 
-    def _finish(self, strands: Sequence[_Strand], place: int) -> Plan:
+    def _finish(self, strands: Sequence[Strand], place: int) -> Plan:
         strand = strands[place]
-        seconds = strand.left * self._pace(strands)
+        seconds = strand.left * pace(strands)
         predicted = {"score": strand.best, "seconds": seconds, "reason": "finish the best", "to_the_end": True}
         return Plan(None, strand.last, predicted)
 
@@ -254,76 +223,22 @@ class Planner:
             "reason": choice.reason,
         }
 
-    def _candidates(self, strands: Sequence[_Strand], is_open: bool = False) -> list[tuple[Candidate, dict[str, Any]]]:
+    def _candidates(self, strands: Sequence[Strand], is_open: bool = False) -> list[tuple[Candidate, dict[str, Any]]]:
         """New strategies with their parameters; none where the budget has no room for one."""
         if not is_open and self._aims.trials is not None and len(strands) >= self._aims.trials:
             return []
         ranked = sorted((one for one in strands if one.scores), key=lambda one: (-one.best, one.last.number))[:_BEST]
         key = (len(strands), tuple(one.last.number for one in ranked))
         if self._drawn[0] != key:
-            best = [(self._model_of(one.last), one.last.params) for one in ranked]
+            best = [(self._strands.model_of(one.last), one.last.params) for one in ranked]
             rng = np.random.default_rng([self._aims.seed, len(strands)])
             drawn = draw_many(self._spaces, _CANDIDATES, best, self._presets(), rng)
             several = len(self._models) > 1
             self._drawn = (
                 key,
                 [
-                    (self._told_of(strategy, model), {MODEL: model, **params} if several else params)
+                    (self._strands.candidate(strategy, model), {MODEL: model, **params} if several else params)
                     for model, strategy, params in drawn
                 ],
             )
         return self._drawn[1]
-
-    def _strands(self, trials: Sequence[FrozenTrial]) -> list[_Strand]:
-        """All strategies of the study, in the order in which they began."""
-        found = []
-        for first, (last, reports) in sorted(joined(trials).items()):
-            if last.state == TrialState.WAITING:
-                continue
-            if first not in self._told:
-                strategy = self._strategy_of(last)
-                if strategy is None:
-                    continue
-                self._told[first] = self._told_of(strategy, self._model_of(last))
-            whole = sorted(step for step in reports if step % self._aims.reports_per_epoch == 0)
-            found.append(_Strand(last, self._told[first], tuple(reports[step] for step in whole)))
-        return found
-
-    def _seen(self, strands: Sequence[_Strand], waiting: set[int]) -> list[Seen]:
-        """What the policy is told of the strategies; those in ``waiting`` can be resumed."""
-        found = []
-        for place, strand in enumerate(strands):
-            state = State.RUNNING if not strand.last.state.is_finished() else State.FINISHED
-            if place in waiting:
-                state = State.PAUSED
-            elif outcome_of(strand.last) == "failed":
-                state = State.FAILED
-            seconds = (strand.candidate.epoch_seconds or 0.0,) * len(strand.scores)
-            losses = tuple(strand.last.user_attrs.get(LOSSES, ()))
-            found.append(
-                Seen(strand.candidate, strand.scores, seconds, state, losses if len(losses) == len(seconds) else ())
-            )
-        return found
-
-    def _model_of(self, trial: FrozenTrial) -> str:
-        name = trial.params.get(MODEL, next(iter(self._models)))
-        return name if name in self._models else next(iter(self._models))
-
-    def _strategy_of(self, trial: FrozenTrial) -> Strategy | None:
-        """The strategy of a trial, also where the attribute is not written yet; None where it never was drawn."""
-        try:
-            if STRATEGY in trial.user_attrs:
-                return Strategy.from_dict(trial.user_attrs[STRATEGY])
-            return sample(
-                self._spaces[self._model_of(trial)], Draws(np.random.default_rng(0), trial.params, exact=True)
-            )
-        except ConfigError:
-            return None
-
-    def _told_of(self, strategy: Strategy, model: str) -> Candidate:
-        own = own_fields(strategy, list(self._spaces.values()))
-        return candidate_of(strategy, self._models[model], self._work, own, self._aims.amp)
-
-
-def _is_paused(strand: _Strand) -> bool:
-    return strand.last.state == TrialState.PRUNED and PAUSED in strand.last.user_attrs

@@ -1,7 +1,6 @@
 from .attribute_writer import AttributeWriter as AttributeWriter
 from .attribute_writer import write_attributes as write_attributes
 from .attributes import ATTEMPT as ATTEMPT
-from .attributes import BLOCKS as BLOCKS
 from .attributes import CHECKPOINT as CHECKPOINT
 from .attributes import CONFIRMATIONS as CONFIRMATIONS
 from .attributes import CONTINUES as CONTINUES
@@ -14,6 +13,7 @@ from .attributes import FRONT as FRONT
 from .attributes import IDENTITY as IDENTITY
 from .attributes import LOSSES as LOSSES
 from .attributes import MODEL as MODEL
+from .attributes import MODEL_FACTS as MODEL_FACTS
 from .attributes import OUT_OF_MEMORY as OUT_OF_MEMORY
 from .attributes import OUTCOME as OUTCOME
 from .attributes import OWNER as OWNER

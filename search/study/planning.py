@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search.config import StudyConfig
-from search.scheduling import Aims, ModelFacts, Planner, Work
-from search.scheduling.learned import LearnedPolicy, ModelFeatures, TaskFeatures
-from search.storage import FEATURES
+from search.scheduling import Aims, Planner, Work
+from search.scheduling.learned import LearnedPolicy
+from search.storage import FEATURES, MODEL_FACTS
+from search.study.own_studies import model_facts, task_of
 from search.study.presets import preset_params
 from search.trials import OpenStudy
 from strategies import Fixed
@@ -39,16 +40,12 @@ def planner_of(open_study: OpenStudy) -> Planner | None:
     config = open_study.config
     if config.sampler.name != "learned" or unknown_to_policy(config):
         return None
-    materials, features = open_study.materials, open_study.study.user_attrs.get(FEATURES, {})
-    classes = len(materials.data.classes)
-    task = TaskFeatures(
-        images=len(materials.data.train),
-        classes=classes,
-        image_size=materials.data.preprocessing.image_size,
-        evenness=features.get("evenness"),
-        switch_seconds=_SWITCH_SECONDS,
-    )
-    models = {name: _facts(open_study, source) for name, source in materials.sources.items()}
+    materials, attrs = open_study.materials, open_study.study.user_attrs
+    task = task_of(attrs[FEATURES], _SWITCH_SECONDS)
+    models = {
+        name: model_facts(name, attrs[MODEL_FACTS][name], attrs[FEATURES], open_study.spaces[name])
+        for name in materials.sources
+    }
     speed = _GPU_SPEED if materials.device.torch.type == "cuda" else _CPU_SPEED
     aims = Aims(
         trials=config.budget.trials,
@@ -66,14 +63,13 @@ def planner_of(open_study: OpenStudy) -> Planner | None:
     return Planner(LearnedPolicy(seed=config.seed), task, models, work, presets, aims)
 
 
-def _facts(open_study: OpenStudy, source: ModelSource) -> ModelFacts:
+def facts_of(source: ModelSource) -> dict[str, Any]:
+    """A model's parameters, multiply-adds of an image of its usual size, and of the study's image in each block."""
     model = source.build(0)
     blocks = multiply_adds(source)
     usual = getattr(model, "pretrained_cfg", {}).get("input_size", (3, source.image_size))[-1]
-    features = ModelFeatures(
-        name=source.name,
-        parameters=parameter_count(model),
-        flops=sum(blocks) * (usual / source.image_size) ** 2,
-        image_size=source.image_size,
-    )
-    return ModelFacts(features, blocks, open_study.spaces[source.name])
+    return {
+        "parameters": parameter_count(model),
+        "flops": sum(blocks) * (usual / source.image_size) ** 2,
+        "blocks": list(blocks),
+    }
