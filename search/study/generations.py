@@ -1,4 +1,4 @@
-"""Generations of a study: where its images have changed, a new one begins with the best strategies so far."""
+"""Generations of a study: where its images have changed, a new one begins."""
 
 import re
 from dataclasses import dataclass

@@ -1,5 +1,8 @@
 """Earlier studies in the same store, as the learnt policy is told of them: each is one more set for its prior."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
