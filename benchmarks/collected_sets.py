@@ -23,6 +23,8 @@ _COLUMNS, _ROWS = 4, 3
 # Composed images; an image of a smaller model is read at a smaller size.
 _SIDE = 96
 _VAL = 400
+#: Images of a composed set.
+COUNTS = {"train": 2400, "val": _VAL, "test": 100}
 Picture = NDArray[np.uint8]
 
 
@@ -71,7 +73,7 @@ def _composed(name: str, root: Path) -> Path:
     done = root / "whole"
     if not done.exists():
         rng = np.random.default_rng(list(SETS).index(name))
-        for split, count in {"train": 2400, "val": _VAL, "test": 100}.items():
+        for split, count in COUNTS.items():
             for number, (label, pixels) in enumerate(_pictures(name, split, count, rng)):
                 file = root / split / label / f"{number}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
