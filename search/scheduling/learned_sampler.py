@@ -18,6 +18,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.scheduling.candidates import Draws
 from search.scheduling.learned import (
     Candidate,
     LearnedPolicy,
@@ -32,7 +33,6 @@ from search.scheduling.learned import (
 _FEATURES = frozenset(field.name for field in fields_of(StrategyFeatures))
 # Candidates a choice; a third are drawn around the best trials.
 _CANDIDATES, _BEST = 192, 3
-_KEPT, _STEP = 0.8, 0.15
 _STATES = {
     TrialState.RUNNING: State.RUNNING,
     TrialState.COMPLETE: State.FINISHED,
@@ -150,28 +150,16 @@ class LearnedSampler(BaseSampler):
 
 def _drawn(space: Mapping[str, BaseDistribution], rng: np.random.Generator, near: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters at random, or near those of a trial."""
-    return {name: _draw(distribution, rng, near.get(name)) for name, distribution in space.items()}
-
-
-def _draw(distribution: BaseDistribution, rng: np.random.Generator, near: Any) -> Any:
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            is_kept = near is not None and near in choices and rng.random() < _KEPT
-            return near if is_kept else choices[rng.integers(len(choices))]
-        case (
-            FloatDistribution(low=low, high=high, log=log, step=step)
-            | IntDistribution(low=low, high=high, log=log, step=step)
-        ):
-            start, end = (math.log(low), math.log(high)) if log else (float(low), float(high))
-            at = rng.uniform(start, end)
-            if near is not None:
-                at = (math.log(near) if log else float(near)) + rng.normal(0, _STEP) * (end - start)
-            value = math.exp(min(max(at, start), end)) if log else min(max(at, start), end)
-            if step is not None:
-                value = low + round((value - low) / step) * step
-            is_int = isinstance(distribution, IntDistribution)
-            return min(max(round(value) if is_int else value, low), high)
-    raise TypeError(f"{distribution!r} is no distribution of Optuna's")
+    draws = Draws(rng, near)
+    for name, distribution in space.items():
+        match distribution:
+            case CategoricalDistribution(choices=choices):
+                draws.suggest_categorical(name, tuple(choices))
+            case FloatDistribution(low=low, high=high, log=log, step=float_step):
+                draws.suggest_float(name, low, high, log=log, step=float_step)
+            case IntDistribution(low=low, high=high, log=log, step=step):
+                draws.suggest_int(name, low, high, log=log, step=step)
+    return draws.params
 
 
 def _scaled(distribution: BaseDistribution, value: Any) -> Sequence[float]:
@@ -182,4 +170,4 @@ def _scaled(distribution: BaseDistribution, value: Any) -> Sequence[float]:
         case FloatDistribution(low=low, high=high, log=log) | IntDistribution(low=low, high=high, log=log):
             start, end, at = (math.log(x) if log else float(x) for x in (low, high, value))
             return [(at - start) / (end - start)]
-    raise TypeError(f"{distribution!r} is no distribution of Optuna's")
+    return []

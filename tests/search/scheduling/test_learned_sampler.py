@@ -55,7 +55,7 @@ def test_it_minimises_too():
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(ValueError, match="parameters: 'rate' is not one of .*lr"):
+    with pytest.raises(ValueError, match=r"parameters: 'rate' is not one of .*lr"):
         LearnedSampler(parameters={"learning_rate": "rate"})
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=LearnedSampler(TASK))
     study.enqueue_trial({"lr": 1e-3})
