@@ -43,9 +43,9 @@ MODELS = {
     "tf_efficientnet_lite1": "package:efficientnet-lite1",
     "tf_efficientnet_lite2": "package:efficientnet-lite2",
 }
-SIZES = (32, 48, 64, 96)
-IMAGES = (160, 320, 640, 1280)
-EPOCHS = (3, 5, 8, 12, 20)
+SIZES = (32, 48, 64)
+IMAGES = (100, 200, 400, 800)
+EPOCHS = (3, 5, 8, 12)
 # Fields of every strategy.
 CORE: dict[str, Any] = {
     "depth": {"low": 0.0, "high": 1.0},

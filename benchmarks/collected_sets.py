@@ -22,9 +22,9 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 _COLUMNS, _ROWS = 4, 3
 # Composed images; an image of a smaller model is read at a smaller size.
 _SIDE = 96
-_VAL = 400
+_VAL = 200
 #: Images of a composed set.
-COUNTS = {"train": 2400, "val": _VAL, "test": 100}
+COUNTS = {"train": 1600, "val": _VAL, "test": 100}
 Picture = NDArray[np.uint8]
 
 
