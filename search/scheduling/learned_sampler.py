@@ -32,7 +32,7 @@ from search.scheduling.learned import (
 
 _FEATURES = frozenset(field.name for field in fields_of(StrategyFeatures))
 # Candidates a choice; a third are drawn around the best trials.
-_CANDIDATES, _BEST = 192, 3
+_CANDIDATES, _BEST = 128, 3
 _STATES = {
     TrialState.RUNNING: State.RUNNING,
     TrialState.COMPLETE: State.FINISHED,

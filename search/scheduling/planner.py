@@ -15,7 +15,7 @@ from search.scheduling.strategy_features import ModelFacts, Work
 from search.storage import MODEL
 
 # Strategies drawn for each choice.
-_CANDIDATES = 192
+_CANDIDATES = 128
 # Of the best strategies so far, so many have candidates drawn around them.
 _BEST = 3
 # So many strategies are tried before a search may end early.

@@ -64,9 +64,9 @@ def test_the_best_trial_is_trained_to_its_end_before_the_search_is_over():
 
 def test_the_best_trial_is_finished_while_there_is_time():
     trials = [paused(0, [0.9, 0.95])]
-    assert planner(trials=None).next(trials, lambda _: True, seconds_left=1e-3).predicted["to_the_end"]
+    assert planner(trials=None).next(trials, lambda _: True, seconds_left=-1.0).predicted["to_the_end"]
     running = [trial(0, [0.9], TrialState.RUNNING)]
-    assert planner().goes_on(running, 0, lambda _: False, seconds_left=1e-3)
+    assert planner().goes_on(running, 0, lambda _: False, seconds_left=-1.0)
 
 
 def test_a_trial_pauses_where_others_promise_more():
