@@ -46,12 +46,11 @@ class LearnedSampler(BaseSampler):
     """Chooses hyperparameters of fine-tuning by what thousands of fine-tunings elsewhere have taught.
 
     Parameters that mean the same for all fine-tunings, such as the learning rate, are told to the learnt policy by the
-    names of :class:`search.scheduling.learned.StrategyFeatures`. All others count by what the study itself has seen.
+    names of :class:`search.StrategyFeatures`. All others count by what the study itself has seen.
     Scores that are reported after each epoch (``trial.report``) make predictions better, and so does the model.
 
     >>> import optuna
-    >>> from search import LearnedSampler
-    >>> from search.scheduling.learned import TaskFeatures
+    >>> from search import LearnedSampler, TaskFeatures
     >>> sampler = LearnedSampler(TaskFeatures(images=2000, classes=10), epochs=5, parameters={"learning_rate": "lr"})
     >>> study = optuna.create_study(direction="maximize", sampler=sampler)
 

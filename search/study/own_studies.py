@@ -7,8 +7,7 @@ import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
 
-from search.scheduling import ModelFacts, Strands, Work, as_seen
-from search.scheduling.learned import ModelFeatures, Seen, TaskFeatures
+from search.scheduling import ModelFacts, ModelFeatures, Seen, Strands, TaskFeatures, Work, as_seen
 from search.storage import FEATURES, IDENTITY, MODEL_FACTS
 from strategies import Space
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search.config import StudyConfig
-from search.scheduling import Aims, Planner, Work
-from search.scheduling.learned import LearnedPolicy
+from search.scheduling import Aims, LearnedPolicy, Planner, Work
 from search.storage import FEATURES, MODEL_FACTS
 from search.study.own_studies import model_facts, task_of
 from search.study.presets import preset_params

@@ -6,8 +6,7 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
-from search import LearnedSampler
-from search.scheduling.learned import ModelFeatures, TaskFeatures
+from search import LearnedSampler, ModelFeatures, TaskFeatures
 
 TASK = TaskFeatures(images=1000, classes=10, image_size=64)
 
