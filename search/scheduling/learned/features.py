@@ -16,7 +16,7 @@ class TaskFeatures:
         classes: Classes; None for other tasks than classification.
         image_size: Side of the images that the models see, in pixels.
         evenness: Entropy of the classes as a share of the largest possible, 0 to 1.
-        lowest: Score of guessing; None takes 1 / classes where classes are known, and otherwise what the study has seen.
+        lowest: Score of guessing; None for 1 / classes, or for the lowest score seen where there are no classes.
         highest: Score of a perfect model; None if the metric has no upper bound, for example an error with its sign
             changed. Scores are then compared by what the study has seen alone.
         switch_seconds: Seconds that it costs to start a trial or to resume a paused one, beside its epochs.
@@ -56,7 +56,7 @@ class StrategyFeatures:
 
     Args:
         optimizer: timm's name of the optimizer.
-        lr: Peak learning rate, in the optimizer's own units. The policy compares it with the usual one of its optimizer.
+        lr: Peak learning rate in the optimizer's own units; it is compared with the usual one of its optimizer.
         momentum: Momentum, or beta1.
         beta2: beta2.
         weight_decay: Weight decay.
@@ -65,7 +65,7 @@ class StrategyFeatures:
         probe_first: Whether the head is trained alone for a while first.
         batch_size: Images a batch.
         clip_grad: Largest norm of the gradient; 0 for no limit.
-        schedule: ``cosine``, ``step``, ``multistep``, ``plateau``, ``constant``, ``linear``, or another of timm's names.
+        schedule: timm's name of the schedule, for example ``cosine``.
         warmup: Share of the epochs that is warm-up.
         smoothing: Label smoothing.
         mixup: alpha of mixup, 0 if it is not used.
@@ -118,8 +118,8 @@ class Candidate:
         model: The model.
         epochs: Epochs of the whole trial.
         epoch_seconds: Seconds of an epoch where the caller knows them (a measured or computed cost); else predicted.
-        own: Further fields of the study's space that the policy does not know, scaled to 0 to 1 by the caller. They count in
-            what the study itself has seen only.
+        own: Further fields of the study's space that the policy does not know, each scaled to 0 to 1 by the caller.
+            They count only in what the study itself has seen.
     """
 
     strategy: StrategyFeatures
