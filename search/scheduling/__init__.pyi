@@ -5,9 +5,9 @@ from .decision import Step as Step
 from .decision import decide as decide
 from .decision import paused as paused
 from .heartbeat import Heartbeat as Heartbeat
+from .learned import EarlierStudy as EarlierStudy
 from .learned import LearnedPolicy as LearnedPolicy
 from .learned import ModelFeatures as ModelFeatures
-from .learned import Seen as Seen
 from .learned import StrategyFeatures as StrategyFeatures
 from .learned import TaskFeatures as TaskFeatures
 from .learned_sampler import LearnedSampler as LearnedSampler

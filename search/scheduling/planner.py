@@ -159,8 +159,8 @@ class Planner:
         candidates = self._candidates(strands)
         if not candidates and not waiting:
             return True
-        seen = as_seen(strands, {*waiting, own})
-        return self._policy.choose(self._task, seen, [one for one, _ in candidates]).resumed == own
+        seen, told = as_seen(strands, {*waiting, own}), [one for one, _ in candidates]
+        return self._policy.choose(self._task, seen, told, current=own).resumed == own
 
     def expected(self, trials: Sequence[FrozenTrial]) -> Expected | None:
         """What as much search again is expected to bring, in measured seconds; None before any score."""

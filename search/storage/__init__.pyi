@@ -69,6 +69,7 @@ from .private_apis import StudyOfTrials as StudyOfTrials
 from .private_apis import id_in_storage as id_in_storage
 from .private_apis import live_trial as live_trial
 from .private_apis import queued_params as queued_params
+from .private_apis import storage_of as storage_of
 from .private_apis import take_queued as take_queued
 from .proxy import check_address as check_address
 from .proxy import is_proxy as is_proxy

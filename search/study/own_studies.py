@@ -7,7 +7,7 @@ import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
 
-from search.scheduling import ModelFacts, ModelFeatures, Seen, Strands, TaskFeatures, Work, as_seen
+from search.scheduling import EarlierStudy, ModelFacts, ModelFeatures, Strands, TaskFeatures, Work, as_seen
 from search.storage import FEATURES, IDENTITY, MODEL_FACTS
 from strategies import Space
 
@@ -15,9 +15,7 @@ from strategies import Space
 _MOST_STUDIES = 20
 
 
-def own_studies(
-    storage: BaseStorage, name: str, metric: str, speed: float
-) -> list[tuple[TaskFeatures, tuple[Seen, ...]]]:
+def own_studies(storage: BaseStorage, name: str, metric: str, speed: float) -> list[EarlierStudy]:
     """The images and trials of the newest other studies that were searched by the same metric.
 
     Args:
@@ -26,13 +24,13 @@ def own_studies(
         metric: Its metric.
         speed: Multiply-adds a second, for computed seconds.
     """
-    found: list[tuple[TaskFeatures, tuple[Seen, ...]]] = []
+    found: list[EarlierStudy] = []
     for other in reversed(optuna.get_all_study_names(storage)):
         if other != name and len(found) < _MOST_STUDIES:
             study = optuna.load_study(study_name=other, storage=storage)
             if _is_alike(study, metric):
-                task, seen = _told_of(study, speed)
-                found += [(task, seen)] if seen else []
+                told = _told_of(study, speed)
+                found += [told] if told.seen else []
     return found
 
 
@@ -43,11 +41,11 @@ def _is_alike(study: Study, metric: str) -> bool:
     return known and attrs[FEATURES]["task"] == "classification" and attrs[IDENTITY].get("metric") == metric
 
 
-def _told_of(study: Study, speed: float) -> tuple[TaskFeatures, tuple[Seen, ...]]:
+def _told_of(study: Study, speed: float) -> EarlierStudy:
     features, facts = study.user_attrs[FEATURES], study.user_attrs[MODEL_FACTS]
     models = {name: model_facts(name, one, features, {}) for name, one in facts.items()}
     work = Work(features["images"], features["images"], speed)
-    return task_of(features), tuple(as_seen(Strands(models, work).of(study.get_trials(deepcopy=False))))
+    return EarlierStudy(task_of(features), as_seen(Strands(models, work).of(study.get_trials(deepcopy=False))))
 
 
 def model_facts(name: str, facts: Mapping[str, Any], features: Mapping[str, Any], space: Space) -> ModelFacts:

@@ -5,8 +5,8 @@ from typing import Any
 
 from search.config import StudyConfig
 from search.scheduling import Aims, LearnedPolicy, Planner, Work
-from search.storage import FEATURES, MODEL_FACTS
-from search.study.own_studies import model_facts, task_of
+from search.storage import FEATURES, MODEL_FACTS, storage_of
+from search.study.own_studies import model_facts, own_studies, task_of
 from search.study.presets import preset_params
 from search.trials import OpenStudy
 from strategies import Fixed
@@ -59,7 +59,8 @@ def planner_of(open_study: OpenStudy) -> Planner | None:
         return [(open_study.first_source.name, params) for params in preset_params(open_study).values()]
 
     work = Work(len(materials.data.train), len(materials.data.val), speed)
-    return Planner(LearnedPolicy(seed=config.seed), task, models, work, presets, aims)
+    earlier = own_studies(storage_of(open_study.study), open_study.study.study_name, config.metric, speed)
+    return Planner(LearnedPolicy(seed=config.seed, earlier=earlier), task, models, work, presets, aims)
 
 
 def facts_of(source: ModelSource) -> dict[str, Any]:

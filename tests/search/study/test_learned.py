@@ -109,10 +109,10 @@ def test_what_the_policy_does_not_know_is_searched_as_before(new_lab, capsys):
 
 
 def test_earlier_studies_of_the_same_metric_are_told_to_the_policy(searched):
-    ((task, told),) = own_studies(searched.storage, "new", "accuracy", 1e10)
-    assert (task.images, task.classes) == (64, 10)
-    assert len(told) == 6
-    best = max(max(one.scores) for one in told)
+    (told,) = own_studies(searched.storage, "new", "accuracy", 1e10)
+    assert (told.task.images, told.task.classes) == (64, 10)
+    assert len(told.seen) == 6
+    best = max(max(one.scores) for one in told.seen)
     assert best == max(trial.value for trial in searched.trials() if outcome_of(trial) == "complete")
     assert own_studies(searched.storage, "lab", "accuracy", 1e10) == []
     assert own_studies(searched.storage, "new", "macro_f1", 1e10) == []
