@@ -1,6 +1,6 @@
 """The learnt policy in the replay: fitted on the other data sets, and with parts of it left out or wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,16 +9,13 @@ from benchmarks.replay import Curves, Fit, Start, Step, Task
 from search.scheduling import learned
 from search.scheduling.learned import Candidate, LearnedPolicy, Prior, Seen, State, TaskFeatures
 
-# What is done to the prior, and to the candidates that it is shown.
-Change = Callable[[Prior], Prior]
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """What is changed of the policy.
 
     Args:
-        prior: Change of the fitted prior.
+        prior: ``fitted``; ``none`` for no order of strategies, ``negated`` for the opposite order.
         permuted: Whether the strategies' fields are permuted, so that the policy is shown those of another.
         blind: Whether curves are hidden: a trial that has begun is trained to its end.
         free: Whether all epochs are taken to cost the same.
@@ -76,15 +73,15 @@ class Ours:
 
 
 def _changed(prior: Prior, change: str) -> Prior:
-    """The prior; without its order of strategies (``none``), or with the opposite order (``negated``)."""
+    """The prior, changed as :class:`Variant` says."""
     if change == "fitted":
         return prior
     sign = 0.0 if change == "none" else -1.0
     return replace(prior, new=replace(prior.new, base=sign * prior.new.base, value=np.float32(sign) * prior.new.value))
 
 
-def ours(files: Sequence[object], variant: Variant = Variant()) -> Fit:
-    """The policy, fitted on other data sets."""
+def ours(variant: Variant = Variant()) -> Fit:
+    """The policy, which is fitted on the other data sets."""
 
     def fit(others: Sequence[Curves]) -> Start:
         prior = _fitted(others)

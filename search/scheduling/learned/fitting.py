@@ -8,6 +8,7 @@ import numpy as np
 from search.scheduling.learned.curves import Floats, Scale, ahead, curve_numbers, horizon_numbers
 from search.scheduling.learned.encoding import NAMES, encode
 from search.scheduling.learned.prior import Prior
+from search.scheduling.learned.study_model import EarlierStudy
 from search.scheduling.learned.tables import Curves
 from search.scheduling.learned.trees import Trees
 
@@ -66,6 +67,18 @@ class _Set:
         return np.array(rows).reshape(-1, len(NAMES) + 12), np.array(targets)
 
 
+def as_curves(name: str, study: EarlierStudy) -> Curves:
+    """A study's trials that have scores, as a data set of a table."""
+    scored = [one for one in study.seen if one.scores]
+    return Curves(
+        name,
+        (study.task,) * len(scored),
+        tuple(one.candidate for one in scored),
+        tuple(one.scores for one in scored),
+        tuple(one.seconds for one in scored),
+    )
+
+
 def fit(tables: Sequence[Curves], about: str) -> Prior:
     """Fit the prior.
 
@@ -78,7 +91,7 @@ def fit(tables: Sequence[Curves], about: str) -> Prior:
     """
     if len(tables) < 2:
         raise ValueError("the prior is fitted to at least two data sets, since its error is that in other sets")
-    sets = [_Set(curves) for curves in tables]
+    sets = [_Set(curves) for curves in tables if curves.scores]
     vectors = np.concatenate([one.vectors for one in sets])
     levels = np.array([one.mean for one in sets])
     with np.errstate(all="ignore"):
