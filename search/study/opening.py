@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 from search.config import StudyConfig, without_password
 from search.scheduling import StudySampler, make_pruner, requeuing
 from search.storage import (
+    BLOCKS,
     FEATURES,
     MODEL_FACTS,
     PARENT_KEY,
@@ -26,10 +27,10 @@ from search.storage import (
     taking_turns,
 )
 from search.study.comparability import check_identity, check_space, identity
-from search.study.data_features import features_of
 from search.study.lr_range import centred, suggested_lr
 from search.study.materials import gather, open_models
 from search.study.planning import facts_of, planner_of, unknown_to_policy
+from search.study.similar import features_of
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit, new_run_key
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
 from strategies import ConfigError, Entry, Fixed, FloatRange, Space, Strategy, first_line, without
@@ -121,6 +122,7 @@ def _run_tags(config: StudyConfig, materials: Materials) -> dict[str, str]:
 def _note_features(study: Study, materials: Materials) -> None:
     """Store features of the study's images and models, from which the learnt policy of later studies learns."""
     if FEATURES not in study.user_attrs:
+        study.set_user_attr(BLOCKS, {name: source.num_blocks for name, source in materials.sources.items()})
         study.set_user_attr(FEATURES, features_of(materials.data))
     if MODEL_FACTS not in study.user_attrs and materials.data.task == "classification":
         study.set_user_attr(MODEL_FACTS, {name: facts_of(source) for name, source in materials.sources.items()})
