@@ -17,6 +17,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -101,8 +102,10 @@ class CheckedParts:
         return self.damaged(np.arange(len(self._is_sound)))
 
     def _go_ahead(self) -> None:
-        for start in range(0, len(self._is_sound), self._at_a_time):
-            self.damaged(np.arange(start, min(start + self._at_a_time, len(self._is_sound))))
+        # While the process ends, no pool takes work any more.
+        with suppress(RuntimeError):
+            for start in range(0, len(self._is_sound), self._at_a_time):
+                self.damaged(np.arange(start, min(start + self._at_a_time, len(self._is_sound))))
 
 
 def seal(file: int, at: int, size: int | None = None) -> None:
