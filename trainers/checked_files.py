@@ -231,7 +231,8 @@ def checked_rows(path: Path) -> tuple[CheckedParts, dict[str, int]]:
         else:
             with ThreadPoolExecutor(max_workers=cores()) as pool:
                 found = list(pool.map(check, blocks.tolist()))
-        return blocks[np.array(found) != checks[blocks]]
+        bad: Parts = blocks[np.array(found) != checks[blocks]]
+        return bad
 
     parts = CheckedParts(len(checks), len(rows), damaged)
     return parts, {name: about["data_offsets"][0] for name, about in header.items()}

@@ -188,8 +188,6 @@ def export_timm(served: Any, folder: Path) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         save_for_hf(served.model.cpu(), str(folder), model_config=config, model_args=_arguments(served))
         (folder / "README.md").write_text(model_card(served), encoding="utf-8")
-        # safetensors writes a file that only its owner may read.
-        (folder / "model.safetensors").chmod((folder / "README.md").stat().st_mode)
     except OSError as error:
         raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from error
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

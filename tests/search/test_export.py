@@ -78,7 +78,7 @@ def test_a_folder_is_a_timm_model(searched, tmp_path, recwarn):
     assert export(searched, folder) == 0
     os.umask(before)
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
-        ("README.md", "config.json", "model.safetensors"), "0o640"
+        ("README.md", "config.json", "pytorch_model.bin"), "0o640"
     )
     assert not [warning for warning in recwarn if "type hint" in str(warning.message)]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
