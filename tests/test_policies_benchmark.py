@@ -143,11 +143,15 @@ def test_asha_promotes_the_best_of_three_and_hyperband_the_best_third_of_a_brack
 
 def test_tpe_chooses_good_strategies_of_the_table():
     curves = curves_of(3, 100, epochs=1)
-    seen = [place for place, _ in epochs_of(curves, Tpe(task_of(curves, 1), 0), 40)]
-    assert len(set(seen)) == 40
-    # The first eight are random; by chance a third of the others would be among the best third.
     good = set(np.argsort(-curves.best)[:33].tolist())
-    assert len(good & set(seen[8:])) >= 20
+    chosen = []
+    for seed in range(3):
+        seen = [place for place, _ in epochs_of(curves, Tpe(task_of(curves, 1), seed), 40)]
+        assert len(set(seen)) == 40
+        # The first eight are random.
+        chosen += seen[8:]
+    # By chance, 32 of these 96 would be of the best third, and more than 44 in one of 1,000 cases.
+    assert sum(place in good for place in chosen) > 44
 
 
 def test_each_policy_learns_from_the_other_data_sets_only(table, monkeypatch, tmp_path, capsys):
