@@ -27,6 +27,7 @@ from rich.table import Table
 
 from benchmarks import speedup
 from benchmarks.machine import machine, write_json
+from benchmarks.ours import Variant, ours
 from benchmarks.quicktune import quicktune
 from benchmarks.replay import Curves, Fit, Limit, Plain, plain_search, read_tables, replay, task_of
 from benchmarks.rivals import Asha, Hyperband, Random, Tpe, TpeMedian, unlearnt
@@ -82,6 +83,10 @@ def _plain(policy: type, runs: int | None = None) -> Entrant:
     return Entrant(lambda setting, epochs: unlearnt(policy), runs)
 
 
+def _ours(variant: Variant) -> Entrant:
+    return Entrant(lambda setting, epochs: ours(variant), 4)
+
+
 def _quicktune(setting: Setting, epochs: int) -> Fit:
     assert setting.quicktune is not None, "checked on the command line"
     return quicktune(setting.quicktune, epochs, setting.iterations)
@@ -95,6 +100,12 @@ POLICIES: Mapping[str, Entrant] = {
     "asha": _plain(Asha),
     "hyperband": _plain(Hyperband),
     "quicktune": Entrant(_quicktune, 4),
+    OURS: _ours(Variant()),
+    "ours, no prior": _ours(Variant(prior="none")),
+    "ours, no curves": _ours(Variant(blind=True)),
+    "ours, no cost": _ours(Variant(free=True)),
+    "ours, negated": _ours(Variant(prior="negated")),
+    "ours, permuted": _ours(Variant(permuted=True)),
 }
 
 

@@ -1,6 +1,7 @@
 """Opening a study: configuration, data, models, teacher and stores are checked and opened, the cheapest first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -10,8 +11,8 @@ from optuna.study import StudyDirection
 from search.config import StudyConfig, without_password
 from search.scheduling import StudySampler, make_pruner, requeuing
 from search.storage import (
-    BLOCKS,
     FEATURES,
+    MODEL_FACTS,
     PARENT_KEY,
     PARENT_RUN,
     SUGGESTED_LR,
@@ -25,9 +26,10 @@ from search.storage import (
     taking_turns,
 )
 from search.study.comparability import check_identity, check_space, identity
+from search.study.data_features import features_of
 from search.study.lr_range import centred, suggested_lr
 from search.study.materials import gather, open_models
-from search.study.similar import features_of
+from search.study.planning import facts_of, planner_of, unknown_to_policy
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit, new_run_key
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
 from strategies import ConfigError, Entry, Fixed, FloatRange, Space, Strategy, first_line, without
@@ -81,7 +83,7 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
     _say_what_was_opened(study, materials, left_out, watcher)
     if config.centre_lr:
         space = _centred(space, study, config, materials, watcher)
-    return OpenStudy(
+    open_study = OpenStudy(
         config=config,
         spaces={name: without(space, fields) for name, fields in left_out.items()},
         materials=materials,
@@ -95,6 +97,9 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
         lock=lock_of(lock_place(config), "claim"),
         rank_group=rank_group,
     )
+    if config.sampler.name == "learned" and (unknown := unknown_to_policy(config)):
+        watcher.say(f"Sampler tpe: the learnt policy does not know {unknown}")
+    return replace(open_study, planner=planner_of(open_study))
 
 
 def lock_place(config: StudyConfig) -> LockPlace:
@@ -114,10 +119,11 @@ def _run_tags(config: StudyConfig, materials: Materials) -> dict[str, str]:
 
 
 def _note_features(study: Study, materials: Materials) -> None:
-    """Store features of the study's images and models, by which later studies find similar ones."""
+    """Store features of the study's images and models, from which the learnt policy of later studies learns."""
     if FEATURES not in study.user_attrs:
-        study.set_user_attr(BLOCKS, {name: source.num_blocks for name, source in materials.sources.items()})
         study.set_user_attr(FEATURES, features_of(materials.data))
+    if MODEL_FACTS not in study.user_attrs and materials.data.task == "classification":
+        study.set_user_attr(MODEL_FACTS, {name: facts_of(source) for name, source in materials.sources.items()})
 
 
 def _open_parent(
