@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from benchmarks.collected_sets import Data, available
-from search.study.data_features import features_of
+from search.study.similar import features_of
 from strategies import ConfigError, Entry, Fixed, RandomDraws, Strategy, TrialError, parse_space, sample
 from trainers import (
     ActivationStore,

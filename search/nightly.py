@@ -26,7 +26,7 @@ where it stopped the night before, also within a trial (budget.finish_trials=tru
 budget.trials counts over all nights; without it the number of trials has no end.
 
 Where images have changed, the champion is scored on the new images, and a new generation of the study begins (NAME.2)
-whose learnt policy knows the trials of the generation before, and of other studies in the store. A night's
+with the best strategies of the generation before. A new study begins with those of studies of similar images. A night's
 winner becomes the champion only where it is better beyond chance (champion.promote=false: never).
 
 exit codes: 0 all went well; 1 a study has failed; 2 bad input; 3 another night is under way; 130 and 143 stopped"""

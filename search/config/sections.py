@@ -49,7 +49,7 @@ class SamplerConfig(Section):
     """How the next strategy is chosen."""
 
     name: Literal["learned", "tpe", "gp", "cmaes", "qmc", "random", "nsga2"] = Field(
-        "learned",
+        "tpe",
         description="learned: by what fine-tunings elsewhere have taught, for classification; or Optuna's sampler",
     )
     startup_trials: int = Field(8, ge=0, le=MANY, description="trials drawn at random before the sampler learns")

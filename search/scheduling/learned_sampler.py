@@ -142,9 +142,8 @@ class LearnedSampler(BaseSampler):
         scores = [sign * trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
         if not scores and trial.state == TrialState.COMPLETE and trial.value is not None:
             scores = [sign * trial.value]
-        seconds = trial.duration.total_seconds() if trial.duration is not None else 0.0
-        each = (seconds / max(1, len(scores)),) * len(scores)
-        return Seen(self._candidate(trial.params, space), tuple(scores), each, _STATES[trial.state])
+        # Without measured seconds, which would make each search choose other trials; the prior predicts them.
+        return Seen(self._candidate(trial.params, space), tuple(scores), (), _STATES[trial.state])
 
 
 def _drawn(space: Mapping[str, BaseDistribution], rng: np.random.Generator, near: Mapping[str, Any]) -> dict[str, Any]:

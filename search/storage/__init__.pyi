@@ -1,6 +1,7 @@
 from .attribute_writer import AttributeWriter as AttributeWriter
 from .attribute_writer import write_attributes as write_attributes
 from .attributes import ATTEMPT as ATTEMPT
+from .attributes import BLOCKS as BLOCKS
 from .attributes import CHECKPOINT as CHECKPOINT
 from .attributes import CONFIRMATIONS as CONFIRMATIONS
 from .attributes import CONTINUES as CONTINUES

@@ -64,6 +64,8 @@ FRONT = "pareto_front"
 FEATURES = "data_features"
 #: Gain that the learnt policy expects of more seconds of search, as of the last end of the search.
 EXPECTED = "expected_gain"
+#: Number of blocks of each model.
+BLOCKS = "num_blocks"
 #: Of each model: parameters, multiply-adds of an image of its usual size, and of a study's image in each block.
 MODEL_FACTS = "model_facts"
 #: Scores of trainings with new seeds by trial and seed, null where training failed. So no pair is trained twice.

@@ -1,4 +1,4 @@
-"""Generations of a study: where its images have changed, a new one begins."""
+"""Generations of a study: where its images have changed, a new one begins with the best strategies so far."""
 
 import re
 from dataclasses import dataclass
@@ -7,12 +7,17 @@ from pathlib import Path
 import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 
 from search.config import StudyConfig
 from search.scheduling import Ledger
 from search.storage import IDENTITY, absolute_sqlite, open_storage, reachable
+from search.study.similar import features_of, strategies_of_similar
 from search.winner import rescore
 from trainers import ImageData, choose_device, open_data
+
+# Strategies of other studies that a new study begins with.
+_WARM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,8 @@ class Generation:
     """The generation of a study that a night searches.
 
     Args:
-        config: The study's configuration, under the generation's name.
+        config: The study's configuration, under the generation's name; a new generation has presets from studies of
+            similar images.
         trials: Trials that count against the budget already.
         rescored: Where images have changed, the champion's score on them, in words; else empty.
     """
@@ -44,15 +50,17 @@ def generation_of(config: StudyConfig) -> Generation:
     data = open_data(task=config.task, in_chans=config.model.in_chans, **config.data.model_dump())
     newest = max(_generations(storage, config.name), default=0)
     if newest == 0:
-        return Generation(config, 0)
+        return Generation(_warmed(config, storage, data), 0)
     study = optuna.load_study(study_name=name_of(config.name, newest), storage=storage)
     if _is_of(study, data):
         now = config.model_copy(update={"name": study.study_name})
-        return Generation(now, Ledger(study).counted)
+        # Before its first trial an interrupted night may not have queued the strategies of other studies.
+        has_begun = any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+        return Generation(now if has_begun else _warmed(now, storage, data), Ledger(study).counted)
     config = config.model_copy(update={"name": name_of(config.name, newest + 1)})
     device = choose_device(config.device, config.precision)
     rescored = rescore(config, reachable(config.tracking.uri), device) if config.champion.promote else ""
-    return Generation(config, 0, rescored or "a new generation begins")
+    return Generation(_warmed(config, storage, data), 0, rescored or "a new generation begins")
 
 
 def name_of(study: str, generation: int) -> str:
@@ -74,6 +82,12 @@ def _generations(storage: BaseStorage, name: str) -> list[int]:
 def _is_of(study: Study, data: ImageData) -> bool:
     identity = study.user_attrs.get(IDENTITY)
     return identity is None or identity["data (fingerprint)"] == data.fingerprint
+
+
+def _warmed(config: StudyConfig, storage: BaseStorage, data: ImageData) -> StudyConfig:
+    """The configuration, with the best strategies of studies of similar images before its presets."""
+    found = strategies_of_similar(storage, config.name or "", features_of(data), _WARM)
+    return config.model_copy(update={"presets": {**found, **config.presets}})
 
 
 def _storage(config: StudyConfig) -> BaseStorage | None:

@@ -7,8 +7,9 @@ from digit_folders import write_digits
 from lab import SMALL
 
 from search.nightly import main
-from search.storage import lock_of
+from search.storage import FEATURES, lock_of
 from search.study import lock_place
+from search.study.similar import distance, strategies_of_similar
 from search.winner.champion import RESCORED
 
 # A night as short as it takes: the budget is in trials.
@@ -163,3 +164,19 @@ def test_what_a_night_needs_is_asked_for_before_it_begins(lab, capsys):
     assert night(lab, "--notify", "nonsense://") == 2
     assert "--notify: 'nonsense://' is not an address that apprise knows" in capsys.readouterr().err
     assert not (lab.folder / "mlruns" / "optuna.db").exists()
+
+
+def test_a_new_study_begins_with_what_worked_on_similar_images(new_lab):
+    lab = new_lab()
+    lab.train("budget.trials=3", "name=near", "data.split_seed=1")
+    lab.train("budget.trials=1", "name=far", "data.limit_train=24")
+    near, far = lab.open("near"), lab.open("far")
+    assert distance(near.user_attrs[FEATURES], near.user_attrs[FEATURES]) == 0
+    gap = distance(near.user_attrs[FEATURES], far.user_attrs[FEATURES])
+    assert gap == pytest.approx(distance(far.user_attrs[FEATURES], near.user_attrs[FEATURES]))
+    assert gap > 0.5
+    found = strategies_of_similar(near._storage, "new", near.user_attrs[FEATURES], count=3)
+    # The best of each study in turn, the nearest study first.
+    assert list(found) == ["near_1", "far_1", "near_2"]
+    assert found["near_1"]["lr"] == near.best_trial.params["lr"]
+    assert not strategies_of_similar(near._storage, "new", near.user_attrs[FEATURES] | {"task": "regression"}, 3)

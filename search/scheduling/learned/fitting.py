@@ -79,7 +79,7 @@ def as_curves(name: str, study: EarlierStudy) -> Curves:
     )
 
 
-def fit(tables: Sequence[Curves], about: str) -> Prior:
+def fit_prior(tables: Sequence[Curves], about: str) -> Prior:
     """Fit the prior.
 
     Args:
@@ -114,7 +114,9 @@ def fit(tables: Sequence[Curves], about: str) -> Prior:
 def _trees(options: dict[str, Any], rows: Floats, targets: Floats) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    return HistGradientBoostingRegressor(random_state=0, **_TREES, **options).fit(rows, targets)
+    # scikit-learn cannot bin a column without any value. No tree compares a constant.
+    filled = np.where(np.isnan(rows).all(0), 0, rows)
+    return HistGradientBoostingRegressor(random_state=0, **_TREES, **options).fit(filled, targets)
 
 
 def _with_error(sets: list[tuple[Floats, Floats]], options: dict[str, Any]) -> tuple[Trees, Trees]:

@@ -1,24 +1,26 @@
 """A study that the learnt policy plans: what it tries, what it says, and that an interruption changes nothing."""
 
 import pytest
-from lab import is_counted
+from lab import is_counted, opened
 
+from search.reporting import Terminal
 from search.scheduling.original_order import uninterrupted
 from search.storage import CONTINUES, EXPECTED, PREDICTED, PRESET, outcome_of
+from search.study.lifecycle import _tell_expected
 from search.study.own_studies import own_studies
 from search.trials import record
 
 SPACE = {"depth": {"low": 0.0, "high": 1.0}, "lr": {"low": 1e-4, "high": 1e-1, "log": True}}
-SPACE |= {"batch_norm": {"choices": ["train", "frozen_stats"]}, "epochs": 4, "batch_size": 16}
+SPACE |= {"batch_norm": {"choices": ["train", "frozen_stats"]}, "epochs": 3, "batch_size": 16}
 LEARNED = {"sampler": {"name": "learned"}, "pruner": {"name": "auto"}, "strategy": SPACE}
-LEARNED |= {"budget": {"trials": 6, "min_improvement": 1e-9}}
+LEARNED |= {"budget": {"trials": 5, "min_improvement": 1e-9}}
 
 
 @pytest.fixture(scope="module")
 def searched(new_lab):
-    """A search to its end, with the report."""
+    """A search to its end, with the report, and with the default presets, all of which are candidates only."""
     lab = new_lab(**LEARNED)
-    assert lab.run() == 0
+    assert lab.run("~presets") == 0
     return lab
 
 
@@ -40,15 +42,15 @@ def test_each_run_says_what_was_predicted_and_why_it_was_chosen(searched):
             assert predicted["low"] <= predicted["score"] <= predicted["high"]
             assert predicted["seconds"] > 0
     begun = [trial for trial in searched.trials() if CONTINUES not in trial.user_attrs]
-    assert len(begun) == 6
-    assert len({tuple(trial.params.values()) for trial in begun}) == 6
+    assert len(begun) == 5
+    assert len({tuple(trial.params.values()) for trial in begun}) == 5
 
 
 def test_the_best_score_of_all_belongs_to_a_trial_that_ran_to_its_end(searched):
     best = max(max(trial.intermediate_values.values()) for trial in searched.trials())
     whole = [trial for trial in searched.trials() if outcome_of(trial) == "complete"]
     assert max(trial.value for trial in whole) == best
-    assert all(max(trial.intermediate_values) == 4 for trial in whole)
+    assert all(max(trial.intermediate_values) == 3 for trial in whole)
 
 
 def test_the_report_shows_predicted_scores_and_what_more_search_would_bring(searched):
@@ -65,40 +67,36 @@ def test_an_interrupted_search_has_the_trials_of_the_uninterrupted_one(new_lab, 
     def stop() -> None:
         nonlocal calls
         calls += 1
-        if calls in (3, 9):
+        if calls in (2, 7):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record, "stop_if_asked", stop)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                broken.train()
-    broken.train()
+                broken.train("~presets")
+    broken.train("~presets")
     assert "killed" in broken.outcomes()
     assert strategies(broken.trials()) == strategies(searched.trials())
 
 
 def test_the_search_ends_when_little_more_is_expected(new_lab, capsys):
     lab = new_lab(**LEARNED | {"budget": {"trials": 40, "min_improvement": 0.9}})
-    assert lab.run() == 0
+    lab.train()
     assert 4 <= len({trial.number for trial in lab.trials() if CONTINUES not in trial.user_attrs}) < 10
+    with opened(lab) as open_study:
+        _tell_expected(open_study, Terminal("accuracy"), lab.trials())
     said = capsys.readouterr().out
     assert "Search  ended: " in said
     assert "less than budget.min_improvement 0.9" in said
-    trials = len(lab.trials())
-    lab.train()
-    assert len(lab.trials()) == trials
 
 
-def test_given_presets_are_tried_first_and_others_are_candidates(new_lab):
+def test_given_presets_are_tried_first(new_lab):
     lab = new_lab(**LEARNED, presets={"mine": {"depth": 1.0, "lr": 1e-3}})
     lab.train("budget.trials=2")
     first, *others = [trial for trial in lab.trials() if CONTINUES not in trial.user_attrs]
     assert first.user_attrs[PRESET] == "mine"
     assert [PRESET in trial.user_attrs for trial in others] == [False]
-    lab = new_lab(**LEARNED)
-    lab.train("~presets", "budget.trials=1", "probe_sweep=0")
-    assert PREDICTED in lab.trials()[0].user_attrs
 
 
 def test_what_the_policy_does_not_know_is_searched_as_before(new_lab, capsys):
@@ -111,7 +109,7 @@ def test_what_the_policy_does_not_know_is_searched_as_before(new_lab, capsys):
 def test_earlier_studies_of_the_same_metric_are_told_to_the_policy(searched):
     (told,) = own_studies(searched.storage, "new", "accuracy", 1e10)
     assert (told.task.images, told.task.classes) == (64, 10)
-    assert len(told.seen) == 6
+    assert len(told.seen) == 5
     best = max(max(one.scores) for one in told.seen)
     assert best == max(trial.value for trial in searched.trials() if outcome_of(trial) == "complete")
     assert own_studies(searched.storage, "lab", "accuracy", 1e10) == []
