@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["quicktunetool==0.0.4"]
+# dependencies = ["quicktunetool==0.0.4", "requests"]
 # ///
 """Quick-Tune's optimizer, asked by lines of JSON. Runs in an environment of its own and imports nothing of Unfreeze."""
 
