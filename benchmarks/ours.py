@@ -97,7 +97,7 @@ def _fitted(others: Sequence[Curves]) -> Prior:
     """The prior of these data sets, which all variants share."""
     key = tuple(curves.data_set for curves in others)
     if key not in _PRIORS:
-        _PRIORS[key] = learned.fit([_as_learned(curves) for curves in others], ", ".join(key))
+        _PRIORS[key] = learned.fit_prior([_as_learned(curves) for curves in others], ", ".join(key))
     return _PRIORS[key]
 
 

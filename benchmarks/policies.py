@@ -83,13 +83,13 @@ def _plain(policy: type, runs: int | None = None) -> Entrant:
     return Entrant(lambda setting, epochs: unlearnt(policy), runs)
 
 
-def _ours(variant: Variant) -> Entrant:
-    return Entrant(lambda setting, epochs: ours(variant), 4)
-
-
 def _quicktune(setting: Setting, epochs: int) -> Fit:
     assert setting.quicktune is not None, "checked on the command line"
     return quicktune(setting.quicktune, epochs, setting.iterations)
+
+
+def _ours(variant: Variant) -> Entrant:
+    return Entrant(lambda setting, epochs: ours(variant), 4)
 
 
 POLICIES: Mapping[str, Entrant] = {

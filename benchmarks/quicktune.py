@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,8 @@ def quicktune(python: Path, epochs: int, iterations: int) -> Fit:
 
     def fit(training: Sequence[Curves]) -> Start:
         server = _Server(python)
-        with tempfile.TemporaryDirectory() as folder:
-            table = Path(folder) / "training.parquet"
-            pd.concat([_table(curves) for curves in training], ignore_index=True).to_parquet(table)
-            server.ask({"fit": str(table), "epochs": epochs, "iterations": iterations})
+        table = pd.concat([_table(curves) for curves in training], ignore_index=True)
+        server.ask({"fit": table.to_dict(orient="list"), "epochs": epochs, "iterations": iterations})
         return lambda task, seed: _Search(server, task, seed)
 
     return fit
@@ -58,15 +57,17 @@ class _Server:
 
     def __init__(self, python: Path) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._process = subprocess.Popen(
-            # Not resolved: a virtual environment's interpreter is a link.
-            [python.absolute(), SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=self._folder.name,
-        )
+        self._log = Path(self._folder.name) / "log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                # Not resolved: a virtual environment's interpreter is a link.
+                [python.absolute(), SERVER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=self._folder.name,
+            )
         # The server's standard input ends with this object, and the server with its input.
         weakref.finalize(self, _end, self._process)
 
@@ -74,10 +75,12 @@ class _Server:
         """The answer to a question."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
+        # A server that has ended gives no answer, which is told below.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
         if not (answer := self._process.stdout.readline()):
-            raise RuntimeError(f"{SERVER.name} has ended; does its environment have quicktunetool?")
+            raise RuntimeError(f"{SERVER.name} has ended: {self._log.read_text()[-2000:]}")
         return json.loads(answer)
 
 

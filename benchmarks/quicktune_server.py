@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["quicktunetool==0.0.4"]
+# dependencies = ["quicktunetool==0.0.4", "requests"]
 # ///
 """Quick-Tune's optimizer, asked by lines of JSON. Runs in an environment of its own and imports nothing of Unfreeze."""
 
@@ -22,9 +22,9 @@ from qtt import CostPredictor, PerfPredictor, QuickOptimizer
 class Optimizer:
     """The optimizer of quicktunetool, fitted once and then set up for each search."""
 
-    def fit(self, path: str, epochs: int, iterations: int) -> None:
+    def fit(self, rows: dict[str, list[Any]], epochs: int, iterations: int) -> None:
         """Fit both predictors by their own code."""
-        table = pd.read_parquet(path)
+        table = pd.DataFrame(rows)
         scores = np.full((len(table), epochs), np.nan)
         for row, curve in zip(scores, table["scores"], strict=True):
             row[: len(curve)] = curve[:epochs]

@@ -18,7 +18,7 @@ from optuna.samplers import TPESampler
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.trial import TrialState
 
-from benchmarks.replay import Curves, Fit, Policy, Start, Step, Task
+from benchmarks.replay import Curves, Fit, Start, Step, Task
 from search.config import PrunerConfig, SamplerConfig
 from search.scheduling import make_pruner
 
@@ -227,34 +227,3 @@ def unlearnt(policy: type[Planned]) -> Fit:
         return policy
 
     return fit
-
-
-def negated(fit: Fit) -> Fit:
-    """A policy whose prior is wrong: in each data set that it learns from, the best strategy has the worst one's curve,
-    the second best the second worst's, and so on. Each strategy keeps its own seconds an epoch.
-    """
-
-    def turned(curves: Curves) -> Curves:
-        ranked = np.argsort(curves.best, kind="stable")
-        scores = dict(zip(ranked.tolist(), (curves.scores[place] for place in ranked[::-1]), strict=True))
-        scores = [scores[place] for place in range(len(curves))]
-        seconds = [np.full(len(new), old.mean()) for new, old in zip(scores, curves.seconds, strict=True)]
-        return Curves(curves.data_set, curves.images, curves.classes, curves.fields, scores, seconds)
-
-    return lambda training: fit([turned(curves) for curves in training])
-
-
-def permuted(fit: Fit) -> Fit:
-    """A policy whose features are wrong: the fields of the task's strategies are permuted among the strategies."""
-
-    def misled(training: Sequence[Curves]) -> Start:
-        start = fit(training)
-
-        def begin(task: Task, seed: int) -> Policy:
-            order = np.random.default_rng(seed).permutation(len(task.fields))
-            fields = task.fields.iloc[order].reset_index(drop=True)
-            return start(Task(task.images, task.classes, fields, task.epochs), seed)
-
-        return begin
-
-    return misled

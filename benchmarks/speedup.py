@@ -14,7 +14,7 @@ from benchmarks.replay import Curves, Floats, Plain, Trace
 TOLERANCES = (0.0, 0.005)
 # Shares of the plain search's wall time at which regret is printed, and those at which it is plotted.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-PLOTTED = tuple(float(share) for share in 2.0 ** np.linspace(-6, 1, 29))
+PLOTTED = tuple(float(share) for share in 2.0 ** np.linspace(-6, 0, 25))
 RESAMPLES = 2000
 
 

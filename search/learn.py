@@ -32,7 +32,7 @@ def learn(tables: Sequence[Path], store: str | None, metric: str, out: Path) -> 
     check_output("--out", out)
     # Only here: they take seconds to import.
     with importing():
-        from search.scheduling.learned import as_curves, fit, read_tables
+        from search.scheduling import as_curves, fit_prior, read_tables
     try:
         curves = read_tables(tables)
     except (OSError, KeyError, ValueError) as error:
@@ -46,7 +46,7 @@ def learn(tables: Sequence[Path], store: str | None, metric: str, out: Path) -> 
         curves += [as_curves(f"study {place}", study) for place, study in enumerate(told, 1)]
         names += f", {len(told)} studies"
     try:
-        prior = fit(curves, f"{sum(len(one.scores) for one in curves)} fine-tunings of {names}")
+        prior = fit_prior(curves, f"{sum(len(one.scores) for one in curves)} fine-tunings of {names}")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     try:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import policies, speedup
 from benchmarks.policies import Entrant, main, most_frequent_small
 from benchmarks.replay import Curves, Limit, Step, Task, plain_search, read_tables, replay, task_of
-from benchmarks.rivals import Asha, Hyperband, Planned, Random, Tpe, TpeMedian, negated, permuted, unlearnt
+from benchmarks.rivals import Asha, Hyperband, Planned, Random, Tpe, TpeMedian
 
 EPOCHS = 9
 
@@ -141,11 +141,17 @@ def test_asha_promotes_the_best_of_three_and_hyperband_the_best_third_of_a_brack
     assert seen[15:] == [(ranked[0], epoch) for epoch in range(4, 10)]
 
 
-def test_tpe_chooses_among_the_tables_strategies_and_finds_good_ones_sooner():
-    curves = curves_of(3, 150, epochs=1)
-    # Of 150 strategies, random search has begun half before it meets the best.
-    found = [replay(curves, Tpe(task_of(curves, 1), seed)).reached(curves.best.max()) for seed in range(5)]
-    assert np.median(found) < 50
+def test_tpe_chooses_good_strategies_of_the_table():
+    curves = curves_of(3, 100, epochs=1)
+    good = set(np.argsort(-curves.best)[:33].tolist())
+    chosen = []
+    for seed in range(3):
+        seen = [place for place, _ in epochs_of(curves, Tpe(task_of(curves, 1), seed), 40)]
+        assert len(set(seen)) == 40
+        # The first eight are random.
+        chosen += seen[8:]
+    # By chance, 32 of these 96 would be of the best third, and more than 44 in one of 1,000 cases.
+    assert sum(place in good for place in chosen) > 44
 
 
 def test_each_policy_learns_from_the_other_data_sets_only(table, monkeypatch, tmp_path, capsys):
@@ -208,28 +214,3 @@ def test_one_model_is_the_most_frequent_that_is_small(table):
     models = ["resnet50"] * 15 + ["test_resnet"] * 10 + ["test_vit"] * 5
     curves.fields["model"] = models
     assert most_frequent_small(curves) == list(range(15, 25))
-
-
-def test_a_wrong_prior_has_the_curves_turned_round_and_wrong_features_are_permuted():
-    seen = {}
-
-    def fit(training: Sequence[Curves]) -> type[Random]:
-        seen["training"] = training
-
-        def start(task: Task, seed: int) -> Random:
-            seen["task"] = task
-            return Random(task, seed)
-
-        return start
-
-    curves = curves_of(0, 10)
-    negated(fit)([curves])
-    (turned,) = seen["training"]
-    assert np.argsort(turned.best).tolist() == np.argsort(-curves.best).tolist()
-    assert sorted(turned.best) == sorted(curves.best)
-    permuted(fit)([curves])(task_of(curves, EPOCHS), 1)
-    assert seen["training"] == [curves]
-    shown = seen["task"].fields["lr"]
-    assert shown.tolist() != curves.fields["lr"].tolist()
-    assert sorted(shown) == sorted(curves.fields["lr"])
-    assert unlearnt(Random)([curves]) is Random

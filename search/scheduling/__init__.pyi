@@ -10,6 +10,9 @@ from .learned import LearnedPolicy as LearnedPolicy
 from .learned import ModelFeatures as ModelFeatures
 from .learned import StrategyFeatures as StrategyFeatures
 from .learned import TaskFeatures as TaskFeatures
+from .learned import as_curves as as_curves
+from .learned import fit_prior as fit_prior
+from .learned import read_tables as read_tables
 from .learned_sampler import LearnedSampler as LearnedSampler
 from .ledger import Ledger as Ledger
 from .ledger import pareto_front as pareto_front

@@ -5,7 +5,7 @@ from .features import State as State
 from .features import StrategyFeatures as StrategyFeatures
 from .features import TaskFeatures as TaskFeatures
 from .fitting import as_curves as as_curves
-from .fitting import fit as fit
+from .fitting import fit_prior as fit_prior
 from .policy import Choice as Choice
 from .policy import LearnedPolicy as LearnedPolicy
 from .prior import Prior as Prior

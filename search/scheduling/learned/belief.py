@@ -37,11 +37,11 @@ class Strategies:
         """How alike the strategies are, from 0 to 1, (strategies, others)."""
         mine, theirs = np.concatenate([self.points, self.own], 1), np.concatenate([other.points, other.own], 1)
         squares = (mine**2).sum(1)[:, None] + (theirs**2).sum(1)[None] - 2 * mine @ theirs.T
-        return np.exp(-0.5 * _NARROWNESS * np.maximum(squares, 0) / mine.shape[1])
+        return np.asarray(np.exp(-0.5 * _NARROWNESS * np.maximum(squares, 0) / mine.shape[1]), np.float64)
 
     def same_model(self, other: "Strategies") -> Floats:
         """Which strategies train the same model, (strategies, others) 0 or 1."""
-        return (self.models[:, None] == other.models[None]).astype(np.float64)
+        return np.asarray(self.models[:, None] == other.models[None], np.float64)
 
     def order(self, other: "Strategies") -> Floats:
         """Covariance of a change of the prior's order, (strategies, others)."""

@@ -33,9 +33,9 @@ class Scale:
         return -np.log(np.clip(1 - share, 0, None) + _FLOOR)
 
     def back(self, values: Floats | float) -> Floats:
-        """Values on this scale as scores."""
+        """Values on this scale as scores, which are those of guessing at least."""
         share = 1 + _FLOOR - np.exp(-np.asarray(values, np.float64))
-        return self.lowest + (self.highest - self.lowest) * np.minimum(share, 1)
+        return self.lowest + (self.highest - self.lowest) * np.clip(share, 0, 1)
 
 
 def ahead(done: int, epochs: int) -> list[int]:

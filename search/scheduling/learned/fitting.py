@@ -79,7 +79,7 @@ def as_curves(name: str, study: EarlierStudy) -> Curves:
     )
 
 
-def fit(tables: Sequence[Curves], about: str) -> Prior:
+def fit_prior(tables: Sequence[Curves], about: str) -> Prior:
     """Fit the prior.
 
     Args:

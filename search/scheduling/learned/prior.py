@@ -110,7 +110,7 @@ class Prior:
 
     def epoch_seconds(self, vectors: Floats, images: int) -> Floats:
         """Logarithm of the seconds of an epoch of each strategy, (strategies,), on the machines of the tables."""
-        return self.epoch.predict(vectors) + np.log(max(1, images))
+        return np.asarray(self.epoch.predict(vectors) + np.log(max(1, images)), np.float64)
 
     def alike(self, vectors: Floats, own: Floats) -> tuple[Floats, Floats]:
         """Strategies as points whose squared distances are compared; missing fields count as average.
@@ -153,7 +153,11 @@ class Prior:
             raise ValueError(f"{file} was fitted for other fields of strategies; fit it anew")
         level, variance, spread = (float(one) for one in arrays["levels"])
         return cls(
-            *(Trees.from_arrays(arrays, name) for name in ("new", "new_error", "gain", "gain_error", "epoch")),
+            Trees.from_arrays(arrays, "new"),
+            Trees.from_arrays(arrays, "new_error"),
+            Trees.from_arrays(arrays, "gain"),
+            Trees.from_arrays(arrays, "gain_error"),
+            Trees.from_arrays(arrays, "epoch"),
             arrays["center"].astype(np.float64),
             arrays["width"].astype(np.float64),
             level,

@@ -78,7 +78,8 @@ def read_tables(files: Iterable[Path]) -> list[Curves]:
     table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     found = []
     for name, rows in table.groupby("data_set", sort=True):
-        records = [row for row in rows.to_dict("records") if len(row["accuracy"])]
+        records = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
+        records = [row for row in records if len(row["accuracy"])]
         found.append(
             Curves(
                 str(name),

@@ -77,7 +77,7 @@ class Trees:
         for _ in range(self.depth):
             first = flat.take(begins + self.column.take(node)) <= self.threshold.take(node)
             node = child.take(2 * node + first)
-        return self.base + self.value.take(node).sum(1, dtype=np.float64)
+        return np.asarray(self.base + self.value.take(node).sum(1, dtype=np.float64), np.float64)
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """The trees as small arrays under names that begin with ``name``."""

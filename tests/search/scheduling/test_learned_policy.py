@@ -7,6 +7,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from search.learn import main
 from search.scheduling.learned import (
     Candidate,
     EarlierStudy,
@@ -17,8 +18,6 @@ from search.scheduling.learned import (
     State,
     StrategyFeatures,
     TaskFeatures,
-    fit,
-    read_tables,
     shipped_prior,
 )
 from search.scheduling.learned.encoding import encode_all
@@ -160,7 +159,7 @@ def test_the_shipped_numbers_are_small_and_say_what_they_were_fitted_on():
     assert "fine-tunings" in shipped_prior().about
 
 
-def test_trees_of_arrays_predict_what_was_fitted(tmp_path):
+def test_a_command_fits_the_numbers_anew_from_a_table(tmp_path, capsys):
     import pandas as pd
 
     rng = np.random.default_rng(0)
@@ -172,16 +171,16 @@ def test_trees_of_arrays_predict_what_was_fitted(tmp_path):
             curve = [top * (1 - 0.5**epoch) for epoch in range(1, 7)]
             row = {"data_set": name, "images": 500, "classes": 5, "model": "resnet18", "opt": "adamw", "lr": lr}
             rows.append(row | {"strategy": str(number), "epochs": 6, "accuracy": curve, "seconds": [1.0] * 6})
-    pd.DataFrame(rows).to_parquet(tmp_path / "table.parquet")
-    curves = read_tables([tmp_path / "table.parquet"])
-    prior = fit(curves, "120 fine-tunings of two sets")
-    prior.save(tmp_path / "prior.safetensors")
-    loaded = Prior.load(tmp_path / "prior.safetensors")
+    table, out = tmp_path / "table.parquet", tmp_path / "prior.safetensors"
+    pd.DataFrame(rows).to_parquet(table)
+    assert main(["--table", str(table), "--out", str(out)]) == 0
+    prior = Prior.load(out)
+    assert prior.about == "120 fine-tunings of one, two"
     good, bad = (Candidate(StrategyFeatures(optimizer="adamw", lr=lr), MODEL, 6) for lr in (3e-4, 9e-2))
-    vectors = encode_all([good, bad], curves[0].tasks[0])
-    scores, _ = loaded.new_scores(vectors, [6, 6])
-    np.testing.assert_allclose(scores, prior.new_scores(vectors, [6, 6])[0], atol=1e-4)
+    vectors = encode_all([good, bad], TaskFeatures(500, 5))
+    scores, _ = prior.new_scores(vectors, [6, 6])
     assert scores[0, -1] > scores[1, -1] + 1
-    assert np.exp(loaded.epoch_seconds(vectors, 500)) == pytest.approx([1.0, 1.0], rel=0.1)
-    with pytest.raises(ValueError, match="at least two data sets"):
-        fit(curves[:1], "one set")
+    assert np.exp(prior.epoch_seconds(vectors, 500)) == pytest.approx([1.0, 1.0], rel=0.1)
+    pd.DataFrame(rows[:60]).to_parquet(table)
+    assert main(["--table", str(table), "--out", str(out)]) == 2
+    assert "at least two data sets" in capsys.readouterr().err
