@@ -30,8 +30,9 @@ def full_after(epochs: int, disk: Path) -> Iterator[None]:
         nonlocal done
         if done >= epochs:
             fill(disk)
+        result = train(trainer)
         done += 1
-        return train(trainer)
+        return result
 
     Trainer.__next__ = filling
     try:

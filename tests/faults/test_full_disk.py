@@ -1,5 +1,6 @@
 """A disk that is full in the middle of a study, really: a small file system, filled to the last byte."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from full_disk import FILLER, fill, full_after
 from lab import SMALL, Lab
 from optuna.trial import TrialState
 
+from search.processes import owner
 from search.study import lifecycle
+from search.trials import sampling
 
 EPOCHS = 2
 STUDY = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": EPOCHS}, "metric": "loss"}
@@ -38,8 +41,13 @@ def small_disk() -> Iterator[Callable[[Path], Path]]:
 
 
 def run_into_full(lab: Lab, disk: Path, epochs: int, *keys: str) -> int:
-    """Run four trials, on a disk that is full after so many epochs, and give it room again."""
-    with full_after(epochs, disk):
+    """Run four trials, on a disk that is full after so many epochs, and give it room again.
+
+    Its process ends then, which this one does not: it goes by the name of one that has ended.
+    """
+    ended = json.dumps(json.loads(owner()) | {"started": 0.0})
+    with full_after(epochs, disk), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sampling, "owner", lambda: ended)
         code = lab.run("budget.trials=4", *keys)
     (disk / FILLER).unlink()
     return code
