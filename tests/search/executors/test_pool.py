@@ -19,10 +19,11 @@ TWO = "executor.trials_per_device=2"
 # Epochs that take so long that no machine comes to their end: these trials are killed.
 LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 1000}, "metric": "loss"}
 
-# A command whose workers, or which itself beside others, trains on from a first epoch once so many processes have had
-# one; the first of them may end by a signal there.
+# The command. After its first epoch, each process that trains waits until so many processes have trained an epoch. A
+# signal may end the first of them there.
 MEETING = """
 import os, sys, time
+from contextlib import suppress
 from pathlib import Path
 from search.run import main
 from search.trials.record import Record
@@ -34,11 +35,9 @@ def adding(*args, **kwargs):
     add(*args, **kwargs)
     Path(f"trains-{os.getpid()}").touch()
     if int(number):
-        try:
+        with suppress(FileExistsError):
             ended.touch(exist_ok=False)
             os.kill(os.getpid(), int(number))
-        except FileExistsError:
-            pass
     while len(list(Path().glob("trains-*"))) < int(count):
         time.sleep(0.01)
 
@@ -48,6 +47,7 @@ sys.exit(main(arguments))
 
 
 def start_meeting(lab: Lab, count: int, *overrides: str, ended_by: int = 0) -> Started:
+    """Start a command whose processes wait for each other; ``ended_by`` is the signal that ends one of them, or 0."""
     return lab.start_code(MEETING, str(count), str(ended_by), f"study={lab.file}", *overrides)
 
 
