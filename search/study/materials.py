@@ -10,7 +10,7 @@ import torch
 
 from search.config import StudyConfig, check_extras
 from search.storage import MLFLOW_TABLE, check_begun, fetch_uri
-from search.study.teacher import fetch_teacher, load_teacher
+from search.study.teacher import TeacherFiles, fetch_teacher, load_teacher
 from search.trials import Lineage, Materials, Watcher, lineage_of
 from strategies import ConfigError, Space, check_depths, check_optimizer_names
 from trainers import (
@@ -45,7 +45,7 @@ class Models:
     sources: Mapping[str, ModelSource]
     device: Device
     compiler: Compiler | None
-    teacher: Path | None
+    teacher: TeacherFiles | None
     lineage: Lineage
 
 
@@ -76,8 +76,8 @@ def open_models(config: StudyConfig, terminal: Watcher) -> Models:
     teacher = None
     if config.teacher is not None:
         check_begun("teacher: tracking.uri", config.tracking.uri, MLFLOW_TABLE)
-        teacher, of_teacher = fetch_teacher(config.teacher, config.tracking.uri)
-        lineage |= of_teacher
+        teacher = fetch_teacher(config.teacher, config.tracking.uri, config.model.in_chans)
+        lineage |= teacher.lineage
     return Models(sources, device, compiler, teacher, lineage)
 
 
@@ -105,8 +105,8 @@ def gather(config: StudyConfig, models: Models, terminal: Watcher) -> Materials:
         count = len(data.classes)
         source.fit_outputs(count, top_of(config.task, config.model.decoder, count, config.data.image_size))
     teacher = None
-    if config.teacher is not None and models.teacher is not None:
-        teacher = load_teacher(config.teacher, models.teacher, data.classes, config.model.in_chans, device)
+    if models.teacher is not None:
+        teacher = load_teacher(models.teacher, data.classes, device)
     reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
     return Materials(data, sources, device, teacher, models.compiler, reuse, models.lineage)
 
