@@ -146,7 +146,7 @@ class Study:
         from search.winner import propose
         from trainers import choose_device
 
-        device = choose_device(self.config.device, self.config.precision)
+        device = choose_device(self.config.device, self.config.precision, self.config.deterministic)
         return propose(self.config, self.winner.model_uri, None, reachable(self.config.tracking.uri), device)
 
     def rollback(self) -> "Verdict":

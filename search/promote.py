@@ -40,7 +40,7 @@ def promote(words: Sequence[str], is_back: bool) -> int:
         winner = stored.study.user_attrs.get(WINNER)
         if winner is None:
             raise ConfigError(f"study {stored.name!r} has no winner yet; a search has a winner when it has ended")
-        device = choose_device(config.device, config.precision)
+        device = choose_device(config.device, config.precision, config.deterministic)
         verdict = propose(config, winner["model_uri"], None, uri, device)
     say(describe_verdict(verdict))
     return 0

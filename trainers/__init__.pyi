@@ -16,6 +16,10 @@ from .decoders import SMP_SEGMENTERS as SMP_SEGMENTERS
 from .device import Device as Device
 from .device import choose_device as choose_device
 from .forward import Compiler as Compiler
+from .memory import Fitting as Fitting
+from .memory import free_memory as free_memory
+from .memory import is_out_of_memory as is_out_of_memory
+from .memory import leave_onednn_if_broken as leave_onednn_if_broken
 from .models import ModelSource as ModelSource
 from .models import Normalise as Normalise
 from .models import Weights as Weights
@@ -74,10 +78,7 @@ from .training import StateError as StateError
 from .training import Teacher as Teacher
 from .training import Trainer as Trainer
 from .training import break_off as break_off
-from .training import free_memory as free_memory
-from .training import is_out_of_memory as is_out_of_memory
 from .training import join as join
 from .training import leave as leave
-from .training import leave_onednn_if_broken as leave_onednn_if_broken
 from .training import load_state as load_state
 from .training import save_state as save_state

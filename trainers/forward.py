@@ -18,7 +18,13 @@ from torch import Tensor, fx, nn
 
 from strategies import ConfigError, Strategy
 from trainers.device import Device
-from trainers.private_apis import allow_recompiles, compile_errors, is_dynamo_error, options_of_mode
+from trainers.private_apis import (
+    allow_recompiles,
+    compile_errors,
+    is_dynamo_error,
+    options_of_mode,
+    skipped_graphs,
+)
 from trainers.reuse import Cut, Rows
 
 logger = logging.getLogger(__name__)
@@ -85,12 +91,17 @@ class Compiled:
         self._function = function
         #: Why the original function runs; None while the compiled function runs.
         self.failure: str | None = None
+        #: Whether torch left out the CUDA graphs of some code, for example because it writes to its inputs.
+        self.lacks_graphs = False
 
     def __call__(self, model: nn.Module, *values: Any) -> Any:
         """The function's result for a model and values."""
         if self.failure is None:
+            skipped = skipped_graphs()
             try:
-                return self._compiled(model, *values)
+                found = self._compiled(model, *values)
+                self.lacks_graphs = self.lacks_graphs or skipped_graphs() > skipped
+                return found
             except compile_errors() as error:
                 # Nothing has been computed yet: compiling fails before the first call, or before a new kind of call.
                 self.failure = _reason(error)
@@ -113,6 +124,7 @@ class Forward:
         self._kind = name, strategy.dropout, strategy.drop_path
         self._refusal = _refusal(strategy)
         self._used: dict[str, Compiled] = {}
+        self._was_in_parts = False
 
     @property
     def reason(self) -> str:
@@ -122,30 +134,44 @@ class Forward:
         if self._refusal is not None:
             return f"no compile: {self._refusal}"
         failures = {part: used.failure for part, used in self._used.items() if used.failure is not None}
-        if not failures:
-            return f"compile: {self._compiler.mode}"
-        return "; ".join(f"no compile in {part}: {failure}" for part, failure in failures.items())
+        if failures:
+            return "; ".join(f"no compile in {part}: {failure}" for part, failure in failures.items())
+        notes = [f"compile: {self._compiler.mode}"]
+        if self._compiler.overwrites:
+            lacking = [part for part, used in self._used.items() if used.lacks_graphs]
+            notes += [f"torch left out CUDA graphs in {part}" for part in lacking]
+        if self._was_in_parts:
+            notes.append("no compile of batches in parts")
+        return "; ".join(notes)
 
-    def __call__(self, model: nn.Module, inputs: Tensor | Rows, cut: Cut | None = None) -> Any:
+    def __call__(self, model: nn.Module, inputs: Tensor | Rows, cut: Cut | None = None, parts: int = 1) -> Any:
         """The model's outputs, with its modules in their present modes.
 
         Args:
             model: The classifier.
             inputs: Images (B, C, H, W) as the model takes them, or the outputs of its frozen part for them.
             cut: Where the frozen part ends; needed for its outputs.
+            parts: In how many passes the gradients of a training batch are added up.
 
         Returns:
             Logits (B, num_classes) for a classifier.
         """
+        compiler = self._compiler
+        if compiler is None or self._refusal is not None:
+            run: Callable[..., Any] = _run
+        elif parts > 1 and compiler.overwrites:
+            # A graph writes its gradients where those of the part before still are.
+            run, self._was_in_parts = _run, True
+        else:
+            run = self._run
         if isinstance(inputs, Tensor):
-            whole = _call if self._compiler is None else self._compiler.whole((*self._kind, model.training))
-            return self._run(whole, model, inputs)
+            whole = _call if compiler is None else compiler.whole((*self._kind, model.training))
+            return run(whole, model, inputs)
         assert cut is not None, "rows come from a cut"
-        return cut.suffix(model, inputs, self._run)
+        return cut.suffix(model, inputs, run)
 
     def _run(self, function: Callable[..., Any], model: nn.Module, *values: Any) -> Any:
-        if self._compiler is None or self._refusal is not None:
-            return function(model, *values)
+        assert self._compiler is not None, "else nothing is compiled"
         compiled = self._compiler.compiled(function)
         self._used["training" if model.training else "validation"] = compiled
         if not self._compiler.overwrites:
@@ -154,6 +180,10 @@ class Forward:
         outputs = compiled(model, *values)
         # In training the gradient is computed before the next pass, but validation collects outputs of several passes.
         return outputs if model.training else fx.node.map_aggregate(outputs, _cloned)
+
+
+def _run(function: Callable[..., Any], model: nn.Module, *values: Any) -> Any:
+    return function(model, *values)
 
 
 def _cloned(value: Any) -> Any:

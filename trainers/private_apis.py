@@ -25,6 +25,7 @@ __all__ = [
     "is_dynamo_error",
     "options_of_mode",
     "set_conv_forward",
+    "skipped_graphs",
     "targets_of_set",
     "write_count",
 ]
@@ -100,6 +101,13 @@ def options_of_mode(mode: str) -> dict[str, Any]:
 
     options: dict[str, Any] = list_mode_options(mode)
     return options
+
+
+def skipped_graphs() -> int:
+    """How often this process has compiled or run code without CUDA graphs that were asked for; only the log says so."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["cudagraph_skips"])
 
 
 def allow_recompiles(at_least: int) -> None:

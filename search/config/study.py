@@ -31,6 +31,7 @@ from search.config.sections import (
     Cost,
     PrunerConfig,
     SamplerConfig,
+    ServeConfig,
 )
 from search.config.urls import without_password
 from strategies import (
@@ -100,6 +101,7 @@ class StudyConfig(Section):
     confirm: ConfirmConfig = Field(
         default_factory=ConfirmConfig, description="how the best strategies are trained again before one wins"
     )
+    serve: ServeConfig = Field(default_factory=ServeConfig, description="how the winner's logged model computes")
     champion: ChampionConfig = Field(default_factory=ChampionConfig, description="which model is served")
     housekeeping: HousekeepingConfig = Field(
         default_factory=HousekeepingConfig, description="what nightly searches remove"
@@ -109,7 +111,15 @@ class StudyConfig(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where MLflow keeps runs")
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig, description="who trains the trials")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="number format in training")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="number format in training; fp16 for GPUs that cannot compute in bf16, such as V100 and T4",
+    )
+    deterministic: bool = Field(
+        False,
+        description="the same seed gives the same scores on a GPU too; slower, and a trial fails at an operation that "
+        "cannot be repeated exactly",
+    )
     # Where torch cannot make a thread, it ends the process.
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch; null leaves it to torch")
 

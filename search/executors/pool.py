@@ -93,6 +93,8 @@ def run_pool(open_study: OpenStudy, executor: Executor, watcher: PoolWatcher, le
         UnfreezeError: A worker was refused.
         PoolError: Workers keep ending before any trial ends.
     """
+    # The first workers share this process's device, and their number follows from what is free there.
+    open_study.materials.release()
     pool = _Pool(open_study, executor, watcher, ledger)
     try:
         pool.run()

@@ -73,9 +73,10 @@ class _Follower:
                 self.failure = facts | {"when": time.monotonic()}
             self.said.put(facts)
         self.process.wait()
+        # Before this process wakes: what it then computes, with results that never came, is no result of the trial.
+        self.has_ended.set()
         # Nothing else would wake this process where it waits for the rank on a GPU.
         break_off()
-        self.has_ended.set()
         self.said.put(None)
 
     def kill(self) -> None:
@@ -146,9 +147,13 @@ class RankGroup:
                 self._tell("train", **facts)
                 yield self._ranks
         except BaseException as error:
-            # All ranks raise these alike; this process alone raises their subclasses.
-            if self._is_busy.is_set() and type(error) not in (ConfigError, TrialError):
-                reason = self._break_up(waits=isinstance(error, RuntimeError))
+            # All ranks raise these alike; this process alone raises their subclasses. Once a rank is gone, NCCL may
+            # leave any numbers, from which the same errors come.
+            is_of_all = type(error) in (ConfigError, TrialError)
+            is_one_gone = any(follower.has_ended.is_set() for follower in self._followers)
+            if self._is_busy.is_set() and (is_one_gone or not is_of_all):
+                # A ValueError says that the group of processes has been broken off.
+                reason = self._break_up(waits=isinstance(error, RuntimeError | ValueError))
                 # The end of the others is not the reason where they were killed because of a signal.
                 stop_if_asked()
                 is_reason = isinstance(error, Exception) and not self._were_woken

@@ -58,7 +58,7 @@ def generation_of(config: StudyConfig) -> Generation:
         has_begun = any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
         return Generation(now if has_begun else _warmed(now, storage, data), Ledger(study).counted)
     config = config.model_copy(update={"name": name_of(config.name, newest + 1)})
-    device = choose_device(config.device, config.precision)
+    device = choose_device(config.device, config.precision, config.deterministic)
     rescored = rescore(config, reachable(config.tracking.uri), device) if config.champion.promote else ""
     return Generation(_warmed(config, storage, data), 0, rescored or "a new generation begins")
 

@@ -65,7 +65,7 @@ def open_models(config: StudyConfig, terminal: Watcher) -> Models:
     for name in config.model.names:
         check_model_name(name)
     check_optimizer_names(space)
-    device = choose_device(config.device, config.precision)
+    device = choose_device(config.device, config.precision, config.deterministic)
     compiler = None
     if config.compile != "off":
         compiler = Compiler(config.compile, device, Path(config.data.cache) / "compiled")

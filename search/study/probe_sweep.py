@@ -4,14 +4,37 @@ import csv
 import io
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from search.storage import SWEEP
 from search.trials import OpenStudy
-from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, IntRange, RandomDraws, Space, sample
-from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, probe_parts, sweep
+from strategies import (
+    LOSS_FIELDS,
+    Choice,
+    Fixed,
+    FloatRange,
+    IntRange,
+    RandomDraws,
+    Space,
+    Strategy,
+    first_line,
+    sample,
+)
+from trainers import (
+    TASKS,
+    ModelSource,
+    ProbeResult,
+    feature_bytes,
+    free_memory,
+    has_linear_head,
+    is_out_of_memory,
+    leave_onednn_if_broken,
+    probe_parts,
+    sweep,
+)
 
 # Fields that matter to a head, besides its rate; the sweep tries those in the space.
 _TRIED = (*LOSS_FIELDS, "weight_decay", "batch_size", "epochs")
@@ -59,15 +82,7 @@ def sweep_probes(open_study: OpenStudy) -> None:
         RandomDraws(np.random.default_rng(open_study.config.seed)),
     )
     strategies = [sample(space, draws) for _ in range(asked)]
-    parts = probe_parts(
-        source,
-        open_study.materials.data,
-        strategies,
-        open_study.config.seed,
-        open_study.materials.device,
-        open_study.materials.reuse,
-    )
-    results = sweep(parts, len(strategies), open_study.watcher.reading)
+    results = _swept(open_study, source, strategies)
     if not results:
         return
     scored = sorted(
@@ -83,6 +98,22 @@ def sweep_probes(open_study: OpenStudy) -> None:
     said = f"lr {values['lr']:.1e}, weight decay {values['weight_decay']:.0e}, {values['loss']}"
     best_has = f"the best has {open_study.config.metric} {score:.4f} ({said})"
     open_study.watcher.say(f"Probes  {len(results)} linear probes in {seconds:.1f} s; {best_has}")
+
+
+def _swept(open_study: OpenStudy, source: ModelSource, strategies: Sequence[Strategy]) -> list[ProbeResult]:
+    """The results of the probes; none where there is too little memory for them, since trials may need less."""
+    materials = open_study.materials
+    parts = probe_parts(source, materials.data, strategies, open_study.config.seed, materials.device, materials.reuse)
+    try:
+        return sweep(parts, len(strategies), open_study.watcher.reading)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        leave_onednn_if_broken(error)
+        open_study.watcher.say(f"Probes  none: out of memory: {first_line(error)}")
+    # Only here: before, the error still held the features.
+    free_memory()
+    return []
 
 
 def seeded_presets(open_study: OpenStudy) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ class SystemMetrics:
         self._monitors: list[BaseMetricsMonitor] = [CPUMonitor()]  # type: ignore[no-untyped-call]
         try:
             self._monitors.append(GPUMonitor())  # type: ignore[no-untyped-call]
-        except (ImportError, RuntimeError) as error:
+        except Exception as error:  # NVML answers with errors of its own for a lost, forbidden or divided GPU
             logger.debug("no GPU is watched: %s", error)
         self._last = -_SECONDS
 
@@ -32,9 +32,14 @@ class SystemMetrics:
             return {}
         self._last = now
         found: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.clear_metrics()  # type: ignore[no-untyped-call]
-            monitor.collect_metrics()  # type: ignore[no-untyped-call]
-            values: dict[str, float] = monitor.aggregate_metrics()  # type: ignore[no-untyped-call]
+        for monitor in list(self._monitors):
+            try:
+                monitor.clear_metrics()  # type: ignore[no-untyped-call]
+                monitor.collect_metrics()  # type: ignore[no-untyped-call]
+                values: dict[str, float] = monitor.aggregate_metrics()  # type: ignore[no-untyped-call]
+            except Exception as error:  # no error of a library that only watches may end a trial
+                logger.warning("%s is left out from now on: %s", type(monitor).__name__, error)
+                self._monitors.remove(monitor)
+                continue
             found |= {_PREFIX + name: value for name, value in values.items()}
         return found

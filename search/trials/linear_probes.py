@@ -18,7 +18,15 @@ from search.trials.record import Asked, Sampled, Trained
 from search.trials.training import begin_record, train
 from search.trials.trial import attempt
 from strategies import Fixed, TrialError, UnfreezeError, make_plan
-from trainers import Probes, has_linear_head, probe_groups, probe_parts
+from trainers import (
+    Probes,
+    free_memory,
+    has_linear_head,
+    is_out_of_memory,
+    leave_onednn_if_broken,
+    probe_groups,
+    probe_parts,
+)
 
 # Each of these trials keeps a heartbeat, and its logs in memory, until all of them have been trained.
 _MAX_TOGETHER = 256
@@ -112,9 +120,13 @@ def _train_together(open_study: OpenStudy, group: Mapping[Asked, Sampled]) -> di
             first.source, materials.data, chosen, first.seed, materials.device, materials.reuse
         ):
             found |= _follow(open_study, probes, [together[place] for place in part])
-    except UnfreezeError as error:
+    except (UnfreezeError, RuntimeError, MemoryError) as error:
         # For example, one strategy cannot be applied. Trained in turn, each trial gets its own reason.
+        if not isinstance(error, UnfreezeError) and not is_out_of_memory(error):
+            raise
+        leave_onednn_if_broken(error)
         logger.info("linear probes are trained in turn: %s", error)
+    free_memory()
     return found
 
 

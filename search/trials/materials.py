@@ -7,7 +7,7 @@ from search.config import PrunerConfig
 from search.scheduling import short_epochs
 from search.trials.lineage import Lineage
 from strategies import Strategy
-from trainers import ALONE, Compiler, Device, ImageData, ModelSource, Ranks, Reuse, Teacher, Trainer
+from trainers import ALONE, Compiler, Device, ImageData, ModelSource, Ranks, Reuse, Teacher, Trainer, free_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,14 @@ class Materials:
     compiler: Compiler | None
     reuse: Reuse | None
     lineage: Lineage = field(default_factory=Lineage)
+
+    def release(self) -> None:
+        """Free all that this process keeps on the device, for other processes that compute there."""
+        for split in (self.data.train, self.data.val, self.data.test):
+            split.release()
+        if self.reuse is not None:
+            self.reuse.release(self.device.torch)
+        free_memory()
 
 
 def make_trainer(

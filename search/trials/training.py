@@ -1,5 +1,7 @@
 """Training a sampled trial, epoch by epoch, until its end or until a decision pauses or stops it."""
 
+from functools import partial
+
 from torch import nn
 
 from search.processes import time_limit
@@ -52,7 +54,8 @@ def _follow(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trai
         epochs = open_study.rank_group.epochs(trainer)
         while decision is CONTINUE and (result := next(epochs, None)) is not None:
             compiled = trainer.forward.reason if open_study.materials.compiler is not None else ""
-            record.add(result, trainer.weights, trainer.look, compiled, trainer.micro_batches)
+            # On the device: the best epoch's weights are copied to the CPU once, when the trial has ended.
+            record.add(result, partial(trainer.weights, stay=True), trainer.look, compiled, trainer.micro_batches)
             decision = record.decide()
             if decision is CONTINUE and open_study.is_out_of_time and not record.is_over:
                 decision = HOURS_ARE_OVER

@@ -80,8 +80,14 @@ def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirm
 
 
 def _asked(open_study: OpenStudy) -> dict[str, Any]:
-    after = open_study.config.after
-    return {**after.model_dump(), "soup_trials": [t.number for t in soup_trials(open_study)] if after.soups else []}
+    after, precision = open_study.config.after, open_study.config.serve.precision
+    # Only another than the default, which earlier versions did not store.
+    served = {} if precision == "fp32" else {"serve.precision": precision}
+    return {
+        **served,
+        **after.model_dump(),
+        "soup_trials": [t.number for t in soup_trials(open_study)] if after.soups else [],
+    }
 
 
 def _is_answered(crowned: Winner, asked: Mapping[str, Any]) -> bool:
@@ -93,7 +99,9 @@ def _is_answered(crowned: Winner, asked: Mapping[str, Any]) -> bool:
 
 def _is_the_same(crowned: Winner, chosen: Candidate, asked: Mapping[str, Any]) -> bool:
     """Whether the choice is the crowned winner's weights: a greedy soup of all members is the uniform one."""
-    if crowned.asked is None or crowned.asked.get("calibrate") != asked["calibrate"] or crowned.trials != chosen.trials:
+    if crowned.asked is None or crowned.trials != chosen.trials:
+        return False
+    if any(crowned.asked.get(key) != asked.get(key) for key in ("calibrate", "serve.precision")):
         return False
     return crowned.kind == chosen.kind or {crowned.kind, chosen.kind} == {UNIFORM_SOUP, GREEDY_SOUP}
 
@@ -113,6 +121,12 @@ def _present(
     calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets, groups)
     # Mixed weights belong to the study's run, not to the trial's.
     run_id = open_study.parent_run if is_mixed else open_study.tracker.reader.id_of(trial.user_attrs[RUN_ID])
+    scored, served = open_study.materials.device.precision, open_study.config.serve.precision
+    if scored != served:
+        open_study.watcher.say(
+            f"Serve   the model computes in {served}, and was scored in {scored}: answers differ by rounding "
+            f"(serve.precision={scored} serves as scored)"
+        )
     model_uri = log_model(open_study, judge.source, run_id, weights, folder, judge.strategy, temperature)
     found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
     if calibration is not None:

@@ -139,6 +139,8 @@ def _write_files(
         "shown_size": shown_size(open_study.materials.data.preprocessing.image_size, strategy),
         "tta": strategy.tta,
         "temperature": temperature,
+        "precision": open_study.config.serve.precision,
+        "scored_in": open_study.materials.device.precision,
         "strategy": strategy.to_dict(),
         **open_study.materials.lineage.on_card(),
     }

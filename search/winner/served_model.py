@@ -16,7 +16,18 @@ import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from strategies import DataError, resize, tta_views
-from trainers import TASKS, Preprocessing, create_classifier, decode, dress, load_weights, placed, top_of
+from trainers import (
+    TASKS,
+    Device,
+    Fitting,
+    Preprocessing,
+    create_classifier,
+    decode,
+    dress,
+    load_weights,
+    placed,
+    top_of,
+)
 from trainers.tasks import Answers, Dense, Scale
 
 _BATCH = 64
@@ -40,6 +51,8 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
         # Cards of earlier versions have none.
         self.temperature: float | None = card.get("temperature")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.computing = Device(self.device, card.get("precision", "fp32"))
+        self.fitting = Fitting(_BATCH)
         self.mean, self.std = (torch.tensor(card[k], device=self.device).view(1, -1, 1, 1) for k in ("mean", "std"))
         model = create_classifier(card["model"], len(self.classes), how.image_size, how.in_chans)
         top = top_of(card["task"], card.get("decoder"), len(self.classes), how.image_size)
@@ -75,11 +88,16 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
     def _dense_answers(self, dense: Dense, batches: list[list[Any]]) -> Answers:
         parts = []
         for batch in batches:
-            outputs = self.model(self._shown(batch))
+            (predicted,) = self.fitting.rows_of(self._predicted, self._shown(batch))
             places = [placed(image, self.preprocessing) for image in batch]
-            parts.append(dense.answers(dense.predicted(self.model, outputs).cpu(), self.classes, places))
+            parts.append(dense.answers(predicted, self.classes, places))
         parts = parts or [dict.fromkeys(dense.example, np.empty(0, dtype=object))]
         return {name: np.concatenate([part[name] for part in parts]) for name in dense.example}
+
+    def _predicted(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
+        assert self.task.dense is not None, "the caller has checked"
+        with self.computing.autocast():
+            return (self.task.dense.predicted(self.model, self.model(pixels)).cpu(),)
 
     def _shown(self, images: list[Any]) -> torch.Tensor:
         """The model's input for images, (B, C, S, S) float."""
@@ -91,9 +109,13 @@ class ImageModel(PythonModel):  # type: ignore[misc, no-any-unimported, unused-i
     @torch.inference_mode()
     def _outputs(self, images: list[Any]) -> torch.Tensor:
         views = tta_views(self._shown(images), self.tta)
-        outputs = torch.stack([self.model(view).float() for view in views]).mean(0).cpu()
+        outputs = torch.stack([self.fitting.rows_of(self._logits, view)[0] for view in views]).mean(0).cpu()
         restored: torch.Tensor = outputs if self.scale is None else self.scale.restore(outputs)
         return restored
+
+    def _logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
+        with self.computing.autocast():
+            return (self.model(pixels).float(),)
 
 
 def _as_image(value: Any) -> Any:

@@ -289,7 +289,10 @@ class _Ruled:
 
     def step_update(self, num_updates: int) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr * self._rule(num_updates) * group.get("lr_scale", 1.0)
+            group["lr"] = self._lr * self._share(num_updates) * group.get("lr_scale", 1.0)
+
+    def _share(self, num_updates: int) -> float:
+        return self._rule(num_updates)
 
     def step(self, epoch: int, metric: float) -> None:
         """Do nothing: the rule does not depend on scores."""
@@ -338,11 +341,14 @@ class _Plateau(_Ruled):
         self._waited = 0
         self._cuts = 0
 
-        def rule(update: int) -> float:
-            ramp = start + (1 - start) * update / warmup if update < warmup else 1.0
-            return ramp * float(decay_rate**self._cuts)
+        def ramp(update: int) -> float:
+            return start + (1 - start) * update / warmup if update < warmup else 1.0
 
-        super().__init__(optimizer, lr, rule)
+        super().__init__(optimizer, lr, ramp)
+
+    def _share(self, num_updates: int) -> float:
+        # Not a rule that reads the cuts: it would hold this object, and with it the optimizer until a collection.
+        return self._rule(num_updates) * float(self._decay_rate**self._cuts)
 
     def step(self, epoch: int, metric: float) -> None:
         """Cut the rate from the next update on if the patience is over; NaN is no rise."""

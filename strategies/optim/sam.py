@@ -59,9 +59,14 @@ class Sam:
     @torch.no_grad()
     def step(self) -> None:
         """Go back and let the optimizer step; call this after the second backward pass and clipping."""
+        self.go_back()
+        self._optimizer.step()
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """Go back to the weights before the climb, without a step."""
         torch._foreach_copy_(self._climbed, self._before)
         self._climbed, self._before = [], []
-        self._optimizer.step()
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import takewhile
 from typing import Any, cast
@@ -151,18 +152,25 @@ class Delta:
     no pass over the data for every filter. A map's term is half the mean square of the differences, not their sum, so
     that a weight means the same for maps and batches of all sizes. Maps of transformers are (N, tokens, D).
 
-    Call :meth:`penalty` after each training forward pass of the model, with the same images and in the same autocast
-    mode.
+    Call :meth:`penalty` after each training forward pass of the model, with the same images.
 
     Args:
         model: The model before its first step. It is copied; the copy is frozen, in eval mode and never changes.
         modules: Names of the modules whose outputs are compared, for instance from :func:`map_modules`.
+        autocast: Makes the context in which the model is trained: in another number format, the start model's maps
+            would differ from those of an unchanged model.
 
     Raises:
         ConfigError: The model has no module of such a name; in a forward pass: an output is not a tensor.
     """
 
-    def __init__(self, model: nn.Module, modules: Collection[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Collection[str],
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._autocast = autocast
         self._start = copy.deepcopy(model).requires_grad_(False).eval()
         self._start_maps = FeatureMaps(self._start, modules)
         self._maps = FeatureMaps(model, modules)
@@ -176,7 +184,7 @@ class Delta:
         Returns:
             () float32, summed over the maps; 0 if there are none.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             self._start(images)
         maps, start_maps = self._maps.take(), self._start_maps.take()
         terms = [F.mse_loss(maps[name].float(), wanted.float()) for name, wanted in start_maps.items()]

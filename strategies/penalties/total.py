@@ -1,7 +1,9 @@
 """The penalties of a strategy together, which keep a model near its start while it is trained."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +40,20 @@ class TotalPenalty:
         plan: The plan of that model.
         strategy: Gives the weights ``l2_sp``, ``delta``, ``bss`` and ``co_tuning``.
         source: Needed for ``co_tuning``, otherwise None.
+        autocast: Makes the context of the model's forward passes.
 
     Raises:
         ConfigError: ``co_tuning`` is asked for without ``source``.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, strategy: Strategy, source: SourceClasses | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        strategy: Strategy,
+        source: SourceClasses | None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         if strategy.co_tuning > 0 and source is None:
             raise ConfigError("strategy.co_tuning: the pretrained weights bring no classifier of their own")
         body = [p.name for p in plan.params if p.block != HEAD and p.from_epoch is not None]
@@ -51,7 +61,7 @@ class TotalPenalty:
         self._source = source
         self._params = dict(model.named_parameters())
         self._start = start_of(model, body if strategy.l2_sp > 0 else ())
-        self._delta = Delta(model, map_modules(model, plan.trainable)) if strategy.delta > 0 else None
+        self._delta = Delta(model, map_modules(model, plan.trainable), autocast) if strategy.delta > 0 else None
         self._features = Features(model) if strategy.bss > 0 or strategy.co_tuning > 0 else None
 
     @staticmethod

@@ -132,9 +132,9 @@ def main(folder: Path, rank: int) -> None:
     ranks.any([False])
     second.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
     torch.save(train(second), folder / f"taken up {rank}.pt")
-    # Twice as many parts as one rank can hold: the other goes along.
+    # Also after memory was freed, one rank cannot hold a batch: the other goes along in parts.
     third = trainer_of("probe, reuse", sets["classification"], folder / "other", ranks)
-    lacking = [rank == 1]
+    lacking = [rank == 1] * 2
     forward = third.forward
 
     def short_once(*values: Any) -> Any:

@@ -91,10 +91,10 @@ def short_of_memory(trainer: Trainer, images: int) -> Trainer:
     """The trainer, whose model from now on finds no memory for more images at once in a step."""
     forward = trainer._gradients._forward
 
-    def short(model, inputs, cut):
+    def short(model, inputs, cut, parts=1):
         if len(inputs) > images:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(model, inputs, cut)
+        return forward(model, inputs, cut, parts)
 
     trainer._gradients._forward = short
     return trainer

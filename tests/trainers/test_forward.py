@@ -11,6 +11,8 @@ from torch._inductor import config
 
 from strategies import ConfigError, Strategy
 from trainers import ActivationStore, Compiler, Reuse, Trainer
+from trainers.forward import Compiled, Forward
+from trainers.private_apis import options_of_mode
 
 
 @pytest.fixture
@@ -96,3 +98,32 @@ def test_what_would_not_be_the_same_compiled_stays_as_it_is(field, compiler):
 def test_cuda_graphs_are_refused_without_cuda(tmp_path):
     with pytest.raises(ConfigError, match="compile: 'reduce-overhead' records CUDA graphs, and the device is cpu"):
         Compiler("reduce-overhead", DEVICE, tmp_path)
+
+
+class Marked(torch.nn.Module):
+    def forward(self, images):
+        return images * 2
+
+
+def test_batches_in_parts_run_without_cuda_graphs_whose_gradients_would_be_overwritten(compiler):
+    compiler.overwrites = True
+    ran = []
+    compiler.compiled = lambda function: ran.append(function) or Compiled(function, function)
+    forward = Forward(compiler, "marked", Strategy())
+    assert forward(Marked(), torch.ones(4, 1), None, 2).equal(torch.full((4, 1), 2.0))
+    assert ran == []
+    assert forward.reason == "compile: default; no compile of batches in parts"
+    forward(Marked(), torch.ones(4, 1))
+    assert len(ran) == 1
+
+
+def test_the_reason_says_where_torch_left_out_cuda_graphs(tmp_path):
+    torch._dynamo.reset()
+    compiler = Compiler("default", DEVICE, tmp_path)
+    # On a CPU torch leaves all of them out, and counts that as on a GPU.
+    compiler._options |= options_of_mode("reduce-overhead")
+    compiler.mode, compiler.overwrites = "reduce-overhead", True
+    forward = Forward(compiler, "marked", Strategy())
+    with config.patch(compile_threads=1):
+        forward(Marked(), torch.ones(4, 1))
+    assert forward.reason == "compile: reduce-overhead; torch left out CUDA graphs in training"

@@ -38,6 +38,7 @@ VALUES = {
     "torch.nn.modules._functions.SyncBatchNorm": type,
     "torch._dynamo.exc.TorchDynamoException": type,
     "torch._dynamo.exc.FailOnRecompileLimitHit": type,
+    "torch._dynamo.utils.counters": dict,
     "torch._dynamo.config.recompile_limit": int,
     "torch._functorch.config.force_non_lazy_backward_lowering": bool,
 }

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from strategies import DataError
+from trainers.ahead import one_ahead
 from trainers.data.found import ImageRef, fetch
 from trainers.data.pixels import Preprocessing, to_square
+from trainers.device import free_bytes
+from trainers.memory import is_out_of_memory
 
 # A split is kept on a GPU if it takes at most this share of the free memory there: activations need the rest.
 _DEVICE_SHARE = 1 / 3
@@ -34,6 +37,7 @@ class Split(ABC):
     def __init__(self, targets: torch.Tensor, names: Sequence[str]) -> None:
         self.targets = targets
         self.names = names
+        self._kept: dict[torch.device, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -58,6 +62,10 @@ class Split(ABC):
         targets = chunks(self.targets[places].to(device), batch_size)
         return zip(self._images(places, batch_size, device), targets, strict=True) if len(places) else iter(())
 
+    def release(self) -> None:
+        """Free what is kept on devices."""
+        self._kept.clear()
+
     @abstractmethod
     def _images(self, places: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
         """Batches (B, C, S, S) uint8 on ``device``; ``places`` is (M,) int64 on the CPU, M > 0."""
@@ -66,8 +74,8 @@ class Split(ABC):
 class ResidentSplit(Split):
     """A split whose images are decoded: rows of an array, which is usually a file mapped to memory.
 
-    On a CUDA device the split's rows are kept if they take a small part of the free memory; otherwise each batch is
-    gathered on the host.
+    On a CUDA device the split's rows are kept, until :meth:`release`, if they take a small part of the free memory;
+    otherwise batches are gathered on the host into pinned memory, one batch ahead.
 
     Args:
         targets: As of :class:`Split`.
@@ -91,17 +99,28 @@ class ResidentSplit(Split):
         self._pixels = np.asarray(pixels)
         self._rows = np.asarray(rows)
         self._check = check
-        self._kept: dict[torch.device, torch.Tensor | None] = {}
 
     def _images(self, places: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
-        if device not in self._kept:
-            self._kept[device] = self._upload(device) if self._should_keep(device) else None
-        kept = self._kept[device]
-        if kept is None:
-            return (self._gather(part, device) for part in chunks(places, batch_size))
-        return (kept.index_select(0, part) for part in chunks(places.to(device), batch_size))
+        # Tried at each pass: what was too little memory before may be enough now.
+        if device not in self._kept and self._should_keep(device):
+            try:
+                self._kept[device] = self._upload(device)
+            except RuntimeError as error:
+                # Enough, but not in one piece.
+                if not is_out_of_memory(error):
+                    raise
+        if device in self._kept:
+            kept = self._kept[device]
+            return (kept.index_select(0, part) for part in chunks(places.to(device), batch_size))
+        parts = chunks(places, batch_size)
+        if device.type == "cuda":
+            gathered = one_ahead(lambda part: self._gather(part, device), parts)
+            # Moved by the computing thread, because the copy must be in order with that thread's stream.
+            return (images.to(device, non_blocking=True) for images in gathered)
+        return (self._gather(part, device) for part in parts)
 
     def _gather(self, places: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Images on the host, pinned for a CUDA device."""
         # Each batch gets new pinned memory: torch reuses it only after its copy to the GPU has ended.
         pinned = device.type == "cuda"
         images = torch.empty((len(places), *self._pixels.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
@@ -111,18 +130,15 @@ class ResidentSplit(Split):
         # Gathered by NumPy: torch warns of read-only arrays. Any mode but "raise" writes directly to ``out``; the rows
         # were indexed before, which has refused positions that are out of range.
         np.take(self._pixels, rows, axis=0, out=images.numpy(), mode="clip")
-        return images.to(device, non_blocking=True)
+        return images
 
     def _should_keep(self, device: torch.device) -> bool:
-        if device.type != "cuda":
-            return False
-        free, _ = torch.cuda.mem_get_info(device)
-        return len(self) * self._row_bytes <= free * _DEVICE_SHARE
+        return device.type == "cuda" and len(self) * self._row_bytes <= free_bytes(device) * _DEVICE_SHARE
 
     def _upload(self, device: torch.device) -> torch.Tensor:
         kept = torch.empty((len(self), *self._pixels.shape[1:]), dtype=torch.uint8, device=device)
         for part in chunks(torch.arange(len(self)), max(1, _UPLOAD_BYTES // self._row_bytes)):
-            kept[int(part[0]) : int(part[-1]) + 1] = self._gather(part, device)
+            kept[int(part[0]) : int(part[-1]) + 1] = self._gather(part, device).to(device, non_blocking=True)
         return kept
 
     @property

@@ -138,7 +138,10 @@ class _OneStage(nn.Module):
 
     def _run(self, levels: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
         """The head's outputs in float32, each image's anchors, and how many of them a level has."""
-        outputs = {name: output.float() for name, output in self.model.head(list(levels)).items()}
+        # In the number format of the maps, also where the loss is computed without autocast.
+        kind, half = levels[0].device.type, levels[0].dtype
+        with torch.autocast(kind, dtype=half, enabled=half != torch.float32):
+            outputs = {name: output.float() for name, output in self.model.head(list(levels)).items()}
         generator = self.model.anchor_generator
         anchors = generator(_images(levels, self.image_size), list(levels))
         at_place = generator.num_anchors_per_location()

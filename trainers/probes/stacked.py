@@ -8,6 +8,7 @@ from HFTA (Wang et al., MLSys 2021).
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
@@ -191,7 +192,8 @@ class Probes:
 
     def _loss_and_grads(self, features: Tensor, targets: Tensor, head: Head | None = None) -> tuple[Tensor, Head]:
         weight, bias = (tensor.detach().requires_grad_() for tensor in head or self._head)
-        with self.device.autocast():
+        # In fp16 the gradients would need a scaled loss.
+        with self.device.autocast() if self.device.precision != "fp16" else nullcontext():
             # One product for all probes, not a batched product with one for each: the probes share the features.
             outputs = F.linear(features, weight.flatten(0, 1), bias.flatten()).float()
         losses = self._losses(outputs.view(-1, *bias.shape).transpose(0, 1), targets)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from trainers.ahead import one_ahead
 from trainers.checked_files import AT_ONCE, BLOCK, CheckedParts, DamagedFileError, checked_rows
+from trainers.device import free_bytes
+from trainers.memory import is_out_of_memory
 from trainers.reuse.cut import Cut
 from trainers.reuse.rows import RowLayout, Rows
 
@@ -84,7 +86,7 @@ class Activations:
         self._tensors = tensors
         self._keep = keep
         self._checks = checks
-        self._kept: dict[torch.device, Rows | None] = {}
+        self._kept: dict[torch.device, Rows] = {}
 
     def __len__(self) -> int:
         return len(self._tensors[0])
@@ -132,22 +134,29 @@ class Activations:
                 tuple(tensor.index_select(0, part) for tensor in kept) for part in _parts(places.to(device), batch_size)
             )
         if device.type == "cuda":
-            return self._ahead(places, batch_size, device)
+            gathered = one_ahead(lambda part: self._gathered(part, device), _parts(places, batch_size))
+            # Moved by the computing thread, because the copy must be in order with that thread's stream.
+            return (_moved(rows, device) for rows in gathered)
         return (_moved(self._gathered(part, device), device) for part in _parts(places, batch_size))
 
     def bytes_on(self, device: torch.device) -> int:
         """Bytes that are kept on a device."""
-        return self.bytes if self._kept.get(device) is not None else 0
+        return self.bytes if device in self._kept else 0
 
     def release(self) -> None:
         """Free what is kept on devices."""
         self._kept.clear()
 
     def _on(self, device: torch.device) -> Rows | None:
-        if device not in self._kept:
-            keep = self._keep and can_be_kept(self.bytes, device)
-            self._kept[device] = self._uploaded(device) if keep else None
-        return self._kept[device]
+        # Tried at each pass: what was too little memory before may be enough now.
+        if device not in self._kept and self._keep and can_be_kept(self.bytes, device):
+            try:
+                self._kept[device] = self._uploaded(device)
+            except RuntimeError as error:
+                # Enough, but not in one piece.
+                if not is_out_of_memory(error):
+                    raise
+        return self._kept.get(device)
 
     def _uploaded(self, device: torch.device) -> Rows:
         kept = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for tensor in self._tensors)
@@ -171,22 +180,10 @@ class Activations:
             torch.index_select(tensor, 0, places, out=rows)
         return found
 
-    def _ahead(self, places: Tensor, batch_size: int, device: torch.device) -> Iterator[Rows]:
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            parts = _parts(places, batch_size)
-            waiting = [reader.submit(self._gathered, part, device) for part in parts[:1]]
-            for part in parts[1:]:
-                rows = waiting.pop().result()
-                waiting.append(reader.submit(self._gathered, part, device))
-                # Moved by the computing thread, because the copy must be in order with that thread's stream.
-                yield _moved(rows, device)
-            for last in waiting:
-                yield _moved(last.result(), device)
-
 
 def can_be_kept(size: int, device: torch.device) -> bool:
     """Whether ``size`` bytes are a small part of a CUDA device's free memory."""
-    return device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE
+    return device.type == "cuda" and size <= free_bytes(device) * _DEVICE_SHARE
 
 
 def share_of(device: torch.device) -> int:

@@ -180,6 +180,8 @@ def _traced(model: nn.Module, blocks: Blocks) -> fx.Graph:
                 raise CutError(f"model {type(model).__name__} makes tensors of its own in its forward pass")
             node.target = node.target.removeprefix(prefix)
     _drop_unused(graph)
+    # Functions of torch's tracing refer to each other and to the tracer, which would hold the model until a collection.
+    vars(tracer).clear()
     return graph
 
 

@@ -1,11 +1,13 @@
 """The frozen blocks of a model under a strategy, and their outputs."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from strategies import Plan, split_blocks
+from trainers.memory import Fitting
 from trainers.reuse.cut import Cut, deepen
 from trainers.reuse.entry import Activations
 from trainers.reuse.graph import BlockGraph
@@ -53,12 +55,13 @@ def prefix_rows(
         content_of: Gives the content of a cut's entry for this split.
         images: Gives the split's images in its order, batches (B, C, H, W) as the model takes them, on its device.
         count: Number of images in the split.
-        batch_size: Rows that are computed at once from rows of another cut.
+        batch_size: Rows that are computed at once, or fewer where memory asks for it.
         shallower: Cuts of the same graph in front of ``cut``; read only if there is something to compute.
 
     Raises:
         NoRoomError: The outputs cannot be stored.
     """
+    fitting = Fitting(batch_size)
 
     def batches() -> Iterable[Rows]:
         for other in sorted(shallower, key=lambda other: -other.k):
@@ -67,7 +70,10 @@ def prefix_rows(
             # One pass through the rows: each would be checked in it anyhow.
             if step is not None and found is not None and found.is_sound():
                 device = next(model.parameters()).device
-                return (step(model, rows) for rows in found.batches(torch.arange(count), batch_size, device))
-        return (cut.prefix(model, batch) for batch in images())
+                return (
+                    fitting.rows_of(partial(step, model), rows)
+                    for rows in found.batches(torch.arange(count), batch_size, device)
+                )
+        return (fitting.rows_of(partial(cut.prefix, model), batch) for batch in images())
 
     return store.build(content_of(cut), cut.rows, count, batches)

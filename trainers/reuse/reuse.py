@@ -12,6 +12,7 @@ from strategies import Plan, Strategy, View, resize, shown_size
 from trainers.checked_files import DamagedFileError
 from trainers.data import ImageData, Split
 from trainers.device import Device
+from trainers.memory import Fitting
 from trainers.models import ModelSource, Normalise
 from trainers.reuse.cost import Cost, Verdict, measure, weigh
 from trainers.reuse.cut import Cut, check_cut, cut_at
@@ -189,6 +190,10 @@ class Reuse:
 
         return known
 
+    def release(self, device: torch.device) -> None:
+        """Free all rows that are kept on a device."""
+        self._store.release(device, 0)
+
     def stored(self, setting: Setting, split: str) -> FrozenOutputs | None:
         """The rows of a split, ``train`` or ``val``, if a trial could read them and they are in the store already.
 
@@ -215,7 +220,8 @@ class Reuse:
             graph = self._graph(setting)
             cut = cut_at(graph, setting.model, k)
             split = setting.data.val
-            check_cut(setting.model, cut, next(setting.inputs(split, torch.arange(min(_SAMPLE, len(split))), _SAMPLE)))
+            images = next(setting.inputs(split, torch.arange(min(_SAMPLE, len(split))), _SAMPLE))
+            Fitting(len(images)).do(lambda parts: check_cut(setting.model, cut, _some(images, parts)))
             self._cuts[key] = cut
         return self._cuts[key]
 
@@ -243,8 +249,11 @@ class Reuse:
         key = (*setting.structure, cut.k, name, len(views))
         if key not in self._costs:
             batch = next(setting.inputs(split, torch.arange(min(_SAMPLE, len(split))), _SAMPLE))
+            count = len(views) * len(split)
             try:
-                self._costs[key] = measure(setting.model, cut, batch, len(views) * len(split), 1.0, found[0])
+                self._costs[key] = Fitting(len(batch)).do(
+                    lambda parts: measure(setting.model, cut, _some(batch, parts), count, 1.0, found[0])
+                )
             except DamagedFileError as error:
                 logger.warning("%s", error)
                 # The store does not find it any more.
@@ -286,6 +295,11 @@ class Reuse:
         for other in range(1, k):
             with suppress(CutError):
                 yield cut_at(graph, setting.model, other)
+
+
+def _some(images: Tensor, parts: int) -> Tensor:
+    """The first of so many parts of images."""
+    return images[: max(1, len(images) // parts)]
 
 
 def _splits_shown_alike(setting: Setting) -> dict[str, Split]:

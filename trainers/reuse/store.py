@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -40,6 +42,8 @@ _VERSION = 3
 
 _SUFFIX = ".safetensors"
 _POLL_SECONDS = 0.1
+# Batches of rows that may wait until they are written, while the next is computed.
+_WAITING = 2
 _ALIGNED = 4096
 
 # The types' names in the safetensors format.
@@ -338,17 +342,44 @@ def _header(content: Content, layouts: Sequence[RowLayout], images: int) -> tupl
 def _fill(
     file: int, offsets: Sequence[int], layouts: Sequence[RowLayout], images: int, batches: Iterable[Rows]
 ) -> None:
+    """Write rows while the next are computed: a thread waits for their copies from the device, and for the disk."""
     done = 0
-    for rows in batches:
-        if done + len(rows[0]) > images:
-            raise ValueError(f"more rows were computed than the {images} images")
-        for offset, layout, tensor in zip(offsets, layouts, rows, strict=True):
-            if tensor.dtype != layout.dtype or tuple(tensor.shape[1:]) != layout.shape:
-                raise ValueError(f"rows {tuple(tensor.shape)} {tensor.dtype} are not laid out as {layout}")
-            write_at(file, _bytes_of(tensor), offset + done * layout.bytes)
-        done += len(rows[0])
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        for rows in batches:
+            if done + len(rows[0]) > images:
+                raise ValueError(f"more rows were computed than the {images} images")
+            for layout, tensor in zip(layouts, rows, strict=True):
+                if tensor.dtype != layout.dtype or tuple(tensor.shape[1:]) != layout.shape:
+                    raise ValueError(f"rows {tuple(tensor.shape)} {tensor.dtype} are not laid out as {layout}")
+            starts = [offset + done * layout.bytes for offset, layout in zip(offsets, layouts, strict=True)]
+            waiting.append(writer.submit(_write, file, starts, *_on_host(rows)))
+            if len(waiting) > _WAITING:
+                waiting.popleft().result()
+            done += len(rows[0])
+        for last in waiting:
+            last.result()
     if done != images:
         raise ValueError(f"{done} rows were computed for {images} images")
+
+
+def _on_host(rows: Rows) -> tuple[Rows, torch.cuda.Event | None]:
+    """Copies of rows in pinned memory, and what tells when they are there; rows of the host themselves, and None."""
+    if not rows[0].is_cuda:
+        return rows, None
+    copies = tuple(torch.empty(row.shape, dtype=row.dtype, pin_memory=True) for row in rows)
+    for copy, row in zip(copies, rows, strict=True):
+        copy.copy_(row.detach(), non_blocking=True)
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there.record(torch.cuda.current_stream(rows[0].device))
+    return copies, there
+
+
+def _write(file: int, starts: Sequence[int], rows: Rows, there: torch.cuda.Event | None) -> None:
+    if there is not None:
+        there.synchronize()
+    for start, tensor in zip(starts, rows, strict=True):
+        write_at(file, _bytes_of(tensor), start)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -10,6 +10,7 @@ from strategies import Strategy, resize, shown_size, tta_views
 from trainers.data import Split
 from trainers.device import Device
 from trainers.forward import EAGER, Forward
+from trainers.memory import Fitting
 from trainers.models import Normalise
 from trainers.reuse import FrozenOutputs, Rows
 from trainers.tasks import Scale, Task
@@ -26,7 +27,7 @@ def predict(
     device: Device,
     known: FrozenOutputs | None = None,
     forward: Forward = EAGER,
-    parts: int = 1,
+    fitting: Fitting | None = None,
     places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and targets for the task's metrics, both on the CPU, in the order of the split.
@@ -41,7 +42,7 @@ def predict(
         device: Where to compute.
         known: Outputs of the model's frozen part for the split's images, if they are stored.
         forward: Calls the model.
-        parts: Number of parts of a batch that would not fit into memory.
+        fitting: Knows in how many parts a batch fits into memory; None to find it out anew.
         places: (M,) int64, places of images in the split, at least one; None for all images.
 
     Returns:
@@ -50,12 +51,23 @@ def predict(
         targets, (N, ...) float, and the targets.
     """
     model.eval()
-    found = []
     places = torch.arange(len(split)) if places is None else places
-    with device.autocast():
-        for outputs, targets in _answered(model, split, strategy, normalise, device, known, forward, parts, places):
-            found.append(outputs.float() if task.dense is None else task.dense.rows(model, outputs, targets))
-    rows = torch.cat(found)
+    # Without gradients a batch takes a fraction of the memory of a training batch.
+    batch_size = 4 * strategy.batch_size
+
+    def attempt(parts: int) -> Tensor:
+        size = max(1, batch_size // parts)
+        with device.autocast():
+            return torch.cat(
+                [
+                    outputs.float() if task.dense is None else task.dense.rows(model, outputs, targets)
+                    for outputs, targets in _answered(
+                        model, split, strategy, normalise, device, known, forward, size, places
+                    )
+                ]
+            )
+
+    rows = (fitting or Fitting(batch_size)).do(attempt)
     return (rows if scale is None else scale.restore(rows)).cpu(), split.targets[places].cpu()
 
 
@@ -67,12 +79,10 @@ def _answered(
     device: Device,
     known: FrozenOutputs | None,
     forward: Forward,
-    parts: int,
+    batch_size: int,
     places: Tensor,
 ) -> Iterator[tuple[Any, Tensor]]:
     """Outputs and targets of the batches of images at some places of a split."""
-    # Without gradients a batch takes a fraction of the memory of a training batch.
-    batch_size = max(1, 4 * strategy.batch_size // parts)
     if known is None:
         for images, targets in split.batches(places, batch_size, device.torch):
             yield _seen(model, images, strategy, normalise, forward), targets

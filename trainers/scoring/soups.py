@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from strategies import Strategy, WeightsError, entries_of_last_blocks, make_plan, refit_batch_norm, split_blocks
 from trainers.data import Split
 from trainers.device import Device
+from trainers.memory import Fitting
 from trainers.models import Normalise
 
 State = Mapping[str, Tensor]
@@ -148,9 +149,13 @@ def load_mixed(
         norm.train()
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     order = order[: max(1, len(split) // batch_size) * batch_size]
-    with device.autocast():
+
+    def refit(parts: int) -> None:
         batches = split.batches(order, batch_size, device.torch)
-        refit_batch_norm(model, (normalise(images.float().div_(255)) for images, _ in batches))
+        with device.autocast():
+            refit_batch_norm(model, (normalise(images.float().div_(255)) for images, _ in batches))
+
+    Fitting(1).do(refit)
 
 
 def stale_norms(model: nn.Module, mixed: State, reference: State) -> list[nn.Module]:

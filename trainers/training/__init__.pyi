@@ -4,9 +4,6 @@ from .linear_probe import collect_features as collect_features
 from .linear_probe import features_of as features_of
 from .losses import loss_of as loss_of
 from .losses import weights_of_classes as weights_of_classes
-from .memory import free_memory as free_memory
-from .memory import is_out_of_memory as is_out_of_memory
-from .memory import leave_onednn_if_broken as leave_onednn_if_broken
 from .ranks import ALONE as ALONE
 from .ranks import Ranks as Ranks
 from .ranks import break_off as break_off

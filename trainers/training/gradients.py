@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from strategies import HEAD, Plan, RelativeGradients, Sam, Strategy, fixed_batch_stats
 from trainers.device import Device
 from trainers.forward import Forward
+from trainers.memory import Fitting, in_parts, is_out_of_memory
 from trainers.training.batches import Batch
+from trainers.training.loss_scale import LossScale
 from trainers.training.losses import Criterion
-from trainers.training.memory import Fitting, in_parts, is_out_of_memory, leave_onednn_if_broken
 from trainers.training.ranks import Ranks
 from trainers.training.synced_norm import norms_by_batch
 
@@ -49,6 +50,10 @@ class Gradients:
         self._device, self._optimizer, self._sam, self._ranks = device, optimizer, sam, ranks
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.fitting = fitting
+        self.scale = LossScale(device, optimizer)
+        #: Whether all gradients of the latest batch are finite; where they are not, in fp16, no step is to be taken.
+        self.are_finite = True
+        self._undivided = Fitting(1)
 
     def compute(self, batch: Batch) -> Tensor:
         """Leave in the parameters the gradients that the next step takes, and return the loss before that step.
@@ -59,10 +64,12 @@ class Gradients:
             MemoryError: The batch does not fit into memory, and seen in parts it would be another training.
         """
         loss = self._forward_backward(batch)
-        if self._sam is not None:
+        if self._sam is not None and self.are_finite:
             self._sam.climb()
             with fixed_batch_stats(self._model):
                 self._forward_backward(batch)
+            if not self.are_finite:
+                self._sam.go_back()
         if self._strategy.clip_grad > 0:
             nn.utils.clip_grad_norm_(self._trained, self._strategy.clip_grad)
         return loss
@@ -85,7 +92,8 @@ class Gradients:
         with fixed_batch_stats(self._model):
             for batch in batches:
                 self._forward_backward(batch)
-                ratios.add()
+                if self.are_finite:
+                    ratios.add()
         return dict(zip(names, ratios.factors(), strict=True))
 
     def _forward_backward(self, batch: Batch) -> Tensor:
@@ -100,19 +108,21 @@ class Gradients:
             for k, micro in enumerate(in_parts(batch.inputs, batch.targets, batch.teacher_logits, parts)):
                 inputs, targets, teacher_logits = micro
                 with self._device.autocast():
-                    outputs = self._forward(self._model, inputs, batch.cut)
+                    outputs = self._forward(self._model, inputs, batch.cut, parts)
                 loss = self._criterion(inputs, outputs, targets, teacher_logits, [len(of_rank[k]) for of_rank in sizes])
                 if not is_whole:
                     loss = loss * self._criterion.share(targets, batch.all_targets)
-                loss.backward()  # type: ignore[no-untyped-call]
+                self.scale.scaled(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             return total
 
         if self._ranks.is_alone:
-            return self._fitted(attempt, len(batch.all_targets))
-        with self._ranks.stepping():
             loss = self._fitted(attempt, len(batch.all_targets))
-        self._add_up_over_ranks(loss)
+        else:
+            with self._ranks.stepping():
+                loss = self._fitted(attempt, len(batch.all_targets))
+            self._add_up_over_ranks(loss)
+        self.are_finite = self.scale.unscale()
         return loss
 
     def _fitted(self, attempt: Callable[[int], Tensor], images: int) -> Tensor:
@@ -122,11 +132,10 @@ class Gradients:
             return self.fitting.do(attempt)
         try:
             # Ranks wait for each other within the pass, so that one rank alone could not begin the pass again.
-            return attempt(1)
+            return self._undivided.do(attempt) if self._ranks.is_alone else attempt(1)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            leave_onednn_if_broken(error)
             cures = ["a smaller strategy.batch_size"]
             if norms:
                 of_whole_batch.append("BatchNorm in train mode")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from strategies import LOSSES, Strategy, TrialError
 from trainers.data import Split
 from trainers.device import Device
+from trainers.memory import Fitting
 from trainers.models import Normalise
 from trainers.tasks import Task
 
@@ -94,7 +95,7 @@ def collect_features(model: nn.Module, batches: Iterable[Any], forward: Callable
 
     Args:
         model: The model; its classifier's inputs are recorded.
-        batches: Inputs of the passes.
+        batches: Inputs of the passes, with a row for each image; a pass is divided where memory asks for it.
         forward: Makes a pass of a batch: the model, or a part of it that ends in the classifier.
         device: Where to compute.
 
@@ -102,14 +103,17 @@ def collect_features(model: nn.Module, batches: Iterable[Any], forward: Callable
         TrialError: The model has several classifiers.
     """
     caught: list[Tensor] = []
-    hook = classifier_of(model).register_forward_pre_hook(
-        lambda module, inputs: caught.append(inputs[0].float().clone())
-    )
+    hook = classifier_of(model).register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     model.eval()
+    fitting = Fitting(_BATCH)
+
+    def features(batch: Any) -> tuple[Tensor]:
+        caught.clear()
+        with device.autocast():
+            forward(batch)
+        return (caught.pop().float().clone(),)
+
     try:
-        for batch in batches:
-            with device.autocast():
-                forward(batch)
+        return torch.cat([fitting.rows_of(features, batch)[0] for batch in batches])
     finally:
         hook.remove()
-    return torch.cat(caught)

@@ -194,6 +194,9 @@ def join(meeting: Path, rank: int, count: int, device: torch.device, timeout: ti
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+        # After an error of NCCL only its calls are to end (2): by default torch also ends the process (3), which may be
+        # a search with other trials.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
     store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     return Ranks(rank, count)

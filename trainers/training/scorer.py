@@ -1,6 +1,6 @@
 """The scores of a model that is being trained, with its own weights or with their running average."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,11 +18,11 @@ from strategies import (
 from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.forward import Forward
+from trainers.memory import Fitting
 from trainers.models import Normalise
 from trainers.reuse import Reused
 from trainers.scoring import predict, shown_places
 from trainers.tasks import TASKS
-from trainers.training.memory import Fitting
 from trainers.training.ranks import Ranks
 
 
@@ -67,21 +67,30 @@ class Scorer:
         if self.average is not None and self._strategy.ema > 0:
             self.average.update(ema_weight(self.average.updates, self._strategy.ema))
 
-    def add_epoch(self, plan: Plan, epoch: int, images: Iterable[Tensor]) -> None:
+    def add_epoch(self, plan: Plan, epoch: int, images: Callable[[], Iterable[Tensor]]) -> None:
         """Take the weights after one of the last epochs into their average (SWA), and refit its BatchNorm statistics.
 
         Args:
             plan: Of the model.
             epoch: Epochs that are done.
-            images: (B, C, H, W) float batches as the model takes them; only read if the average has changed.
+            images: Gives (B, C, H, W) float batches as the model takes them; only called if the average has changed.
         """
         if self.average is None or epoch <= self._strategy.epochs - self._strategy.swa_epochs:
             return
         self.average.update(swa_weight(self.average.updates))
         with self.average.swapped():
             set_train_mode(self._model, plan, epoch - 1)
-            with self._ranks.stepping():
-                refit_batch_norm(self._model, images)
+
+            def refit(parts: int = 1) -> None:
+                with self._ranks.stepping(), self._device.autocast():
+                    refit_batch_norm(self._model, images())
+
+            if self._ranks.is_alone:
+                # In parts the statistics would be others; a batch without gradients takes less than in training.
+                Fitting(1).do(refit)
+            else:
+                # Ranks wait for each other within the pass.
+                refit()
 
     def _as_scored(self) -> AbstractContextManager[None]:
         """A context in which the model has the weights that are scored and kept: their average, if there is one."""
@@ -103,8 +112,7 @@ class Scorer:
 
     def _predict(self, split: Split, places: Tensor, fitting: Fitting) -> tuple[Tensor, Tensor]:
         known = self._reused.known.get("val") if split is self._data.val else None
-
-        def attempt(parts: int) -> tuple[Tensor, Tensor]:
+        with self._as_scored():
             return predict(
                 self._model,
                 split,
@@ -115,12 +123,9 @@ class Scorer:
                 self._device,
                 known,
                 self._forward,
-                parts,
+                fitting,
                 places,
             )
-
-        with self._as_scored():
-            return fitting.do(attempt)
 
     @torch.inference_mode()
     def look(self) -> Tensor | None:
@@ -129,13 +134,22 @@ class Scorer:
             return None
         places = shown_places(self._data.val)
         images, _ = next(self._data.val.batches(places, len(places), self._device.torch))
+        dense = self._task.dense
+
+        def predicted(images: Tensor) -> tuple[Tensor]:
+            outputs = self._forward(self._model, self._normalise(images.float().div_(255)))
+            return (dense.predicted(self._model, outputs).cpu(),)
+
         with self._as_scored(), self._device.autocast():
             self._model.eval()
-            outputs = self._forward(self._model, self._normalise(images.float().div_(255)))
-            return self._task.dense.predicted(self._model, outputs).cpu()
+            return Fitting(len(places)).rows_of(predicted, images)[0]
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that were scored, on the CPU, named as in a plain timm model: low-rank updates are added in."""
+    def weights(self, stay: bool = False) -> dict[str, Tensor]:
+        """Copies of the weights that were scored, named as in a plain timm model: low-rank updates are added in.
+
+        Args:
+            stay: Whether the copies may stay on the device, if it has room to spare; else they are on the CPU.
+        """
         with self._as_scored():
             state = self._model.state_dict()
             if self._strategy.parameters == "lora":
@@ -143,4 +157,7 @@ class Scorer:
                 from strategies import merged_state_dict
 
                 state = merged_state_dict(self._model)
-            return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            size = sum(tensor.nbytes for tensor in state.values())
+            # While new copies are made, those of an earlier epoch are still held.
+            device = self._device.torch if stay and 2 * size <= self._device.spare_bytes else torch.device("cpu")
+            return {name: tensor.detach().to(device, copy=True) for name, tensor in state.items()}

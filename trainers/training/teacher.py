@@ -5,7 +5,11 @@ from torch import Tensor, nn
 
 from strategies import resize
 from trainers.device import Device
+from trainers.memory import Fitting
 from trainers.models import Normalise
+
+# More images than any batch has, so that it may be divided into single ones.
+_MOST_PARTS = 2**20
 
 
 class Teacher:
@@ -26,10 +30,14 @@ class Teacher:
         self._normalise = normalise
         self._image_size = image_size
         self._device = device
+        self._fitting = Fitting(_MOST_PARTS)
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits (N, T) float32 for images (N, C, H, W) float in [0, 1]."""
-        with self._device.autocast():
-            answers: Tensor = self._model(self._normalise(resize(pixels, self._image_size)))
-        return answers.float()
+
+        def answers(pixels: Tensor) -> tuple[Tensor]:
+            with self._device.autocast():
+                return (self._model(self._normalise(resize(pixels, self._image_size))).float(),)
+
+        return self._fitting.rows_of(answers, pixels)[0]

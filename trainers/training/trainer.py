@@ -27,13 +27,13 @@ from strategies import (
 from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.forward import Compiler, Forward
+from trainers.memory import Fitting
 from trainers.models import ModelSource, normaliser
 from trainers.reuse import NOTHING_REUSED, Reuse, Setting
 from trainers.tasks import TASKS
 from trainers.training.batches import Batches, RawBatch, ShortEpochs
 from trainers.training.gradients import Gradients
 from trainers.training.losses import Criterion, loss_of, weights_of_classes
-from trainers.training.memory import Fitting
 from trainers.training.range_test import RangeTest, range_test
 from trainers.training.ranks import ALONE, Ranks
 from trainers.training.result import EpochResult
@@ -131,7 +131,7 @@ class Trainer:
         total_penalty: TotalPenalty | None = None
         if TotalPenalty.is_asked_for(strategy):
             classes = source_classes(source, data, seed, device) if strategy.co_tuning > 0 else None
-            total_penalty = TotalPenalty(model, plan, strategy, classes)
+            total_penalty = TotalPenalty(model, plan, strategy, classes, device.autocast)
         criterion = Criterion(model, data.task, strategy, loss, class_weights, total_penalty, ranks)
         fitting = Fitting(self._batches.own_size // 2, ranks.is_any)
         self._gradients = Gradients(
@@ -161,7 +161,8 @@ class Trainer:
                 check_applied(self.model, self.plan, self.optimizer, self.epoch)
             batch = self._batches.show(next(opened.batches))
             loss = self._gradients.compute(batch)  # Forward, loss, backward.
-            self._stepper.step()
+            if self._gradients.are_finite:
+                self._stepper.step()
             self._scorer.add_update()
             opened.loss_sum += loss
 
@@ -205,6 +206,7 @@ class Trainer:
         updates = self._batches.updates
         ends = {part: updates * part // self._parts for part in range(1, self._parts + 1)}
         part = next(part for part, end in ends.items() if end > done)
+        self.device.tune_convolutions(self.strategy.grow_from == 1)
         if done > 0:
             # Validation has put every module into eval mode.
             set_train_mode(self.model, self.plan, self.epoch)
@@ -218,7 +220,7 @@ class Trainer:
         next(opened.batches, None)
         self._open = None
         self.epoch += 1
-        self._scorer.add_epoch(self.plan, self.epoch, self._batches.plain_images())
+        self._scorer.add_epoch(self.plan, self.epoch, self._batches.plain_images)
 
     @property
     def _lr(self) -> float:
@@ -249,7 +251,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             loss = self._gradients.compute(self._batches.show(next(batches)))
-            self._stepper.step()
+            if self._gradients.are_finite:
+                self._stepper.step()
             return loss.item()
 
         return range_test(step, low, high, updates)
@@ -262,9 +265,9 @@ class Trainer:
         """Predictions for the validation images that are shown, (K, ...) on the CPU; None for classifiers."""
         return self._scorer.look()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that were scored, on the CPU, named as in a plain timm model: low-rank updates are added in."""
-        return self._scorer.weights()
+    def weights(self, stay: bool = False) -> dict[str, Tensor]:
+        """Copies of the weights that were scored; see :meth:`trainers.training.scorer.Scorer.weights`."""
+        return self._scorer.weights(stay)
 
     def state_dict(self) -> dict[str, Any]:
         """The state to resume from after the last result: tensors and plain values only, no pickled objects."""
@@ -273,6 +276,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "loss_scale": self._gradients.scale.state_dict(),
             **self._batches.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
@@ -293,6 +297,8 @@ class Trainer:
         freeze(self.model, self.plan, self.epoch)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        # Earlier versions had none.
+        self._gradients.scale.load_state_dict(state.get("loss_scale", {}))
         if self._scorer.average is not None:
             self._scorer.average.load_state_dict(state["average"])
         self._batches.load_state_dict(state)

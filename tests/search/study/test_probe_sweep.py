@@ -5,10 +5,12 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 
 from search.storage import SWEEP
 from search.study.probe_sweep import holds_probes, probe_space
 from strategies import Fixed, FloatRange, parse_space
+from trainers.probes import stacked
 
 STRATEGY = {
     "depth": {"low": 0.0, "high": 1.0},
@@ -97,3 +99,20 @@ def test_a_probe_of_the_sweep_scores_as_a_trial_does(new_lab):
 
 def table_of(lab) -> str:
     return Path(lab.artifact(lab.parent(), "probe_sweep.csv")).read_text()
+
+
+def test_want_of_memory_in_the_sweep_ends_neither_the_command_nor_probes_in_the_queue(new_lab, monkeypatch, capsys):
+    class Short:
+        """Of torch's functions the one that stacked heads call, on a device without room for its result."""
+
+        @staticmethod
+        def linear(*tensors):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(stacked, "F", Short)
+    presets = {"slow": {"depth": 0, "lr": 1e-3}, "fast": {"depth": 0, "lr": 1e-2}}
+    lab = new_lab(strategy=STRATEGY, presets=presets, probe_sweep=4)
+    lab.train("budget.trials=2")
+    assert "Probes  none: out of memory: CUDA out of memory. Tried to allocate 2 GiB" in capsys.readouterr().out
+    assert lab.outcomes() == ["complete", "complete"]
+    assert SWEEP not in lab.study.user_attrs

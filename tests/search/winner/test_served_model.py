@@ -16,6 +16,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
 from lab import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
@@ -221,3 +222,20 @@ def test_text_that_is_no_image_is_named(text):
     model.image_size = SIZE
     with pytest.raises(DataError, match="is neither an image file nor base64"):
         model.predict(None, [text])
+
+
+# Last: it gives the study another winner's model.
+def test_a_model_computes_in_the_format_that_is_asked_for_and_says_in_which_it_was_scored(done, images, capsys):
+    space = ["strategy.depth=1.0", "strategy.lr=0.01", "strategy.epochs=6", "strategy.batch_size=8"]
+    before = done.study.user_attrs[WINNER]["model_uri"]
+    assert done.run(*space, "budget.trials=1", "serve.precision=bf16") == 0
+    assert "the model computes in bf16, and was scored in fp32" in capsys.readouterr().out
+    uri = done.study.user_attrs[WINNER]["model_uri"]
+    assert uri != before
+    mlflow.set_tracking_uri(done.mlflow_uri)
+    model = mlflow.pyfunc.load_model(uri).unwrap_python_model()
+    assert (model.card["precision"], model.card["scored_in"]) == ("bf16", "fp32")
+    seen = []
+    model.model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs.dtype))
+    assert len(model.predict(None, [str(images / "one" / "0.png")])) == 1
+    assert seen == [torch.bfloat16]

@@ -1,8 +1,10 @@
 """What does not fit into memory is done in parts where parts come to the same, and else fails with advice."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,21 @@ import torch
 from copies import copies
 from small_training import DATA, DEVICE, short_of_memory
 
-from strategies import Strategy
-from trainers import ModelSource, Trainer, Weights
-from trainers.training import is_out_of_memory
-from trainers.training.memory import Fitting, in_parts
+from strategies import Strategy, make_plan
+from trainers import (
+    TASKS,
+    ActivationStore,
+    ModelSource,
+    Reuse,
+    Setting,
+    Teacher,
+    Trainer,
+    Weights,
+    normaliser,
+    predict,
+)
+from trainers.memory import Fitting, in_parts, is_out_of_memory
+from trainers.training import features_of
 
 ROOT = Path(__file__).resolve().parents[3]
 # A process that trains by batches of 128, with so many MiB beyond what it begins with; it prints how many it took.
@@ -51,7 +64,7 @@ CONVOLUTIONS = """
 import logging, re, resource
 import torch
 from torch.nn.functional import conv2d
-from trainers.training.memory import Fitting
+from trainers.memory import Fitting
 
 logging.basicConfig(format="%(message)s")
 torch.set_num_threads(1)
@@ -116,6 +129,115 @@ def test_want_of_memory_is_told_from_other_errors():
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator: can't allocate memory"))
 
 
+# As cuBLAS, cuDNN of two versions, cuSOLVER, NCCL, CUDA's runtime and driver, and torch's search for an engine say it.
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "NCCL error: unhandled cuda error, NCCL version 2.21.5\nLast error:\nCuda failure 2 'out of memory'",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA driver error: out of memory",
+        "GET was unable to find an engine to execute this computation",
+        "Unable to find an engine to execute this computation",
+    ],
+)
+def test_want_of_memory_is_seen_in_every_message_of_a_gpu(message):
+    assert is_out_of_memory(RuntimeError(message))
+
+
+def test_memory_is_freed_and_the_same_batch_tried_again_before_it_is_divided():
+    # Only a garbage collection frees what refers to itself.
+    kept = [torch.empty(10)]
+    kept.append(kept)
+    held = weakref.ref(kept[0])
+    del kept
+
+    def attempt(parts: int) -> int:
+        if held() is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return parts
+
+    fitting = Fitting(8)
+    assert fitting.do(attempt) == 1
+    assert fitting.parts == 1
+
+
+def test_the_same_goes_for_a_batch_that_may_not_be_divided():
+    trainer = with_memory_for(16)
+    forward, lacking = trainer._gradients._forward, [True]
+
+    def short_once(*values):
+        if lacking.pop() if lacking else False:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*values)
+
+    trainer._gradients._forward = short_once
+    assert next(trainer).metrics["train_loss"] == pytest.approx(next(with_memory_for(16)).metrics["train_loss"])
+    assert trainer.micro_batches == 1
+
+
+@pytest.mark.parametrize("fields", [{"ema": 0.9, "sam_rho": 0.05}, {"depth": 1}, {"schedule": "plateau"}])
+def test_a_trainer_leaves_memory_with_its_last_reference(fields, tmp_path):
+    source = ModelSource("test_resnet", Weights("none", "random", None), 2, 32)
+    reuse = Reuse(ActivationStore(tmp_path, 2**30), always=True)
+    gc.collect()
+    gc.disable()
+    try:
+        trainer = Trainer(source, DATA, Strategy(epochs=1, batch_size=32, **fields), 0, DEVICE, reuse=reuse)
+        next(trainer)
+        model, optimizer = weakref.ref(trainer.model), weakref.ref(trainer.optimizer)
+        del trainer
+        assert model() is None
+        assert optimizer() is None
+    finally:
+        gc.enable()
+
+
+def limited(module: torch.nn.Module, images: int) -> None:
+    """Let a module find no memory for more images at once."""
+
+    def refuse(module, inputs):
+        if len(inputs[0]) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module.register_forward_pre_hook(refuse)
+
+
+def test_stored_rows_and_the_proof_of_their_cut_take_the_memory_there_is(tmp_path):
+    source = ModelSource("test_resnet", Weights("none", "random", None), 2, 32)
+    strategy = Strategy(depth=1, epochs=1, batch_size=16).canonical(source.num_blocks)
+    found = {}
+    for images in (64, 5):
+        model = source.build(0).eval()
+        plan = make_plan(model, strategy)
+        limited(model.get_submodule("conv1"), images)
+        setting = Setting(source, model, plan, strategy, 0, DATA, normaliser(source.mean, source.std, DEVICE), DEVICE)
+        reused = Reuse(ActivationStore(tmp_path / str(images), 2**30), sharing=1000.0).look_up(setting)
+        assert reused.known.keys() == {"train", "val"}, reused.reason
+        found[images] = next(reused.known["train"].rows.batches(torch.arange(64), 64, DEVICE.torch))
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_features_validation_and_a_teacher_take_the_memory_there_is():
+    source = ModelSource("test_resnet", Weights("none", "random", None), 2, 32)
+    how = normaliser(source.mean, source.std, DEVICE)
+    found = []
+    for images in (64, 5):
+        model = source.build(0)
+        limited(model.get_submodule("conv1"), images)
+        outputs, _ = predict(model, DATA.val, Strategy(batch_size=16), how, TASKS["classification"], None, DEVICE)
+        shown = torch.linspace(0, 1, 8 * 3 * 32 * 32).view(8, 3, 32, 32)
+        answers = Teacher(model, how, 32, DEVICE).logits(shown)
+        found.append((features_of(model, DATA.train, how, DEVICE), outputs, answers))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_parts_double_until_they_fit_and_stay():
     tried = []
 
@@ -128,7 +250,8 @@ def test_parts_double_until_they_fit_and_stay():
     fitting = Fitting(8)
     assert fitting.do(attempt) == "done"
     assert fitting.do(attempt) == "done"
-    assert tried == [1, 2, 4, 4]
+    # Memory is freed once, before parts are tried; the next batch begins with as many parts.
+    assert tried == [1, 1, 2, 4, 4]
     with pytest.raises(RuntimeError, match="allocate"):
         Fitting(2).do(attempt)
     with pytest.raises(ValueError, match="another"):

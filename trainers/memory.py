@@ -3,25 +3,34 @@
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from trainers.private_apis import disable_onednn
-from trainers.reuse import Rows
 
 T = TypeVar("T")
 
 # oneDNN's message if it cannot create a primitive. It gives no reason, but the usual reason is lack of memory.
 _NO_PRIMITIVE = "could not create a primitive"
-# Messages of torch on a CPU, where it has no class of error for lack of memory.
-_CPU_SIGNS = (
-    "DefaultCPUAllocator: can't allocate memory",
+# Parts of messages, in lower case, where torch has no class of error for lack of memory.
+_SIGNS = (
+    # On a CPU.
+    "defaultcpuallocator: can't allocate memory",
     "posix_memalign failed",
     "could not create a memory object",
     _NO_PRIMITIVE,
     "bad_alloc",
+    # On a GPU: CUDA's runtime and driver, and NCCL, which names the failure of CUDA.
+    "out of memory",
+    # cuBLAS, cuSOLVER, cuFFT and cuDNN, which renamed its status in version 9.
+    "alloc_failed",
+    "allocation_failed",
+    # cuBLAS begins with an allocation, and gives this status where there is no room for it.
+    "cublas_status_not_initialized",
+    # cuDNN tries engines until one has room for its workspace.
+    "unable to find an engine",
 )
 
 logger = logging.getLogger(__name__)
@@ -31,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the machine, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _CPU_SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def free_memory() -> None:
@@ -57,7 +66,7 @@ class Fitting:
     """Divides work into as many parts as are needed for each part to fit into memory.
 
     Args:
-        most: The largest number of parts that is tried.
+        most: The largest number of parts that is tried; 1 for work that may not be divided.
         agree: Takes whether memory was short in this process, and returns whether it was short in any: all processes
             that work together continue in the same number of parts.
     """
@@ -71,18 +80,23 @@ class Fitting:
     def do(self, attempt: Callable[[int], T]) -> T:
         """The result of ``attempt`` for a number of parts, which doubles each time that memory was short.
 
+        Where memory is short for the first time, it is freed, and the same number of parts is tried again: what an
+        earlier computation has left may be all that was missing.
+
         Args:
             attempt: Takes the number of parts; it may be interrupted anywhere and started again.
         """
+        was_freed = False
         while True:
             found: T | None = None
+            is_last = was_freed and 2 * self.parts > self._most
             try:
                 found = attempt(self.parts)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 leave_onednn_if_broken(error)
-                if 2 * self.parts > self._most:
+                if is_last:
                     # Tell the other processes, so that they do not wait.
                     self._agree(True)
                     raise
@@ -91,17 +105,43 @@ class Fitting:
                 short = False
             if not self._agree(short):
                 return cast(T, found)
-            if 2 * self.parts > self._most:
+            if is_last:
                 raise MemoryError("another process has no memory left")
+            del found
             # Not in the except block, in which the error still holds the computed tensors.
             free_memory()
-            self.parts *= 2
-            logger.warning("out of memory: goes on with batches in %d parts", self.parts)
+            if was_freed:
+                self.parts *= 2
+                logger.warning("out of memory: goes on with batches in %d parts", self.parts)
+            was_freed = True
+
+    def rows_of(self, forward: Callable[[Any], tuple[Tensor, ...]], batch: Any) -> tuple[Tensor, ...]:
+        """The outputs of a forward pass in which no image depends on the images beside it, as outside of training.
+
+        Args:
+            forward: Makes a pass of some of the inputs: tensors with a row for each.
+            batch: Inputs (B, ...), or a tuple of them.
+        """
+
+        def attempt(parts: int) -> tuple[Tensor, ...]:
+            if parts == 1:
+                return forward(batch)
+            found = [forward(part) for part in split_batch(batch, parts)]
+            return tuple(torch.cat(rows) for rows in zip(*found, strict=True))
+
+        return self.do(attempt)
+
+
+def split_batch(batch: Any, parts: int) -> list[Any]:
+    """A tensor (B, ...), or a tuple of such tensors, in at most ``parts`` parts of nearly the same size."""
+    if isinstance(batch, Tensor):
+        return [part for part in torch.tensor_split(batch, parts) if len(part)]
+    return list(zip(*(split_batch(tensor, parts) for tensor in batch), strict=True))
 
 
 def in_parts(
-    inputs: Tensor | Rows, targets: Tensor, teacher_logits: Tensor | None, parts: int
-) -> Iterator[tuple[Tensor | Rows, Tensor, Tensor | None]]:
+    inputs: Tensor | tuple[Tensor, ...], targets: Tensor, teacher_logits: Tensor | None, parts: int
+) -> Iterator[tuple[Tensor | tuple[Tensor, ...], Tensor, Tensor | None]]:
     """A batch's inputs, targets and teacher logits in ``parts`` parts of nearly the same size."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
