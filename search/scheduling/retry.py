@@ -19,6 +19,7 @@ from search.storage import (
     CONTINUES,
     FINGERPRINT,
     OUTCOME,
+    OWN_VALUES,
     OWNER,
     PRESET,
     REASON,
@@ -191,5 +192,5 @@ def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> N
     A trial that was killed while it drew parameters draws again: each of its draws depends on those before.
     """
     drawn = trial.params if FINGERPRINT in trial.user_attrs else {}
-    kept = {name: trial.user_attrs[name] for name in (PRESET, CONTINUES) if name in trial.user_attrs}
+    kept = {name: trial.user_attrs[name] for name in (PRESET, OWN_VALUES, CONTINUES) if name in trial.user_attrs}
     study.enqueue_trial({**queued_params(trial), **drawn}, user_attrs={**kept, **attrs})

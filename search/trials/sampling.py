@@ -2,12 +2,24 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from optuna.trial import Trial
 
 from search.processes import owner
 from search.scheduling import Ledger, ask_in_turn, short_epochs
-from search.storage import ATTEMPT, DEPTH, FINGERPRINT, MODEL, OWNER, PRESET, SEED, STRATEGY, write_attributes
+from search.storage import (
+    ATTEMPT,
+    DEPTH,
+    FINGERPRINT,
+    MODEL,
+    OWN_VALUES,
+    OWNER,
+    PRESET,
+    SEED,
+    STRATEGY,
+    write_attributes,
+)
 from search.tracking import TrialAsked, TrialStarted, new_run_key
 from search.trials.open_study import OpenStudy
 from search.trials.pausing import seed_before
@@ -36,7 +48,7 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
     """
     trial, attrs = asked.trial, asked.trial.user_attrs
     source = _choose_model(open_study, trial)
-    strategy = sample(open_study.spaces[source.name], trial)
+    strategy = replace(sample(open_study.spaces[source.name], trial), **attrs.get(OWN_VALUES, {}))
     canonical = strategy.canonical(source.num_blocks)
     fingerprint = fingerprint_of(open_study, source, strategy)
     # All strategies get the same seed, so that they are compared fairly; a repeated strategy gets the next seed.
