@@ -33,6 +33,9 @@ CLASSES = (0.5, 0.3, 0.2)
 MEANS, OF_SEED, OF_STRATEGY = (0.90, 0.91), 0.01, 0.007
 BOUNDS = bounds_of("accuracy", is_lower_better=False)
 
+# Its score has no part in the intervals.
+TRIAL = create_trial(value=0.9)
+
 #: Whether an interval held the truth; None where there is no interval.
 Held = bool | None
 Rng = np.random.Generator
@@ -106,14 +109,14 @@ def _trainings(rng: Rng, seeds: int) -> tuple[list[float], list[float]]:
 def confirmation(rng: Rng, seeds: int) -> Held:
     """The mean score of a strategy over new seeds."""
     first, _ = _trainings(rng, seeds)
-    found = confirmed_of(create_trial(value=0.9), first, first, BOUNDS)
+    found = confirmed_of(TRIAL, first, first, BOUNDS)
     return None if found.low is None or found.high is None else _holds(found.low, found.high, MEANS[0])
 
 
 def pairs(rng: Rng, seeds: int) -> Held:
     """The difference from the search's best, paired by seed."""
     first, second = _trainings(rng, seeds)
-    found = confirmed_of(create_trial(value=0.9), second, first, BOUNDS)
+    found = confirmed_of(TRIAL, second, first, BOUNDS)
     if found.difference_low is None or found.difference_high is None:
         return None
     return _holds(found.difference_low, found.difference_high, MEANS[1] - MEANS[0])
@@ -137,6 +140,7 @@ INTERVALS: Mapping[str, Callable[[Rng], Held]] = {
             "test loss": lambda rng, g: score(rng, g, "loss"),
             "difference of accuracies": lambda rng, g: difference(rng, g, "accuracy"),
             "difference of macro F1": lambda rng, g: difference(rng, g, "macro_f1"),
+            "difference of losses": lambda rng, g: difference(rng, g, "loss"),
             "calibration error": error_of_calibration,
         }.items()
     },

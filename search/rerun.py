@@ -6,13 +6,11 @@ read.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from search.command_line import FAILED, exit_code, set_up_logging
 from search.config import compose_study, tracking_uri
-from search.processes import importing
+from search.processes import importing, temporary_folder
 from strategies import ConfigError
 
 _USAGE = """\
@@ -43,9 +41,9 @@ def rerun(run_id: str, overrides: Sequence[str], tolerance: float) -> int:
 
     uri = next((word.partition("=")[2] for word in overrides if word.startswith("tracking.uri=")), _STORE)
     logged = read_trial(tracking_uri(uri), run_id)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         # Every configuration, written out, is a study file that composes to it.
-        file = Path(folder) / "study.yaml"
+        file = folder / "study.yaml"
         file.write_text(logged.study, encoding="utf-8")
         config = compose_study([f"study={file}", *overrides])
     with Terminal(config.metric) as terminal:

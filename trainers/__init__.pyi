@@ -62,9 +62,10 @@ from .scoring import random_at_start as random_at_start
 from .scoring import uniform_soup as uniform_soup
 from .tasks import TASKS as TASKS
 from .tasks import Groups as Groups
+from .tasks import Mean as Mean
 from .tasks import Task as Task
-from .tasks import bca_interval as bca_interval
 from .tasks import exact_swap_test as exact_swap_test
+from .tasks import score_interval as score_interval
 from .tasks import swap_test as swap_test
 from .tasks import units_of as units_of
 from .training import ALONE as ALONE

@@ -10,6 +10,7 @@ from search.reporting.importance import importances
 from search.reporting.page import build
 from search.reporting.rows import rows_of
 from search.reporting.summary import summarize
+from search.reporting.terminal import columns_of, title_of
 from search.storage import StoredStudy, is_outage
 from search.tracking import page_of
 from search.trials import OpenStudy
@@ -71,7 +72,16 @@ def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
             name = f"[{name}]({_page(open_study, row['run'])})"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.append(f"| {row['rank']} | {name} | {row['score']:.4f} | {seconds} |")
-    return "\n\n".join([*above, "\n".join(table), importances(open_study.study).sentence])
+    return "\n\n".join([*above, "\n".join(table), *_confirmed(winner), importances(open_study.study).sentence])
+
+
+def _confirmed(winner: Winner) -> list[str]:
+    """The best strategies with new seeds, as a title and a table in Markdown; empty if none was trained."""
+    if not winner.confirmed:
+        return []
+    columns = columns_of(winner.confirmed)
+    lines = [list(columns), ["---:"] * len(columns), *zip(*columns.values(), strict=True)]
+    return [f"{title_of(winner)}:", "\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
 
 
 def plain(text: str) -> str:

@@ -1,7 +1,6 @@
 """Everything about a study, gathered from its stores for the report."""
 
 import json
-import tempfile
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from mlflow import MlflowClient
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from search.processes import temporary_folder
 from search.reporting.importance import Importances, importances
 from search.reporting.rows import rows_of, searched_fields
 from search.scheduling import pareto_front, ranked
@@ -169,8 +169,7 @@ def _read_runs(stored: StoredStudy, temporary: Path | None) -> _OfRuns:
     parent = stored.study.user_attrs.get(PARENT_RUN)
     if parent is None:
         raise ConfigError(f"study {stored.name!r} has no run in MLflow yet")
-    with stored.reading_runs() as client, tempfile.TemporaryDirectory(dir=temporary) as name:
-        folder = Path(name)
+    with stored.reading_runs() as client, temporary_folder(temporary) as folder:
         run = client.get_run(parent)
         config = json.loads(_fetched(client, parent, "study.json", folder).read_text(encoding="utf-8"))
         evidence, mistakes = None, []

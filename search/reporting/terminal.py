@@ -185,10 +185,7 @@ class Terminal:
     def winner(self, winner: Winner, how_to_look: str) -> None:
         """Print the winner's test score, its model's address and the command that shows everything."""
         if winner.confirmed:
-            metric = winner.metric.replace("_", " ")
-            count = len(winner.confirmed[0].scores)
-            title = f"The best with {count} new seed{'s' if count > 1 else ''}, by their mean validation {metric}"
-            print_table(self._console, title, columns_of(winner.confirmed))
+            print_table(self._console, title_of(winner), columns_of(winner.confirmed))
         if len(winner.candidates) > 1:
             self._candidates(winner)
         trials = f"trial{'s' if len(winner.trials) > 1 else ''} {', '.join(map(str, winner.trials or (winner.trial,)))}"
@@ -199,7 +196,7 @@ class Terminal:
         if (found := winner.calibration) is not None:
             self._console.print(
                 f"Calibration: temperature {found.temperature:.3g}, expected calibration error on the test images "
-                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}{found.interval}",
+                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}{winner.calibration_interval}",
                 soft_wrap=True,
             )
         self._console.print(f"Model:  {winner.model_uri}")
@@ -217,6 +214,13 @@ class Terminal:
             mark = " *" if one.kind == winner.kind else ""
             table.add_row(one.kind + mark, ", ".join(map(str, one.trials)), f"{one.score:.4f}")
         self._console.print(table)
+
+
+def title_of(winner: Winner) -> str:
+    """The title of the table of strategies with new seeds."""
+    count = len(winner.confirmed[0].scores)
+    seeds = f"{count} new seed{'s' if count > 1 else ''}"
+    return f"The best with {seeds}, by their mean validation {winner.metric.replace('_', ' ')}"
 
 
 def columns_of(confirmed: Sequence[Confirmed]) -> dict[str, list[str]]:

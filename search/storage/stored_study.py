@@ -1,6 +1,5 @@
 """Studies that have begun, opened for reading: by the name of a study file, or by their name in the store."""
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from search.config import (
     find_study,
     without_password,
 )
+from search.processes import temporary_folder
 from search.storage.attributes import IDENTITY, PARENT_RUN
 from search.storage.mlflow_store import absolute_sqlite, reading_mlflow
 from search.storage.optuna_storage import open_storage
@@ -92,9 +92,9 @@ def config_of(stored: StoredStudy, overrides: Sequence[str] = ()) -> StudyConfig
     parent = stored.study.user_attrs.get(PARENT_RUN)
     if parent is None:
         raise ConfigError(f"study {stored.name!r} has no run in MLflow yet")
-    with stored.reading_runs() as client, tempfile.TemporaryDirectory() as folder:
+    with stored.reading_runs() as client, temporary_folder() as folder:
         # The JSON of a configuration is a study file that composes to the same configuration.
-        file = Path(client.download_artifacts(parent, "study.json", folder)).rename(Path(folder) / "study.yaml")
+        file = Path(client.download_artifacts(parent, "study.json", str(folder))).rename(folder / "study.yaml")
         asked = any(word.startswith("tracking.uri=") for word in overrides)
         stores = [] if asked else [f"tracking.uri={stored.tracking_uri}"]
         return compose_study([f"study={file}", *stores, *overrides])

@@ -11,7 +11,7 @@ import torch
 from search.config import StudyConfig, check_extras
 from search.storage import MLFLOW_TABLE, check_begun, fetch_uri
 from search.study.image_size import with_image_size
-from search.study.teacher import fetch_teacher, load_teacher
+from search.study.teacher import TeacherFiles, fetch_teacher, load_teacher
 from search.trials import Lineage, Materials, Watcher, lineage_of
 from strategies import ConfigError, Space, check_depths, check_optimizer_names
 from trainers import (
@@ -48,7 +48,7 @@ class Models:
     sources: Mapping[str, ModelSource]
     device: Device
     compiler: Compiler | None
-    teacher: Path | None
+    teacher: TeacherFiles | None
     lineage: Lineage
 
 
@@ -79,8 +79,8 @@ def open_models(config: StudyConfig, terminal: Watcher) -> Models:
     teacher = None
     if config.teacher is not None:
         check_begun("teacher: tracking.uri", config.tracking.uri, MLFLOW_TABLE)
-        teacher, of_teacher = fetch_teacher(config.teacher, config.tracking.uri)
-        lineage |= of_teacher
+        teacher = fetch_teacher(config.teacher, config.tracking.uri, config.model.in_chans)
+        lineage |= teacher.lineage
     return Models(config, sources, device, compiler, teacher, lineage)
 
 
@@ -107,8 +107,8 @@ def gather(models: Models, terminal: Watcher) -> Materials:
         count = len(data.classes)
         source.fit_outputs(count, top_of(config.task, config.model.decoder, count, data.preprocessing.image_size))
     teacher = None
-    if config.teacher is not None and models.teacher is not None:
-        teacher = load_teacher(config.teacher, models.teacher, data.classes, config.model.in_chans, device)
+    if models.teacher is not None:
+        teacher = load_teacher(models.teacher, data.classes, device)
     reuse = _make_reuse(config, max(source.num_blocks for source in sources.values()))
     return Materials(data, sources, device, teacher, models.compiler, reuse, models.lineage)
 

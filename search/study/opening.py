@@ -1,6 +1,7 @@
 """Opening a study: configuration, data, models, teacher and stores are checked and opened, the cheapest first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -8,6 +9,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 
 from search.config import StudyConfig, without_password
+from search.processes import RankGroup
 from search.scheduling import Ledger, StudySampler, make_pruner, requeuing
 from search.storage import (
     BLOCKS,
@@ -27,12 +29,12 @@ from search.storage import (
 from search.study.comparability import check_identity, check_space, identity
 from search.study.image_size import remarks
 from search.study.lr_range import centred, suggested_lr
-from search.study.materials import gather, open_models
+from search.study.materials import Models, gather, open_models
 from search.study.presets import check_presets
 from search.study.similar import features_of
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit, new_run_key
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
-from strategies import ConfigError, Entry, Fixed, FloatRange, Space, Strategy, first_line, without
+from strategies import ConfigError, Entry, Fixed, FloatRange, Space, Strategy, UnfreezeError, first_line, without
 from trainers import TASKS, Trainer, unusable_fields
 
 
@@ -51,14 +53,27 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
     models = open_models(config, watcher)
     config = models.config
     rank_group = rank_group_of(config, models.device)
-    assert config.name is not None, "composition names every study"
     space = config.space()
     left_out = {
         name: unusable_fields(space, source, config.task, config.teacher is not None)
         for name, source in models.sources.items()
     }
     _refuse_useless(space, list(left_out.values()))
-    materials = gather(models, watcher)
+    with _saying_what_stays(Path(config.data.cache), watcher):
+        return _open_images_and_stores(config, models, left_out, rank_group, watcher, joins)
+
+
+def _open_images_and_stores(
+    config: StudyConfig,
+    models: Models,
+    left_out: Mapping[str, Mapping[str, str]],
+    rank_group: RankGroup,
+    watcher: Watcher,
+    joins: bool,
+) -> OpenStudy:
+    """Read the images, and begin or resume the study in its stores."""
+    assert config.name is not None, "composition names every study"
+    materials, space = gather(models, watcher), config.space()
 
     # A study that is refused, here or by the checks below, leaves nothing in the stores. One process at a time: two
     # that create a store's tables together would disturb each other, and make two parent runs.
@@ -99,6 +114,29 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
         lock=lock_of(lock_place(config), "claim"),
         rank_group=rank_group,
     )
+
+
+@contextmanager
+def _saying_what_stays(cache: Path, watcher: Watcher) -> Iterator[None]:
+    """If the study is refused in the ``with`` block, say that images which were decoded there stay on the disk."""
+    before = _decoded_bytes(cache)
+    try:
+        yield
+    except UnfreezeError:
+        # To decode them may have taken hours, and what is refused can mostly be mended at once.
+        if _decoded_bytes(cache) > before:
+            size = f"{_decoded_bytes(cache) / 2**20:,.1f} MiB"
+            watcher.say(f"Images that were decoded stay in {cache} ({size}), so that the next start is fast")
+        raise
+
+
+def _decoded_bytes(cache: Path) -> int:
+    found = 0
+    for path in (cache / "images").rglob("*"):
+        # Another process may be making room.
+        with suppress(OSError):
+            found += path.stat().st_size if path.is_file() else 0
+    return found
 
 
 def lock_place(config: StudyConfig) -> LockPlace:

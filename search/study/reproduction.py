@@ -1,12 +1,12 @@
 """A logged trial trained once more, and its results compared with the logged ones."""
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from search.config import StudyConfig, without_password
+from search.processes import temporary_folder
 from search.storage import MODEL, SEED, reading_mlflow
 from search.study.materials import gather, open_models
 from search.tracking import PARENT_TAG, find_run
@@ -44,14 +44,14 @@ def read_trial(tracking_uri: str, run_id: str) -> LoggedTrial:
         ConfigError: The store has no such run, or the run is not that of a trial that was trained.
     """
     shown = without_password(tracking_uri)
-    with reading_mlflow(tracking_uri, f"run {run_id}") as client, tempfile.TemporaryDirectory() as folder:
+    with reading_mlflow(tracking_uri, f"run {run_id}") as client, temporary_folder() as folder:
         run = client.get_run(find_run(client, run_id) or run_id)
         run_id = run.info.run_id
         parent = run.data.tags.get(PARENT_TAG)
         if parent is None or SEED not in run.data.params:
             raise ConfigError(f"run {run_id} at {shown} is not that of a trial that was trained")
-        study = Path(client.download_artifacts(parent, "study.json", folder)).read_text(encoding="utf-8")
-        strategy = Path(client.download_artifacts(run_id, "strategy.yaml", folder)).read_text(encoding="utf-8")
+        study = Path(client.download_artifacts(parent, "study.json", str(folder))).read_text(encoding="utf-8")
+        strategy = Path(client.download_artifacts(run_id, "strategy.yaml", str(folder))).read_text(encoding="utf-8")
         metrics: dict[int, dict[str, float]] = {}
         for name in run.data.metrics:
             if name == "train_loss" or name.startswith("val_"):

@@ -2,7 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from search.storage import fetch_uri
 from search.trials import CARD_FILE, Lineage, lineage_of
@@ -10,54 +14,68 @@ from strategies import ConfigError, WeightsError
 from trainers import DamagedFileError, Device, Teacher, create_classifier, load_weights, normaliser
 
 
-def fetch_teacher(uri: str, tracking_uri: str) -> tuple[Path, Lineage]:
-    """The files of a teacher, and the images that it was made with.
+@dataclass(frozen=True, slots=True)
+class TeacherFiles:
+    """What a logged classifier consists of.
+
+    Args:
+        uri: Its address, for messages.
+        card: The facts of it that its search wrote down.
+        state: Its weights, on the CPU.
+        lineage: The images that it was made with.
+    """
+
+    uri: str
+    card: dict[str, Any]
+    state: dict[str, Tensor]
+    lineage: Lineage
+
+
+def fetch_teacher(uri: str, tracking_uri: str, in_chans: int) -> TeacherFiles:
+    """Fetch a teacher, a classifier that a study logged, and check all that can be checked before images are read.
 
     Args:
         uri: ``models:/...`` or ``runs:/...``, as a search prints it at its end.
         tracking_uri: The MLflow store that has it.
+        in_chans: Channels of the study's images.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: There is no such model, no search logged it, or its channels are others.
     """
     try:
-        place = fetch_uri(uri, tracking_uri)
-        return place, lineage_of(uri, place)
-    except WeightsError as error:
+        folder = fetch_uri(uri, tracking_uri)
+        lineage = lineage_of(uri, folder)
+        card, weights = (_only(folder, pattern) for pattern in (CARD_FILE, "*.safetensors"))
+        found = TeacherFiles(uri, json.loads(card.read_text()), load_weights(weights), lineage)
+    except (WeightsError, OSError, ValueError, DamagedFileError) as error:
         raise ConfigError(f"teacher: {uri}: {error}") from error
+    _check_alike(uri, "channels", found.card["preprocessing"]["in_chans"], in_chans)
+    return found
 
 
-def load_teacher(uri: str, folder: Path, classes: Sequence[str], in_chans: int, device: Device) -> Teacher:
-    """Load a teacher: a classifier that a study logged.
+def load_teacher(found: TeacherFiles, classes: Sequence[str], device: Device) -> Teacher:
+    """The teacher of :func:`fetch_teacher`, for a study's classes.
 
     Args:
-        uri: The teacher's address, for messages.
-        folder: Its files, from :func:`fetch_teacher`.
+        found: The teacher's files.
         classes: Names of the study's classes, in its order.
-        in_chans: Channels of the study's images.
         device: Where the teacher computes.
 
     Raises:
-        ConfigError: No search logged it, or its classes or channels are others.
+        ConfigError: Its classes are others.
     """
-    try:
-        card, weights = (_only(folder, pattern) for pattern in (CARD_FILE, "*.safetensors"))
-        content = json.loads(card.read_text())
-        state = load_weights(weights)
-    except (WeightsError, OSError, ValueError, DamagedFileError) as error:
-        raise ConfigError(f"teacher: {uri}: {error}") from error
-    preprocessing = content["preprocessing"]
-    for what, theirs, ours in (
-        ("classes", content["classes"], list(classes)),
-        ("channels", preprocessing["in_chans"], in_chans),
-    ):
-        if theirs != ours:
-            raise ConfigError(f"teacher: {uri} is of other {what} than the study: {theirs} against {ours}")
-    image_size = preprocessing["image_size"]
-    model = create_classifier(content["model"], len(content["classes"]), image_size, in_chans)
-    model.load_state_dict(state)
-    shown_size = content.get("shown_size", image_size)
-    return Teacher(model, normaliser(content["mean"], content["std"], device), shown_size, device)
+    card = found.card
+    _check_alike(found.uri, "classes", card["classes"], list(classes))
+    image_size, in_chans = card["preprocessing"]["image_size"], card["preprocessing"]["in_chans"]
+    model = create_classifier(card["model"], len(classes), image_size, in_chans)
+    model.load_state_dict(found.state)
+    normalise = normaliser(card["mean"], card["std"], device)
+    return Teacher(model, normalise, card.get("shown_size", image_size), device)
+
+
+def _check_alike(uri: str, what: str, theirs: Any, ours: Any) -> None:
+    if theirs != ours:
+        raise ConfigError(f"teacher: {uri} is of other {what} than the study: {theirs} against {ours}")
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -1,5 +1,7 @@
 """Writes to MLflow, as data that can wait in memory or on disk."""
 
+import re
+import zlib
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -8,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 class _Write(BaseModel):
     """One write; ``run`` is a run's id, or the key that stands for the run until MLflow has begun it."""
 
-    # A loss that is NaN or infinite is logged as such.
-    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
+    # A loss that is NaN or infinite is logged as such. Only a damaged line has other keys.
+    model_config = ConfigDict(
+        ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants", extra="forbid"
+    )
 
     run: str
 
@@ -25,6 +29,8 @@ class Begin(_Write):
 
 class Dataset(BaseModel):
     """A data set that a run used, as MLflow describes one; ``profile`` and ``source`` are JSON."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str
     digest: str
@@ -70,15 +76,26 @@ Write = Begin | Log | End | Upload | Drop
 _READER: TypeAdapter[Write] = TypeAdapter(Annotated[Write, Field(discriminator="kind")])
 
 
+# The end of a line: the CRC-32 of all before.
+_CHECK = re.compile(rb',"crc32":"([0-9a-f]{8})"}$')
+
+
 def as_line(write: Write) -> str:
-    """A write as JSON in one line."""
-    return write.model_dump_json()
+    """A write as JSON in one line, the last entry of which is a checksum of the others."""
+    text = write.model_dump_json().removesuffix("}")
+    return f'{text},"crc32":"{zlib.crc32(text.encode()):08x}"}}'
 
 
-def from_line(line: str | bytes) -> Write:
-    """The write of a line that :func:`as_line` gave.
+def from_line(line: bytes) -> Write:
+    """The write of a line that :func:`as_line` gave, or that an earlier version wrote, which made no checksums.
 
     Raises:
-        ValueError: The line holds no write.
+        ValueError: The line holds no write, or was altered.
     """
-    return _READER.validate_json(line)
+    check = _CHECK.search(line)
+    if check is None:
+        return _READER.validate_json(line)
+    text = line[: check.start()]
+    if zlib.crc32(text) != int(check[1], 16):
+        raise ValueError("the line does not agree with its checksum")
+    return _READER.validate_json(text + b"}")

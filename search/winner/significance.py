@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers import Groups, Task, bca_interval, exact_swap_test, swap_test, units_of
+from trainers import Groups, Mean, Task, exact_swap_test, score_interval, swap_test, units_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Difference:
         images: Number of images.
         old: The old model's score.
         new: The new model's score.
-        low: Lower end of the 95% interval of new minus old, by paired bootstrap (BCa) over images or whole groups.
+        low: Lower end of the 95% interval of new minus old, by paired bootstrap over images or whole groups.
         high: Its upper end.
         p_value: One-sided: how often the new model looks as good if both models' answers are swapped at random.
         is_better: Whether the new model is better beyond chance: the p-value is at most ``alpha``.
@@ -70,7 +70,9 @@ def compare_models(
         none = np.zeros_like(weights)
         return scored(np.concatenate([none, weights], 1)) - scored(np.concatenate([weights, none], 1))
 
-    low, high = bca_interval(difference, units, draws=task.draws)
+    # The difference of two means is the mean of the differences.
+    compared = Mean(scored.values[count:] - scored.values[:count]) if isinstance(scored, Mean) else difference
+    low, high = score_interval(compared, units, draws=task.draws)
     p_value = p_value_of(task, metric, old, new, targets, alpha, groups)
     number = None if groups is None else int(units.max()) + 1
     return Difference(metric, count, before, after, low, high, p_value, p_value <= alpha, alpha, number)

@@ -41,13 +41,6 @@ class Calibration:
     low: float | None = None
     high: float | None = None
 
-    @property
-    def interval(self) -> str:
-        """The interval of the error in words, with a space before; empty where there is none."""
-        if self.low is None or self.high is None or math.isnan(self.low):
-            return ""
-        return f" (95% interval of the true error {self.low:.4f} to {self.high:.4f})"
-
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
@@ -118,14 +111,27 @@ class Winner:
     @property
     def interval(self) -> str:
         """The test score's interval and the images that it is over, in words."""
+        if math.isnan(self.test_low):
+            return f"{self._images}, which is too few groups for an interval"
+        return f"95% interval {self.test_low:.4f} to {self.test_high:.4f} over {self._images}"
+
+    @property
+    def calibration_interval(self) -> str:
+        """The interval of the calibration error in words, with a space before; empty where there is none."""
+        found = self.calibration
+        if found is None or found.low is None or found.high is None or math.isnan(found.low):
+            return ""
+        return f" (95% interval of the true error {found.low:.4f} to {found.high:.4f} over {self._images})"
+
+    @property
+    def _images(self) -> str:
+        """The test images in words."""
         images = f"{self.test_images:,} images"
         if self.test_groups is not None:
             images += f" of {self.test_groups:,} group{'s' if self.test_groups > 1 else ''}"
         if self.test_seen:
             images += f", not counting {self.test_seen:,} that its first weights or its teacher were made with"
-        if math.isnan(self.test_low):
-            return f"{images}, which is too few groups for an interval"
-        return f"95% interval {self.test_low:.4f} to {self.test_high:.4f} over {images}"
+        return images
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Winner":

@@ -334,3 +334,16 @@ def test_a_hub_out_of_reach_says_which_file_to_pass_and_the_process_ends_with_2(
     assert err.count("\n") == 1
     assert out == ""
     assert leftovers(lab) == []
+
+
+def test_a_refusal_says_that_decoded_images_stay_and_only_where_they_are_new(lab, tmp_path, capsys):
+    draw(tmp_path, *PETS)
+    (tmp_path / "cat" / "3.png").write_bytes(b"no image")
+    words = [f"data.root={tmp_path}", *(f"data.limit_{split}=null" for split in ("train", "val", "test"))]
+    for stays in (True, False):
+        assert lab.run(*words) == 2
+        said = capsys.readouterr()
+        assert "1 of 16 images cannot be read" in said.err
+        # Lines may be broken where the terminal is narrow.
+        line = f"Images that were decoded stay in {lab.folder}/mlruns/cache (0.0 MiB), so that the next start is fast"
+        assert ("".join(line.split()) in "".join(said.out.split())) == stays

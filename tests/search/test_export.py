@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -73,7 +74,12 @@ def test_a_torch_program_gives_the_same_without_our_code(searched, tmp_path):
 
 def test_a_folder_is_a_timm_model(searched, tmp_path, recwarn):
     folder = tmp_path / "digits"
+    before = os.umask(0o027)
     assert export(searched, folder) == 0
+    os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
+        ("README.md", "config.json", "pytorch_model.bin"), "0o640"
+    )
     assert not [warning for warning in recwarn if "type hint" in str(warning.message)]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config = json.loads((folder / "config.json").read_text())

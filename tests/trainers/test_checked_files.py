@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from trainers import ActivationStore, DamagedFileError, StateError, load_state, load_weights, save_state, save_weights
-from trainers.checked_files import _BLOCK
+from trainers.checked_files import BLOCK
 from trainers.data import Preprocessing
 from trainers.data.cache import FileIndex, read_sizes
 from trainers.data.pixels import upright_size
@@ -105,11 +105,11 @@ def built(cache: Path) -> Path:
     return entries(cache)[0]
 
 
-@pytest.mark.parametrize("place", [0, _BLOCK - 1, _BLOCK, 2 * _BLOCK + 17, -1])
+@pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 17, -1])
 def test_every_block_of_a_large_file_is_checked(tmp_path, place):
     path = tmp_path / "large.pt"
-    save_state({"zeros": torch.zeros(3 * _BLOCK, dtype=torch.uint8)}, path)
-    assert torch.equal(load_state(path)["zeros"], torch.zeros(3 * _BLOCK, dtype=torch.uint8))
+    save_state({"zeros": torch.zeros(3 * BLOCK, dtype=torch.uint8)}, path)
+    assert torch.equal(load_state(path)["zeros"], torch.zeros(3 * BLOCK, dtype=torch.uint8))
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)

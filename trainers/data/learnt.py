@@ -126,6 +126,8 @@ def _masks(known: _Known) -> Learnt:
     array = read.array
     if array is None or not good:
         return Learnt(known.targets.classes, labels, reasons, _no_values)
+    if array.check is not None:
+        array.check(array.rows[good])
     rows = np.zeros(len(known.found.images), dtype=np.int64)
     rows[known.members] = array.rows
     classes = known.targets.classes or codes.names(_largest(array, good))

@@ -378,7 +378,7 @@ def _ordered(found: Found, labels: Sequence[Label], part: Indices, read: Read) -
 def _split(found: Found, values: torch.Tensor, part: Indices, read: Read, how: Preprocessing, workers: int) -> Split:
     names = tuple(found.names[k] for k in part.tolist())
     if read.array is not None:
-        return ResidentSplit(values, names, read.array.pixels, read.array.rows[part])
+        return ResidentSplit(values, names, read.array.pixels, read.array.rows[part], read.array.check)
     images: list[ImageRef] = [found.images[k] for k in part.tolist()]
     return StreamedSplit(values, names, images, how, workers)
 

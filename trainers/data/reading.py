@@ -126,7 +126,8 @@ class _Reading:
         """The decoded images of a set whose content digests are all known; None without room for them."""
         while good := self._good():
             contents = [self._content(k) for k in good]
-            array = cache.open(contents, self._how, self._decoding(good), self._progress)
+            decoded = _decoding([self._images[k] for k in good], contents, self._how)
+            array = cache.open(contents, self._how, decoded, self._progress)
             if array is None:
                 return None
             if not array.unread:
@@ -181,20 +182,6 @@ class _Reading:
             return digests, str(error)
         return digests, ""
 
-    def _decoding(self, images: Sequence[int]) -> Callable[[int], Pixels]:
-        return lambda position: self._decoded(images[position])
-
-    def _decoded(self, k: int) -> Pixels:
-        try:
-            content = fetch(self._images[k])
-            # Pixels are stored under the content that they were decoded from, even if the index says otherwise.
-            changed = content_digests(content).content != self._content(k)
-        except DataError as error:
-            raise AccessError(str(error)) from error
-        if changed:
-            raise AccessError(_CHANGED)
-        return squared(content, self._how)
-
     def _drop(self, unread: dict[int, str]) -> None:
         """Leave out images that cannot be read; compute digests again, once, of images whose content has changed."""
         changed = {k for k, reason in unread.items() if reason == _CHANGED} - self._changed
@@ -217,6 +204,23 @@ class _Reading:
 
     def _good(self) -> list[int]:
         return [k for k in range(len(self._images)) if k not in self._reasons]
+
+
+def _decoding(images: Sequence[ImageRef], contents: Sequence[bytes], how: Squares) -> Callable[[int], Pixels]:
+    """Decodes the image at a position; what it holds is kept for as long as the decoded images are used."""
+
+    def decoded(position: int) -> Pixels:
+        try:
+            content = fetch(images[position])
+            # Pixels are stored under the content that they were decoded from, even if the index says otherwise.
+            changed = content_digests(content).content != contents[position]
+        except DataError as error:
+            raise AccessError(str(error)) from error
+        if changed:
+            raise AccessError(_CHANGED)
+        return squared(content, how)
+
+    return decoded
 
 
 def _batches(

@@ -1,7 +1,7 @@
 """One split of the data in batches: from the cache, or decoded anew in each pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,16 +74,23 @@ class ResidentSplit(Split):
         names: (N,) names.
         pixels: (R, C, S, S) uint8, never written to.
         rows: (N,) int64, the row of each image in ``pixels``.
+        check: Called with rows, (M,), before their pixels are used; None if there is nothing to check.
     """
 
     resident = True
 
     def __init__(
-        self, targets: torch.Tensor, names: Sequence[str], pixels: NDArray[np.uint8], rows: NDArray[np.int64]
+        self,
+        targets: torch.Tensor,
+        names: Sequence[str],
+        pixels: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+        check: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> None:
         super().__init__(targets, names)
         self._pixels = np.asarray(pixels)
         self._rows = np.asarray(rows)
+        self._check = check
         self._kept: dict[torch.device, torch.Tensor | None] = {}
 
     def _images(self, places: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
@@ -98,9 +105,12 @@ class ResidentSplit(Split):
         # Each batch gets new pinned memory: torch reuses it only after its copy to the GPU has ended.
         pinned = device.type == "cuda"
         images = torch.empty((len(places), *self._pixels.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        rows = self._rows[places.numpy()]
+        if self._check is not None:
+            self._check(rows)
         # Gathered by NumPy: torch warns of read-only arrays. Any mode but "raise" writes directly to ``out``; the rows
         # were indexed before, which has refused positions that are out of range.
-        np.take(self._pixels, self._rows[places.numpy()], axis=0, out=images.numpy(), mode="clip")
+        np.take(self._pixels, rows, axis=0, out=images.numpy(), mode="clip")
         return images.to(device, non_blocking=True)
 
     def _should_keep(self, device: torch.device) -> bool:

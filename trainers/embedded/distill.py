@@ -244,10 +244,10 @@ def _make_optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def distill(pictures: Pictures, *, views: int, batch_size: int, lr: float, seed: int, out: Path) -> None:
+def distill(
+    pictures: Pictures, teacher: Teacher, *, views: int, batch_size: int, lr: float, seed: int, out: Path
+) -> None:
     """Teach the student on ``views`` views and store it, without its readouts, in half precision at ``out``."""
-    torch.manual_seed(seed)
-    teacher = Teacher()
     pupil = Pupil(teacher.width).to(memory_format=torch.channels_last)
     optimizer = _make_optimizer(pupil, lr)
     steps = views // batch_size
@@ -292,11 +292,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    # Its weights may be missing: before all pictures are fetched and read.
+    torch.manual_seed(arguments.seed)
+    teacher = Teacher()
     fetch(arguments.pictures)
     pictures = load_pictures(arguments.pictures)
     print(f"{len(pictures.scenes)} photographs, {len(pictures.objects)} objects", flush=True)
     distill(
         pictures,
+        teacher,
         views=arguments.views,
         batch_size=arguments.batch_size,
         lr=arguments.lr,

@@ -128,5 +128,5 @@ def _shared_features(source: ModelSource, data: ImageData, seed: int, device: De
 
 def _features_behind(model: nn.Module, known: FrozenOutputs, device: Device) -> Tensor:
     """The classifier's inputs for each row, (1, N, D) float32 on the device."""
-    batches = known.rows.batches(torch.arange(len(known.rows)), _ROWS, device.torch)
+    batches = known.batches(torch.arange(len(known.rows)), _ROWS, device.torch)
     return collect_features(model, batches, lambda rows: known.cut.suffix(model, rows), device)[None]

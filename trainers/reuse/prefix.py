@@ -64,7 +64,8 @@ def prefix_rows(
         for other in sorted(shallower, key=lambda other: -other.k):
             step = deepen(graph, model, other, cut) if other.k < cut.k else None
             found = store.find(content_of(other), other.rows, count) if step is not None else None
-            if step is not None and found is not None:
+            # One pass through the rows: each would be checked in it anyhow.
+            if step is not None and found is not None and found.is_sound():
                 device = next(model.parameters()).device
                 return (step(model, rows) for rows in found.batches(torch.arange(count), batch_size, device))
         return (cut.prefix(model, batch) for batch in images())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies import Plan, Strategy, View, resize, shown_size
+from trainers.checked_files import DamagedFileError
 from trainers.data import ImageData, Split
 from trainers.device import Device
 from trainers.models import ModelSource, Normalise
@@ -170,7 +171,7 @@ class Reuse:
                     if verdict.use and name == "train" and setting.strategy.views > 0:
                         view = self._views(setting, cut)
                     elif verdict.use:
-                        known[name] = FrozenOutputs(cut, self._rows(setting, cut, name, split))
+                        known[name] = self._outputs(setting, cut, name, split)
         except (CutError, NoRoomError) as error:
             return Reused({}, f"no reuse: {error}")
         return Reused(known, "; ".join(dict.fromkeys(reasons)), spared, view)
@@ -181,10 +182,7 @@ class Reuse:
 
         def known(epoch: int) -> FrozenOutputs | None:
             try:
-                with setting.device.autocast():
-                    return FrozenOutputs(
-                        cut, self._rows(setting, cut, "train", setting.data.train, views[epoch % len(views)])
-                    )
+                return self._outputs(setting, cut, "train", setting.data.train, views[epoch % len(views)])
             except NoRoomError as error:
                 logger.warning("epoch %d computes what is frozen: %s", epoch + 1, error)
                 return None
@@ -206,7 +204,9 @@ class Reuse:
         except CutError:
             return None
         rows = self._store.find(self._content(setting, cut, split, None), cut.rows, len(shown[split]))
-        return None if rows is None else FrozenOutputs(cut, rows)
+        if rows is None:
+            return None
+        return FrozenOutputs(cut, rows, lambda: self._rows(setting, cut, split, shown[split]))
 
     def _cut(self, setting: Setting, k: int) -> Cut:
         """The cut in front of block ``k``, checked on images when it is first made."""
@@ -243,30 +243,42 @@ class Reuse:
         key = (*setting.structure, cut.k, name, len(views))
         if key not in self._costs:
             batch = next(setting.inputs(split, torch.arange(min(_SAMPLE, len(split))), _SAMPLE))
-            self._costs[key] = measure(setting.model, cut, batch, len(views) * len(split), 1.0, found[0])
+            try:
+                self._costs[key] = measure(setting.model, cut, batch, len(views) * len(split), 1.0, found[0])
+            except DamagedFileError as error:
+                logger.warning("%s", error)
+                # The store does not find it any more.
+                return self._weighed(setting, cut, name, split)
         # Another trial probably varies images in another way, and then reads other views.
         sharing = self._sharing if views == [None] else 1.0
         passes = setting.strategy.epochs / len(views) * sharing
         cost = replace(self._costs[key], passes=passes, stored=all(rows is not None for rows in found))
         return weigh(cost, self._store)
 
-    def _rows(self, setting: Setting, cut: Cut, name: str, split: Split, view: View | None = None) -> Activations:
-        """The rows of a split, or of a view of the split, computed unless they are in the store."""
+    def _outputs(self, setting: Setting, cut: Cut, name: str, split: Split, view: View | None = None) -> FrozenOutputs:
+        """The outputs for a split, or for a view of the split, computed unless they are in the store."""
 
+        def rows() -> Activations:
+            return self._rows(setting, cut, name, split, view)
+
+        return FrozenOutputs(cut, rows(), rows)
+
+    def _rows(self, setting: Setting, cut: Cut, name: str, split: Split, view: View | None = None) -> Activations:
         def images() -> Iterator[Tensor]:
             return setting.inputs(split, torch.arange(len(split)), _BATCH, view)
 
-        return prefix_rows(
-            self._store,
-            self._graph(setting),
-            setting.model,
-            cut,
-            lambda other: self._content(setting, other, name, view),
-            images,
-            len(split),
-            _BATCH,
-            self._shallower(setting, cut.k),
-        )
+        with setting.device.autocast():
+            return prefix_rows(
+                self._store,
+                self._graph(setting),
+                setting.model,
+                cut,
+                lambda other: self._content(setting, other, name, view),
+                images,
+                len(split),
+                _BATCH,
+                self._shallower(setting, cut.k),
+            )
 
     def _shallower(self, setting: Setting, k: int) -> Iterator[Cut]:
         """All cuts in front of ``k``, whose rows any process may have stored; each is made when it is asked for."""

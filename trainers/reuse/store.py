@@ -5,8 +5,8 @@ One file holds the outputs of a prefix for a split, or for one view of it::
     <folder>/activations/<key>.safetensors    tensors "0", "1", ... (N, ...): a row for each image, in the split's order
 
 The file is written as ``<key>.part`` and renamed once it is whole and on the disk, so that every file not called
-``.part`` is whole. It holds a digest of its content, which each process checks when it opens the file. A part that a
-killed process left behind is never read. The next builder writes it anew, and it is removed first when room is needed.
+``.part`` is whole. It holds checksums, by which each process checks the rows before it uses them. A part that a killed
+process left behind is never read. The next builder writes it anew, and it is removed first when room is needed.
 """
 
 import json
@@ -29,14 +29,14 @@ from torch import Tensor, nn
 
 from strategies import UnfreezeError
 from trainers.atomic_files import FULL, PART, make_room, reserve, sync, write_at
-from trainers.checked_files import BLANK, DIGEST, DamagedFileError, check_tensors, seal_tensors
-from trainers.reuse.entry import Activations, fit, open_rows
+from trainers.checked_files import BLANK, CHECKS, DIGEST, blank_checks, seal_rows
+from trainers.reuse.entry import Activations, open_entry
 from trainers.reuse.rows import RowLayout, Rows
 
 log = logging.getLogger(__name__)
 
 #: The version of how rows are computed and laid out; raise it when old entries must no longer be read.
-_VERSION = 2
+_VERSION = 3
 
 _SUFFIX = ".safetensors"
 _POLL_SECONDS = 0.1
@@ -163,10 +163,13 @@ class ActivationStore:
             os.utime(path)
         known = self._opened.pop(path, None)
         if known is None or known[0] != stamp:
-            tensors = open_rows(path) if is_checked or _is_sound(path) else None
-            if tensors is None or not fit(tensors, layouts, images):
+            found = open_entry(path, layouts, images, is_checked)
+            if found is None:
                 return None
-            known = stamp, Activations(tensors)
+            known = stamp, found
+        elif known[1].is_damaged:
+            path.unlink(missing_ok=True)
+            return None
         self._opened[path] = known
         return known[1]
 
@@ -252,7 +255,7 @@ class ActivationStore:
         try:
             write_at(file, memoryview(header), 0)
             _fill(file, offsets, layouts, images, batches())
-            seal_tensors(file)
+            seal_rows(file)
             os.fsync(file)
             part.rename(path)
             sync(path.parent)
@@ -308,13 +311,6 @@ class ActivationStore:
         )
 
 
-def _is_sound(path: Path) -> bool:
-    try:
-        return check_tensors(path)
-    except (OSError, DamagedFileError):
-        return False
-
-
 def _header(content: Content, layouts: Sequence[RowLayout], images: int) -> tuple[bytes, list[int], int]:
     """The header of a safetensors file, the offset of each tensor, and the size of the file.
 
@@ -331,6 +327,7 @@ def _header(content: Content, layouts: Sequence[RowLayout], images: int) -> tupl
             "shape": [images, *layout.shape],
             "data_offsets": [begins[index], end],
         }
+    metadata[CHECKS] = blank_checks(end)
     text = json.dumps(about).encode()
     # Spaces up to a page, so that rows of whole pages lie on whole pages.
     text += b" " * (-(8 + len(text)) % _ALIGNED)

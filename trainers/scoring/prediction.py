@@ -77,7 +77,7 @@ def _answered(
         for images, targets in split.batches(places, batch_size, device.torch):
             yield _seen(model, images, strategy, normalise, forward), targets
         return
-    rows: Iterator[Rows] = known.rows.batches(places, batch_size, device.torch)
+    rows: Iterator[Rows] = known.batches(places, batch_size, device.torch)
     for batch, targets in zip(rows, torch.split(split.targets[places], batch_size), strict=True):
         yield forward(model, batch, known.cut), targets.to(device.torch)
 

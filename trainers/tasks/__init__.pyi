@@ -1,6 +1,7 @@
 from .resampling import Groups as Groups
-from .resampling import bca_interval as bca_interval
+from .resampling import Mean as Mean
 from .resampling import exact_swap_test as exact_swap_test
+from .resampling import score_interval as score_interval
 from .resampling import swap_test as swap_test
 from .resampling import units_of as units_of
 from .table import TASKS as TASKS

@@ -1,4 +1,4 @@
-"""COCO's scores of bootstrap draws of images: boxes are matched once, and each draw only sorts the matches anew.
+"""COCO's scores of bootstrap draws of images: boxes are matched and sorted once, and a draw only counts them anew.
 
 The scores themselves come from torchmetrics (:mod:`trainers.tasks.boxes`), which takes most of a second for some
 hundreds of images; hundreds of draws would take minutes.
@@ -14,9 +14,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from trainers.tasks.boxes import IOU_THRESHOLDS, RECALL_THRESHOLDS
-from trainers.tasks.resampling import Scored
+from trainers.tasks.resampling import Floats, Scored, mean_of_classes
 
-_Floats = NDArray[np.float64]
+# Draws that are scored at once.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +45,44 @@ def box_draws(metric: str, rows: Tensor, targets: Tensor) -> Scored:
     """
     overlaps = IOU_THRESHOLDS[:1] if metric == "map50" else IOU_THRESHOLDS
     matched = matched_boxes(rows, targets, overlaps)
-    return lambda weights: np.array([drawn_score(metric, matched, draw) for draw in weights.astype(np.int64)])
+    return lambda weights: drawn_scores(metric, matched, weights)
 
 
-def drawn_score(metric: str, classes: list[Matched], draw: NDArray[np.int64]) -> float:
-    """The metric of a draw, which says how often each image was drawn (N,); not a number without targets."""
-    found = []
-    for one in classes:
-        count = int(draw @ one.targets)
-        if count:
-            times = np.repeat(np.arange(len(one.image)), draw[one.image])
-            right = one.is_right[:, times].cumsum(axis=1)
-            found.append(_recall(right, count) if metric == "mar" else _precision(right, count))
-    return float(np.mean(found)) if found else float("nan")
+def drawn_scores(metric: str, classes: Sequence[Matched], weights: Floats) -> Floats:
+    """The metric of draws, which say how often each image was drawn, (D, N); not a number (D,) without targets."""
+    score = _recalls if metric == "mar" else _precisions
+    # Few draws at once: the numbers of a class stay in the processor's cache.
+    found = [
+        np.stack([score(one, part[:, one.image], part @ one.targets) for one in classes], axis=1)
+        for part in np.array_split(weights, max(1, len(weights) // _AT_ONCE))
+        if classes
+    ]
+    return mean_of_classes(np.concatenate(found)) if found else np.full(len(weights), np.nan)
 
 
-def _recall(right: NDArray[np.int64], count: int) -> float:
-    return float(right[:, -1].mean() / count) if right.shape[1] else 0.0
+def _recalls(boxes: Matched, times: Floats, counts: Floats) -> Floats:
+    """Recall of a class, the mean over overlaps; the boxes count ``times`` (D, B), their targets ``counts`` (D,)."""
+    return np.where(counts > 0, (times @ boxes.is_right.T).mean(1) / np.maximum(counts, 1), np.nan)
 
 
-def _precision(right: NDArray[np.int64], count: int) -> float:
-    """Average precision of found boxes by falling score; ``right`` (T, D) counts the right boxes up to each."""
-    precision: _Floats = right / np.arange(1, right.shape[1] + 1)
-    # The best precision at this or any lower score.
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    total = 0.0
-    for reached, best in zip(right / count, precision, strict=True):
-        at = np.searchsorted(reached, RECALL_THRESHOLDS)
-        total += best[at[at < len(best)]].sum()
-    return total / (len(right) * len(RECALL_THRESHOLDS))
+def _precisions(boxes: Matched, times: Floats, counts: Floats) -> Floats:
+    """Average precision of a class, the mean over overlaps; arguments as of :func:`_recalls`.
+
+    Precision is looked at where a box is right: recall rises nowhere else, and precision is lower behind wrong boxes.
+    A box that counts several times raises both, so that its last time is the one that matters.
+    """
+    boxes_so_far = times.cumsum(1)
+    total = np.zeros(len(times))
+    for right in boxes.is_right:
+        places = np.flatnonzero(right)
+        right_so_far = times[:, places].cumsum(1)
+        # The best precision at this or any lower score; no box before the first that counts.
+        precision = right_so_far / np.maximum(boxes_so_far[:, places], 1)
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        # How many of the recalls that are asked for are reached at a box, and at none before.
+        reached = np.searchsorted(RECALL_THRESHOLDS, right_so_far / np.maximum(counts, 1)[:, None], side="right")
+        total += (precision * np.diff(reached, axis=1, prepend=0)).sum(1)
+    return np.where(counts > 0, total / (len(boxes.is_right) * len(RECALL_THRESHOLDS)), np.nan)
 
 
 def matched_boxes(rows: Tensor, targets: Tensor, overlaps: Sequence[float]) -> list[Matched]:
@@ -94,7 +104,7 @@ def matched_boxes(rows: Tensor, targets: Tensor, overlaps: Sequence[float]) -> l
     return classes
 
 
-def _match(ious: Tensor, overlaps: _Floats) -> NDArray[np.bool_]:
+def _match(ious: Tensor, overlaps: Floats) -> NDArray[np.bool_]:
     """Which found boxes (D,) match a target (G,) that no better box has matched, at each overlap: (T, D)."""
     right = np.zeros((len(overlaps), len(ious)), dtype=bool)
     is_taken = np.zeros((len(overlaps), ious.shape[1]), dtype=bool)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.tasks.resampling import Floats, averaged, mean_of_classes, summed, wilson_interval
+from trainers.tasks.resampling import Floats, averaged, mean_error, mean_of_classes, summed, wilson_interval
 from trainers.tasks.task import NO_DECODER, Answers, Task
 
 
@@ -102,7 +102,7 @@ CLASSIFICATION = Task(
         "accuracy": averaged(_is_right),
         "balanced_accuracy": summed(_counts_of_images, _recall_of_sums),
         "macro_f1": summed(_counts_of_images, _f1_of_sums),
-        "loss": averaged(partial(F.cross_entropy, reduction="none")),
+        "loss": mean_error(partial(F.cross_entropy, reduction="none")),
     },
     shares=frozenset({"accuracy", "balanced_accuracy", "macro_f1"}),
     counted={"accuracy": _is_right},

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.tasks.resampling import Floats, Scored, averaged, mean_of_classes, summed
+from trainers.tasks.resampling import Floats, Scored, averaged, mean_error, mean_of_classes, summed
 from trainers.tasks.task import NO_DECODER, Answers, Task
 
 SEPARATOR = ";"
@@ -128,7 +128,7 @@ MULTILABEL = Task(
         "macro_f1": summed(_counts_of_images, _macro_f1_of_sums),
         "micro_f1": summed(_counts_of_images, _micro_f1_of_sums),
         "exact_match": averaged(_is_right),
-        "loss": averaged(_losses),
+        "loss": mean_error(_losses),
     },
     counted={"exact_match": _is_right},
     unusable={**NO_DECODER, **dict.fromkeys(("co_tuning", "distill_weight"), "task multilabel has no single class")},

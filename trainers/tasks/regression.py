@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.tasks.resampling import Floats, Scored, averaged, mean_of_classes, summed
+from trainers.tasks.resampling import Floats, Scored, mean_error, mean_of_classes, summed
 from trainers.tasks.task import NO_DECODER, Answers, Scale, Task
 
 _Order = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -122,10 +122,10 @@ REGRESSION = Task(
     intervals={},
     drawn={
         "rmse": summed(_squares_of_images, _rmse_of_sums),
-        "mae": averaged(lambda outputs, targets: (outputs.double() - targets.double()).abs().mean(1)),
+        "mae": mean_error(lambda outputs, targets: (outputs.double() - targets.double()).abs().mean(1)),
         "r2": summed(_squares_of_images, _r2_of_sums),
         "spearman": _spearman_of_draws,
-        "loss": averaged(lambda outputs, targets: ((outputs.double() - targets.double()) ** 2).mean(1)),
+        "loss": mean_error(lambda outputs, targets: ((outputs.double() - targets.double()) ** 2).mean(1)),
     },
     unusable={
         **NO_DECODER,

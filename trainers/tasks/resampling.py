@@ -6,6 +6,7 @@ models). Images of one group, such as a patient, get the same weight: they are d
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ Scored = Callable[[Floats], Floats]
 Prepared = Callable[[Tensor, Tensor], Scored]
 
 _DRAWS = 2000
+# Of fewer units, a studentized interval is no shorter than Student's.
+_FEW = 8
 # Blocks of images (or groups) that are left out in turn, for the acceleration of BCa.
 _BLOCKS = 200
 # Weights that are held at once.
@@ -51,14 +54,37 @@ def summed(of_images: Callable[[Tensor, Tensor], Any], score: Callable[[Floats],
     return prepared
 
 
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean over images of a value of each image.
+
+    Args:
+        values: (N,) the values.
+        lowest: A value that the mean cannot be below.
+    """
+
+    values: Floats
+    lowest: float = -np.inf
+
+    def __call__(self, weights: Floats) -> Floats:
+        """The means (D,) of draws with such weights (D, N)."""
+        found: Floats = weights @ self.values / weights.sum(1)
+        return found
+
+
 def averaged(of_images: Callable[[Tensor, Tensor], Tensor]) -> Prepared:
-    """Scores that are means over images of a value (N,) of each image."""
+    """Scores that are shares of images, from whether each counts, (N,)."""
 
     def prepared(outputs: Tensor, targets: Tensor) -> Scored:
         values = of_images(outputs, targets).double().numpy()
         return lambda weights: weights @ values / weights.sum(1)
 
     return prepared
+
+
+def mean_error(of_images: Callable[[Tensor, Tensor], Tensor]) -> Prepared:
+    """Scores that are means over images of an error (N,) of each image, at least 0 and without bound."""
+    return lambda outputs, targets: Mean(of_images(outputs, targets).double().numpy(), lowest=0.0)
 
 
 def repeated(metric: Callable[[Tensor, Tensor], float]) -> Prepared:
@@ -89,23 +115,22 @@ def units_of(count: int, groups: Groups | None) -> Groups:
     return found
 
 
+def _drawn(count: int, draws: int, width: int) -> Iterator[Floats]:
+    """How often each of so many units is in draws with replacement, (D, U) in parts, the same at each call."""
+    rng = np.random.default_rng(0)
+    for size in _sizes(draws, max(count, width)):
+        places = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
+        yield np.bincount(places.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
+
+
 def bootstrap(scored: Scored, units: Groups, draws: int = _DRAWS) -> Floats:
     """Scores of draws of units with replacement, (D,); the draws depend on the units alone."""
-    count, rng = int(units.max()) + 1, np.random.default_rng(0)
-
-    def drawn(size: int) -> Floats:
-        places = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
-        return np.bincount(places.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
-
-    return np.concatenate([scored(drawn(size)[:, units]) for size in _sizes(draws, max(count, len(units)))])
+    count = int(units.max()) + 1
+    return np.concatenate([scored(weights[:, units]) for weights in _drawn(count, draws, len(units))])
 
 
-def bca_interval(scored: Scored, units: Groups, alpha: float = 0.05, draws: int = _DRAWS) -> tuple[float, float]:
-    """A bootstrapped interval of a score, corrected for bias and skewness (BCa), over images or whole groups.
-
-    Efron: Better Bootstrap Confidence Intervals, JASA 1987. The acceleration is from a jackknife of at most 200 blocks
-    of units. The quantiles are widened for few units as Student's t is (Hesterberg: What Teachers Should Know About the
-    Bootstrap, The American Statistician 2015).
+def score_interval(scored: Scored, units: Groups, alpha: float = 0.05, draws: int = _DRAWS) -> tuple[float, float]:
+    """A bootstrapped interval of a score, over images or whole groups: studentized for a mean, else BCa.
 
     Args:
         scored: Gives scores from weights (D, N).
@@ -115,6 +140,55 @@ def bca_interval(scored: Scored, units: Groups, alpha: float = 0.05, draws: int 
 
     Returns:
         Both ends; not numbers if there are fewer than two units.
+    """
+    if isinstance(scored, Mean):
+        return studentized_interval(scored, units, alpha, draws)
+    return bca_interval(scored, units, alpha, draws)
+
+
+def studentized_interval(mean: Mean, units: Groups, alpha: float = 0.05, draws: int = _DRAWS) -> tuple[float, float]:
+    """The interval of :func:`score_interval` for a mean, studentized (bootstrap-t): of few units BCa's is too short.
+
+    Each draw's distance from the mean is measured in the draw's own standard error, which is large where the mean is,
+    as for losses, of which few are very large (Efron and Tibshirani: An Introduction to the Bootstrap, 1993, chapter
+    12). The error of a mean over groups of unequal sizes is that of a ratio (Cochran: Sampling Techniques, 1977).
+    """
+    # Only here: the import takes a second, which workers need not wait for.
+    from scipy.stats import t
+
+    count = int(units.max()) + 1
+    if count < 2:
+        return float("nan"), float("nan")
+    sums, sizes = np.bincount(units, mean.values), np.bincount(units).astype(np.float64)
+    products = np.stack([sums, sizes, sums * sums, sums * sizes, sizes * sizes], axis=1)
+
+    def estimated(weights: Floats) -> Floats:
+        """Means and their standard errors, (D, 2)."""
+        total, images, *squares = (weights @ products).T
+        means = total / images
+        spread = squares[0] - 2 * means * squares[1] + means**2 * squares[2]
+        return np.stack([means, np.sqrt(np.maximum(spread, 0) * count / (count - 1)) / images], axis=1)
+
+    score, error = estimated(np.ones((1, count)))[0].tolist()
+    if error < _ROUNDING:
+        return score, score
+    means, errors = np.concatenate([estimated(weights) for weights in _drawn(count, draws, len(products.T))]).T
+    # In a draw of one unit alone there is no error to measure by.
+    is_known = errors > _ROUNDING
+    low, high = np.quantile((means[is_known] - score) / errors[is_known], (alpha / 2, 1 - alpha / 2))
+    if count < _FEW:
+        # Few draws differ: the interval is no shorter than Student's.
+        reach = float(t.ppf(1 - alpha / 2, count - 1))
+        low, high = min(low, -reach), max(high, reach)
+    return max(score - float(high) * error, mean.lowest), score - float(low) * error
+
+
+def bca_interval(scored: Scored, units: Groups, alpha: float = 0.05, draws: int = _DRAWS) -> tuple[float, float]:
+    """The interval of :func:`score_interval` corrected for bias and skewness (BCa).
+
+    Efron: Better Bootstrap Confidence Intervals, JASA 1987. The acceleration is from a jackknife of at most 200 blocks
+    of units. The quantiles are widened for few units as Student's t is (Hesterberg: What Teachers Should Know About the
+    Bootstrap, The American Statistician 2015).
     """
     # Only here: the import takes a second, which workers need not wait for.
     from scipy.special import ndtr, ndtri

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from strategies import Draws, Strategy
 from trainers.data import Placing
-from trainers.tasks.resampling import Groups, Prepared, Scored, bca_interval, repeated, units_of, wilson_interval
+from trainers.tasks.resampling import Groups, Prepared, Scored, repeated, score_interval, units_of, wilson_interval
 
 Metric = Callable[[Tensor, Tensor], float]
 Answers = dict[str, NDArray[Any]]
@@ -157,7 +157,7 @@ class Task:
     def interval(
         self, metric: str, outputs: Tensor, targets: Tensor, groups: Groups | None = None
     ) -> tuple[float, float]:
-        """A 95% interval for a score: by its formula, else bootstrapped (BCa) over images or whole groups; seeded.
+        """A 95% interval for a score: by its formula, else bootstrapped over images or whole groups; seeded.
 
         Args:
             metric: A key of ``metrics``.
@@ -172,7 +172,7 @@ class Task:
         if formula is not None and groups is None:
             return formula(outputs, targets)
         units = units_of(len(targets), groups)
-        low, high = bca_interval(self.scored(metric, outputs, targets), units, draws=self.draws)
+        low, high = score_interval(self.scored(metric, outputs, targets), units, draws=self.draws)
         if formula is not None and low == high:
             # Every draw is the same, such as all right: that is as sure as one image of each group.
             firsts = np.unique(units, return_index=True)[1]

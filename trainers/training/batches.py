@@ -143,7 +143,7 @@ class Batches:
         if self._known is None:
             images = (batch for batch, _ in train.batches(*own, device))
             return zip(images, targets, places, strict=True)
-        return zip(self._known.rows.batches(*own, device), targets, places, strict=True)
+        return zip(self._known.batches(*own, device), targets, places, strict=True)
 
     def show(self, raw: RawBatch, as_they_are: bool = False) -> Batch:
         """Make a batch as the model sees it, with the teacher's answers if there is a teacher.

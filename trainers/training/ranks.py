@@ -188,7 +188,8 @@ def join(meeting: Path, rank: int, count: int, device: torch.device, timeout: ti
         RuntimeError: The other ranks have not come in time.
     """
     # Ranks are processes of one machine; on the loopback interface no other machine can connect.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

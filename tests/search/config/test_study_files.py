@@ -86,6 +86,8 @@ def test_a_study_learns_from_the_winner_of_another(new_lab, capsys):
     )
     assert other.run() == 2
     assert "is of other channels than the study: 3 against 1" in capsys.readouterr().err
+    # No image was read for it.
+    assert not (other.folder / "mlruns" / "cache").exists()
 
 
 @pytest.mark.slow

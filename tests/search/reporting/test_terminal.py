@@ -188,7 +188,7 @@ def test_what_was_mixed_is_a_table_with_a_star_at_the_winner_and_calibration_a_l
         Candidate("greedy_soup", (4, 2), 0.95),
     )
     winner = Winner(4, "accuracy", 0.95, 0.91, 0.98, 360, "models:/m-0", "greedy_soup", (4, 2), candidates)
-    log.terminal.winner(replace(winner, calibration=Calibration(1.523, 0.0834, 0.0219)), "mlflow ui")
+    log.terminal.winner(replace(winner, calibration=Calibration(1.523, 0.0834, 0.0219, 0.01, 0.03)), "mlflow ui")
     rows = [line.split() for line in log.lines]
     assert ["weights", "of", "trials", "accuracy"] in rows
     assert ["trial", "4", "0.9000"] in rows
@@ -196,7 +196,8 @@ def test_what_was_mixed_is_a_table_with_a_star_at_the_winner_and_calibration_a_l
     assert ["greedy_soup", "*", "4,", "2", "0.9500"] in rows
     assert any(line.startswith("Winner: greedy_soup (trials 4, 2), test accuracy 0.9500 (95%") for line in log.lines)
     error = "expected calibration error on the test images 0.0834 -> 0.0219"
-    assert f"Calibration: temperature 1.52, {error}" in log.lines
+    interval = "(95% interval of the true error 0.0100 to 0.0300 over 360 images)"
+    assert f"Calibration: temperature 1.52, {error} {interval}" in log.lines
 
 
 def test_a_table_that_is_wider_than_the_terminal_has_every_word_in_whole():

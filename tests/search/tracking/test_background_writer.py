@@ -8,7 +8,7 @@ import pytest
 from search.tracking import WriteError
 from search.tracking.background_writer import BackgroundWriter
 from search.tracking.spool import Spool, left_in
-from search.tracking.writes import Drop
+from search.tracking.writes import Drop, Log, as_line, from_line
 
 
 def deliver(write, folder, again):
@@ -120,3 +120,14 @@ def test_writes_wait_in_a_new_file_where_someone_removes_the_spool(tmp_path):
     is_away.clear()
     writer.deliver()
     assert writer.close() == 0
+
+
+def test_no_altered_line_of_a_waiting_write_is_read():
+    line = as_line(Log(run="r", metrics=[("val_accuracy", 0.5, 1, 2)], tags=[("name", "ü")])).encode()
+    assert from_line(line).metrics == [("val_accuracy", 0.5, 1, 2)]
+    for at in range(len(line)):
+        for bit in range(8):
+            with pytest.raises(ValueError, match=r"."):
+                from_line(line[:at] + bytes([line[at] ^ 1 << bit]) + line[at + 1 :])
+    # As earlier versions wrote it.
+    assert from_line(b'{"run":"r","kind":"end","status":"FINISHED","time":3}').status == "FINISHED"

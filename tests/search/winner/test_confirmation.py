@@ -17,7 +17,7 @@ from search.reporting.terminal import columns_of
 from search.scheduling import ranked
 from search.storage import score_of
 from search.tracking import WriteError
-from search.winner import bounds_of, confirm, mean_interval, search_deadline
+from search.winner import Winner, bounds_of, confirm, mean_interval, search_deadline
 from search.winner.confirmation import confirmed_of
 
 KEYS = ("confirm.seeds=2", "confirm.top=2")
@@ -64,6 +64,14 @@ def test_each_is_a_run_of_its_own_with_what_trains_it_again(searched):
         assert differing == {"seed"}
         assert searched.artifact(run, "strategy.yaml").exists()
     assert len({run.data.params["seed"] for run in found}) == 2
+
+
+def test_the_note_in_mlflow_shows_them_with_their_intervals(searched):
+    confirmed = Winner.from_dict(searched.study.user_attrs["winner"]).confirmed
+    note = searched.parent().data.tags["mlflow.note.content"]
+    assert "The best with 2 new seeds, by their mean validation accuracy:\n\n| trial | in the search | mean |" in note
+    for one in zip(*columns_of(confirmed).values(), strict=True):
+        assert f"| {' | '.join(one)} |" in note
 
 
 def test_they_are_no_trials(searched):

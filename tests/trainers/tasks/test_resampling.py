@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
 from trainers import TASKS
-from trainers.tasks.resampling import bca_interval, exact_swap_test, swap_test, units_of
+from trainers.tasks.resampling import Mean, bca_interval, exact_swap_test, score_interval, swap_test, units_of
 
 CLASSIFICATION = TASKS["classification"]
 
@@ -43,15 +43,31 @@ def test_intervals_of_grouped_images_hold_the_truth_as_often_as_they_say(metric)
     rng, truth, tries = np.random.default_rng(0), 0.8, 300
     right, wrong = math.log1p(math.exp(-4)), math.log1p(math.exp(4))
     expected = truth if metric == "accuracy" else truth * right + (1 - truth) * wrong
-    held = {True: 0, False: 0}
-    for _ in range(tries):
+    held = {True: [], False: []}
+    for number in range(tries):
         groups, hits = patients(rng, 40, truth)
-        for is_told in held:
+        # The same images taken for independent, which is far off.
+        for is_told in (True, False) if number < tries // 3 else (True,):
             low, high = CLASSIFICATION.interval(metric, *answers(hits), groups if is_told else None)
-            held[is_told] += low <= expected <= high
-    assert 0.92 <= held[True] / tries <= 0.97
-    # The same images taken for independent.
-    assert held[False] / tries < 0.85
+            held[is_told].append(low <= expected <= high)
+    assert 0.92 <= np.mean(held[True]) <= 0.97
+    assert np.mean(held[False]) < 0.85
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 0.8), (4, 0.8), (20, 0.91)])
+def test_the_interval_of_a_loss_holds_the_truth_for_few_groups_too_and_is_never_below_0(count, least):
+    rng, held = np.random.default_rng(1), []
+    for _ in range(200):
+        units = np.repeat(np.arange(count), rng.integers(3, 9, count))
+        losses = rng.exponential(size=count)[units] * rng.exponential(size=len(units))
+        low, high = score_interval(Mean(losses, lowest=0.0), units)
+        assert 0 <= low < high
+        held.append(low <= 1 <= high)
+    assert least <= np.mean(held)
+
+
+def test_losses_that_are_all_alike_are_an_interval_of_no_width():
+    assert score_interval(Mean(np.full(6, 0.25)), np.arange(6)) == (0.25, 0.25)
 
 
 def test_where_all_images_are_right_the_interval_is_that_of_one_image_of_each_group():

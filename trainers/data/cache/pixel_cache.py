@@ -4,8 +4,8 @@ The folder of an array (:mod:`trainers.data.cache.stored_array`) is built as ``<
 it is whole, so that every folder not called ``.part`` is whole. The CRC-32 of a row is written only after its pixels
 have reached the disk: if the builder is killed, the next builder resumes from the rows that have one.
 
-Rows are checked when an array is opened, and when they are copied to another array. Images whose rows are damaged are
-decoded anew.
+Rows are checked when they are copied to another array, and before they are used: all rows of a small array when it is
+opened. Images whose rows are damaged are decoded anew.
 """
 
 import hashlib
@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from strategies import DataError
 from trainers.atomic_files import FULL, PART, make_room, reserve, sync, write_at
-from trainers.checked_files import cores
+from trainers.checked_files import AT_ONCE, cores
 from trainers.data.cache.file_index import DIGEST_BYTES
 from trainers.data.cache.mask_squares import Squares
 from trainers.data.cache.stored_array import (
     VERSION,
+    CheckedRows,
     Contents,
     StoredArray,
     check_of,
@@ -66,12 +67,14 @@ class PixelArray:
         reasons: The reason why an image is bad, by its position in the set.
         unread: The reason why an image could not be read this time, by its position. If there are any, the array is not
             whole.
+        check: Checks rows, (M,), and has to be called before their pixels are used; None if all have been checked.
     """
 
     pixels: NDArray[np.uint8]
     rows: NDArray[np.int64]
     reasons: dict[int, str]
     unread: dict[int, str]
+    check: Callable[[NDArray[np.int64]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +139,12 @@ class PixelCache:
         shelf = self._root / hashlib.blake2b(f"{VERSION} {how.key()}".encode(), digest_size=8).hexdigest()
         key = key_of(shelf, wanted.contents)
         try:
-            found = _found(shelf / key, wanted)
+            found = _found(shelf / key, wanted, decoded)
             if found is not None:
                 return found
             with self._alone(shelf / key, wanted, progress):
                 # Another process may have built the array by now.
-                return _found(shelf / key, wanted) or self._build(shelf / key, wanted, decoded, progress)
+                return _found(shelf / key, wanted, decoded) or self._build(shelf / key, wanted, decoded, progress)
         except OSError as error:
             raise self._refusal(error, wanted.bytes) from error
 
@@ -338,7 +341,7 @@ def decoded_bytes(images: int, how: Squares) -> int:
     return images * how.in_chans * how.image_size * how.image_size
 
 
-def _found(folder: Path, wanted: _Wanted) -> PixelArray | None:
+def _found(folder: Path, wanted: _Wanted, decoded: Callable[[int], Pixels]) -> PixelArray | None:
     """The wanted images, from the array of that name or from a larger array."""
     shelf = [other for other in _folders(folder.parent) if other != folder and other.suffix != PART]
     for candidate in (folder, *shelf):
@@ -346,13 +349,25 @@ def _found(folder: Path, wanted: _Wanted) -> PixelArray | None:
         if stored is None or np.count_nonzero(stored.checks) + len(stored.reasons) != len(stored.checks):
             continue
         places = np.searchsorted(stored.contents, wanted.contents).clip(max=len(stored.contents) - 1)
-        good = places[stored.checks[places] != 0]
-        if np.array_equal(stored.contents[places], wanted.contents) and not len(damaged_rows(stored, good)):
-            with suppress(OSError):
-                os.utime(candidate)
-            rows = places[wanted.inverse]
-            return PixelArray(stored.pixels, rows, _by_image(stored.reasons, rows), {})
+        if not np.array_equal(stored.contents[places], wanted.contents):
+            continue
+        check = None
+        if stored.pixels.nbytes > AT_ONCE:
+            check = _checking(stored, places, wanted.first, decoded)
+        elif len(damaged_rows(stored, places[stored.checks[places] != 0])):
+            continue
+        with suppress(OSError):
+            os.utime(candidate)
+        rows = places[wanted.inverse]
+        return PixelArray(stored.pixels, rows, _by_image(stored.reasons, rows), {}, check)
     return None
+
+
+def _checking(
+    stored: StoredArray, places: NDArray[np.int64], first: NDArray[np.int64], decoded: Callable[[int], Pixels]
+) -> Callable[[NDArray[np.int64]], None]:
+    """Checks rows before they are used; ``places`` are sorted, with the first image of each."""
+    return CheckedRows(stored, lambda row: decoded(int(first[np.searchsorted(places, row)]))).check
 
 
 def _remove_damaged(folder: Path) -> None:

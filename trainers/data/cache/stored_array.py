@@ -12,8 +12,11 @@ One folder holds one array::
 
 import hashlib
 import json
+import logging
 import math
+import os
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +25,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.atomic_files import PART
-from trainers.checked_files import cores
+from strategies import DataError
+from trainers.atomic_files import PART, write_at
+from trainers.checked_files import CheckedParts, DamagedFileError, cores
 from trainers.data.cache.file_index import DIGEST_BYTES
+
+log = logging.getLogger(__name__)
 
 #: Digests (N,). They are compared and written as arrays only: NumPy drops zero bytes at the end of a single digest.
 Contents: TypeAlias = NDArray[np.bytes_]
@@ -87,6 +93,54 @@ def damaged_rows(stored: StoredArray, rows: NDArray[np.int64]) -> NDArray[np.int
     parts = np.array_split(rows, max(1, len(rows) // _CHECKED))
     with ThreadPoolExecutor(max_workers=cores()) as pool:
         return np.concatenate(list(pool.map(bad, parts)))
+
+
+class CheckedRows:
+    """Checks rows of an array before their pixels are used; images whose rows are damaged are decoded anew.
+
+    Args:
+        stored: The array.
+        decoded: Decodes the image of a row. Raises DataError if that is no longer possible.
+    """
+
+    def __init__(self, stored: StoredArray, decoded: Callable[[int], NDArray[np.uint8]]) -> None:
+        self._stored = stored
+        self._decoded = decoded
+        self._parts = CheckedParts(len(stored.checks), stored.pixels.nbytes, lambda rows: damaged_rows(stored, rows))
+
+    def check(self, rows: NDArray[np.int64]) -> None:
+        """Check rows, (M,), unless they were checked before, and mend damaged ones.
+
+        Raises:
+            DamagedFileError: A row is damaged and cannot be mended. The next opening makes the array anew.
+        """
+        for row in self._parts.damaged(rows).tolist():
+            self._mend(row)
+            self._parts.passed(np.array([row]))
+
+    def _mend(self, row: int) -> None:
+        folder = self._stored.folder
+        try:
+            try:
+                pixels = np.ascontiguousarray(self._decoded(row))
+                _write(folder / "pixels.npy", pixels.reshape(-1).data, row - len(self._stored.checks))
+            except DataError:
+                # So that the next opening does not find the array whole.
+                _write(folder / "checks", bytes(4), row - len(self._stored.checks))
+                raise
+            _write(folder / "checks", check_of(pixels).to_bytes(4, "little"), row - len(self._stored.checks))
+        except (OSError, DataError) as error:
+            raise DamagedFileError(f"{folder} is damaged, and an image cannot be decoded anew: {error}") from error
+        log.warning("%s was damaged: an image was decoded anew", folder)
+
+
+def _write(path: Path, content: memoryview | bytes, row: int) -> None:
+    """Write a row of a file; rows are counted from its end, below 0."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        write_at(file, memoryview(content), os.fstat(file).st_size + row * len(content))
+    finally:
+        os.close(file)
 
 
 def write_reasons(path: Path, reasons: dict[int, str]) -> None:
