@@ -17,15 +17,16 @@ def for_task(values: Mapping[str, Any], task: Any) -> dict[str, Any]:
         task: The task that is asked for.
     """
     found = dict(values)
-    if task == values["task"] or not isinstance(task, str) or task not in TASK_LOSSES:
+    if task == values.get("task") or not isinstance(task, str) or task not in TASK_LOSSES:
         return found
     if found.get("metric") not in TASK_METRICS[task]:
         found.pop("metric", None)
-    model = found["model"]
+    model = found.get("model")
     if isinstance(model, Mapping) and model.get("decoder") not in TASK_DECODERS.get(task, ()):
         found["model"] = {key: value for key, value in model.items() if key != "decoder"}
-    found["strategy"] = with_losses_of(task, found["strategy"])
-    if isinstance(found["presets"], Mapping):
+    if "strategy" in found:
+        found["strategy"] = with_losses_of(task, found["strategy"])
+    if isinstance(found.get("presets"), Mapping):
         found["presets"] = {name: with_losses_of(task, preset) for name, preset in found["presets"].items()}
     return found
 

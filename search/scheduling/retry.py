@@ -21,6 +21,7 @@ from search.storage import (
     OUTCOME,
     OWN_VALUES,
     OWNER,
+    PREDICTED,
     PRESET,
     REASON,
     RETRY_OF,
@@ -187,10 +188,11 @@ def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
 
 
 def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
-    """Queue a trial once more, with these attributes, its parameters, its preset, and the paused trial that it resumes.
+    """Queue a trial once more, with these attributes, its parameters, preset, prediction, and what it resumes.
 
     A trial that was killed while it drew parameters draws again: each of its draws depends on those before.
     """
     drawn = trial.params if FINGERPRINT in trial.user_attrs else {}
-    kept = {name: trial.user_attrs[name] for name in (PRESET, OWN_VALUES, CONTINUES) if name in trial.user_attrs}
+    names = (PRESET, OWN_VALUES, CONTINUES, PREDICTED)
+    kept = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     study.enqueue_trial({**queued_params(trial), **drawn}, user_attrs={**kept, **attrs})

@@ -7,11 +7,14 @@ from .attributes import CONFIRMATIONS as CONFIRMATIONS
 from .attributes import CONTINUES as CONTINUES
 from .attributes import DEPTH as DEPTH
 from .attributes import ENDINGS as ENDINGS
+from .attributes import EXPECTED as EXPECTED
 from .attributes import FEATURES as FEATURES
 from .attributes import FINGERPRINT as FINGERPRINT
 from .attributes import FRONT as FRONT
 from .attributes import IDENTITY as IDENTITY
+from .attributes import LOSSES as LOSSES
 from .attributes import MODEL as MODEL
+from .attributes import MODEL_FACTS as MODEL_FACTS
 from .attributes import OUT_OF_MEMORY as OUT_OF_MEMORY
 from .attributes import OUTCOME as OUTCOME
 from .attributes import OWN_VALUES as OWN_VALUES
@@ -19,6 +22,7 @@ from .attributes import OWNER as OWNER
 from .attributes import PARENT_KEY as PARENT_KEY
 from .attributes import PARENT_RUN as PARENT_RUN
 from .attributes import PAUSED as PAUSED
+from .attributes import PREDICTED as PREDICTED
 from .attributes import PRESET as PRESET
 from .attributes import REASON as REASON
 from .attributes import RETRY_OF as RETRY_OF
@@ -67,6 +71,7 @@ from .private_apis import StudyOfTrials as StudyOfTrials
 from .private_apis import id_in_storage as id_in_storage
 from .private_apis import live_trial as live_trial
 from .private_apis import queued_params as queued_params
+from .private_apis import storage_of as storage_of
 from .private_apis import take_queued as take_queued
 from .proxy import check_address as check_address
 from .proxy import is_proxy as is_proxy

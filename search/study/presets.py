@@ -7,7 +7,7 @@ from search.config import DEFAULT_PRESETS, StudyConfig
 from search.scheduling import each_from_the_last, frozen_in_front
 from search.storage import MODEL, OWN_VALUES, PRESET, SWEEP, queued_params
 from search.study.begun import begun
-from search.study.probe_sweep import seeded_presets
+from search.study.probe_sweep import BEST_PROBE, seeded_presets
 from search.trials import OpenStudy
 from strategies import ConfigError, Fixed, Space, Strategy, outside, project
 
@@ -30,12 +30,30 @@ def check_presets(config: StudyConfig) -> None:
         raise ConfigError("\n  ".join(lines))
 
 
+def preset_params(open_study: OpenStudy) -> dict[str, dict[str, Any]]:
+    """The presets, moved into the first model's space, as parameters by name; without the parameter of the model."""
+    source = open_study.first_source
+    space = open_study.spaces[source.name]
+    return {
+        name: project(Strategy.from_dict(preset), space, source.num_blocks)
+        for name, preset in _fitting(open_study).items()
+    }
+
+
+def _fitting(open_study: OpenStudy) -> dict[str, dict[str, Any]]:
+    """The presets and the best probe, without those of another depth than the only one of the space."""
+    source, seeded = open_study.first_source, seeded_presets(open_study)
+    useless = _of_another_depth(seeded, open_study.spaces[source.name], source.num_blocks)
+    return {name: preset for name, preset in seeded.items() if name not in useless}
+
+
 def _queue_presets(open_study: OpenStudy) -> None:
     """Queue the presets, moved into the space, as first trials; those queued by an earlier run are not queued again.
 
     With several models, presets are for the first. A preset comes after those whose cached features it can start from.
-    The order is the same without a cache, so that the same trials run with and without. The best probe of a sweep keeps
-    its own values. A preset of another depth than the only one of the space is left out.
+    The order is the same without a cache, so that the same trials run with and without. Where the learnt policy plans
+    the study, presets that no study file gives are candidates among others, and only the best probe is queued. That
+    probe keeps its own values. A preset of another depth than the only one of the space is left out.
     """
     source = open_study.first_source
     space, num_blocks = open_study.spaces[source.name], source.num_blocks
@@ -43,10 +61,11 @@ def _queue_presets(open_study: OpenStudy) -> None:
     # Read from the trials: a note beside them would be wrong after a kill between the two.
     trials = open_study.study.get_trials(deepcopy=False)
     queued = {one.user_attrs[PRESET]: queued_params(one) for one in reversed(trials) if PRESET in one.user_attrs}
-    seeded = seeded_presets(open_study)
-    useless = _of_another_depth(seeded, space, num_blocks)
-    fitting = {name: preset for name, preset in seeded.items() if name not in useless}
-    presets = {name: model | project(Strategy.from_dict(preset), space, num_blocks) for name, preset in fitting.items()}
+    are_given = open_study.planner is None or "presets" in open_study.config.model_fields_set
+    fitting = _fitting(open_study)
+    presets = {
+        name: model | params for name, params in preset_params(open_study).items() if are_given or name == BEST_PROBE
+    }
     frozen = {name: frozen_in_front(params, space, num_blocks) for name, params in presets.items()}
     # A sweep of probes caches the outputs of all blocks.
     stored = {num_blocks} if SWEEP in open_study.study.user_attrs else ()
@@ -55,14 +74,15 @@ def _queue_presets(open_study: OpenStudy) -> None:
         if name not in queued and params not in queued.values():
             queued[name] = params
             attrs: dict[str, Any] = {PRESET: name}
-            if name == SWEEP:
+            if name == BEST_PROBE:
                 attrs |= _own_values(fitting[name], space)
             else:
                 for change in _changes(open_study.config.presets.get(name, {}), params, space, num_blocks):
                     open_study.watcher.say(f"Preset  {name}: {change}")
             open_study.study.enqueue_trial(params, user_attrs=attrs)
+    useless = _of_another_depth(seeded_presets(open_study), space, num_blocks)
     new = [name for name in useless if name not in queued]
-    if new and not trials:
+    if new and not trials and are_given:
         depth = useless[new[0]]
         open_study.watcher.say(f"Preset  {', '.join(new)}: left out, as strategy.depth is {depth!r}")
 

@@ -15,6 +15,7 @@ from search.storage import (
     MODEL,
     OWN_VALUES,
     OWNER,
+    PREDICTED,
     PRESET,
     SEED,
     STRATEGY,
@@ -73,6 +74,7 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
             attempt=int(attrs.get(ATTEMPT, 0)),
             preset=attrs.get(PRESET) or "",
             low_rung_images=short.images if short is not None else None,
+            predicted=attrs.get(PREDICTED),
         )
     )
     open_study.attributes.put(trial, {STRATEGY: strategy.to_dict(), DEPTH: int(canonical.depth), SEED: seed})
