@@ -1,8 +1,30 @@
 """How many strategies are tried: configuration, the Optuna study, tracking and what comes out of it."""
 
 import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import lazy_loader
+
+
+def _refuse_shadows() -> None:
+    """Refuse files of the same names as our packages: ``python -m`` looks into the current folder first."""
+    for name in ("strategies", "trainers"):
+        spec, own = find_spec(name), Path(__file__).resolve().parents[1] / name
+        if spec is not None and spec.origin is not None and own not in Path(spec.origin).resolve().parents:
+            line = (
+                f"{spec.origin} hides Unfreeze's own package {name!r}: go to another folder, give the file another "
+                "name, or start Python with -P"
+            )
+            # This is the first word while python -m looks for a command.
+            if sys.argv[:1] == ["-m"]:
+                sys.stderr.write(f"error: {line}\n")
+                raise SystemExit(2)
+            raise ImportError(line)
+
+
+_refuse_shadows()
 
 # torch's threads wait for one another by spinning, by default for so long that two commands on one CPU take twenty
 # times as long as one (python -m benchmarks.sharing). libgomp reads this once, when torch is imported.

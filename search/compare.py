@@ -39,7 +39,10 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
             console.print("No trial has completed yet")
             return 0
         names = ", ".join(stored.name for stored in studies)
-        print_table(console, f"Trials of {names}, the best first", table_of(rows, searched_fields(studies)))
+        columns = table_of(rows, searched_fields(studies), compares=True)
+        print_table(console, f"Trials of {names}, the best first", columns, verbatim=True)
+        if "data" in columns:
+            console.print("Scores on other images cannot be compared: the column data tells the sets apart")
         return 0
     text = as_csv(rows) if form == "csv" else as_json(rows) + "\n"
     if out is None:

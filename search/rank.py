@@ -49,7 +49,7 @@ def _train(first: RankOrders, orders: "queue.SimpleQueue[str]", say: Any) -> Non
 
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     watcher = JsonWatcher(sys.stderr)
-    found = gather(first.config, open_models(first.config, watcher), watcher)
+    found = gather(open_models(first.config, watcher), watcher)
     say(event="ready")
     ranks = join(first.meeting, rank, count, found.device.torch, timedelta(seconds=first.seconds))
     beside = _Beside(first.config, found, ranks)

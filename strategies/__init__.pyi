@@ -61,6 +61,8 @@ from .space import FloatRange as FloatRange
 from .space import IntRange as IntRange
 from .space import Space as Space
 from .space import check_depths as check_depths
+from .space import moved_into as moved_into
+from .space import outside as outside
 from .space import parse_space as parse_space
 from .space import project as project
 from .space import sample as sample

@@ -106,7 +106,36 @@ def parse_space(spec: Mapping[str, Any]) -> dict[str, Entry]:
         if name not in CHOICES:
             raise ConfigError(f"strategy.{name}: unknown key; {nearest(str(name), CHOICES)}")
     space = {name: _parse_entry(name, spec[name]) for name in CHOICES if name in spec}
+    _refuse_never(space)
     return {name: space[name] for name in _sampling_order(space) if name in space}
+
+
+def _refuse_never(space: Space) -> None:
+    """Refuse a condition that no value of its field can meet, where that field is searched.
+
+    A field with a plain value is no fault: it may have been fixed for one search.
+    """
+    for name, entry in space.items():
+        for when in entry.when:
+            match space.get(when.name):
+                case Choice(choices=choices):
+                    met = any(when.holds({when.name: choice}) for choice in choices)
+                    asked = f"is none of its choices {', '.join(map(str, choices))}"
+                    close = nearest(str(when.values[0]), map(str, choices)) if when.values else ""
+                case IntRange(low=low, high=high) | FloatRange(low=low, high=high):
+                    met = any(low <= value <= high for value in when.values) or (
+                        not when.values and when.low <= high and when.high >= low
+                    )
+                    asked, close = f"is not in its range from {low:g} to {high:g}", ""
+                case _:
+                    continue
+            if not met:
+                given = " or ".join(map(repr, when.values)) if when.values else f"{when.low:g} to {when.high:g}"
+                hint = f"; {close}" if close.startswith("did you mean") else ""
+                raise ConfigError(
+                    f"strategy.{name}.when.{when.name}: {given} {asked}, so that {name} would never be drawn{hint}; "
+                    f"~strategy.{name} leaves it out"
+                )
 
 
 def _sampling_order(space: Space) -> tuple[str, ...]:
@@ -321,6 +350,40 @@ def project(strategy: Strategy, space: Space, num_blocks: int) -> dict[str, Any]
         if value is not None:
             params[name] = value
     return params
+
+
+def outside(preset: Mapping[str, Any], space: Space) -> dict[str, str]:
+    """The fields of a preset whose values no trial of the space can have, each with the values that it can.
+
+    A plain value of the space holds for every trial, whatever a preset says. A depth in blocks cannot be compared with
+    shares of a model whose number of blocks is not known; such a depth is left out.
+
+    Args:
+        preset: Field name to value.
+        space: From :func:`parse_space`.
+    """
+    found: dict[str, str] = {}
+    for name, value in preset.items():
+        entry = space.get(name, Fixed(None))
+        is_share = isinstance(value, float)
+        match entry:
+            case Fixed():
+                continue
+            case Choice(choices=choices):
+                others = name == "depth" and value != 0 and all(isinstance(one, float) != is_share for one in choices)
+                if value not in choices and not others:
+                    found[name] = "choices " + ", ".join(map(str, choices))
+            case IntRange(low=low, high=high) | FloatRange(low=low, high=high):
+                others = name == "depth" and value != 0 and isinstance(low, float) != is_share
+                if not others and not (_is_number(value) and low <= value <= high):
+                    found[name] = f"{low:g} to {high:g}"
+    return found
+
+
+def moved_into(preset: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """A preset whose values outside of the space are moved to the nearest, and left out where there is none."""
+    moved = {name: _nearest_value(name, preset[name], space[name], 1) for name in outside(preset, space)}
+    return {name: moved.get(name, value) for name, value in preset.items() if moved.get(name, value) is not None}
 
 
 def _is_number(value: Any) -> bool:

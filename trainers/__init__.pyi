@@ -6,12 +6,14 @@ from .checked_files import check_tensors as check_tensors
 from .checked_files import load_weights as load_weights
 from .checked_files import save_weights as save_weights
 from .data import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .data import LEAST_SIZE as LEAST_SIZE
 from .data import ImageData as ImageData
 from .data import Preprocessing as Preprocessing
 from .data import Split as Split
 from .data import decode as decode
 from .data import open_data as open_data
 from .data import placed as placed
+from .data import short_side_of as short_side_of
 from .decoders import SMP_SEGMENTERS as SMP_SEGMENTERS
 from .device import Device as Device
 from .device import choose_device as choose_device
@@ -31,6 +33,7 @@ from .models import multiply_adds as multiply_adds
 from .models import normaliser as normaliser
 from .models import parameter_count as parameter_count
 from .models import top_of as top_of
+from .models import trained_size as trained_size
 from .models import unusable_fields as unusable_fields
 from .probes import Features as Features
 from .probes import ProbeResult as ProbeResult

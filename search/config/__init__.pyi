@@ -1,7 +1,9 @@
+from .checks import values_of as values_of
 from .compose import compose_jobs as compose_jobs
 from .compose import compose_study as compose_study
 from .compose import configure as configure
 from .data import DataConfig as DataConfig
+from .defaults import DEFAULT_PRESETS as DEFAULT_PRESETS
 from .escapes import for_output as for_output
 from .escapes import printable as printable
 from .executor import MOST_RAY_WORKERS as MOST_RAY_WORKERS

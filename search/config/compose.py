@@ -3,7 +3,8 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from search.config.limits import check_references, shortened
+from search.config.limits import at_home, check_references, shortened
 from search.config.schema import build_config, section_names
 from search.config.study import StudyConfig
 from search.config.study_files import as_dict, find_study, list_studies, load_space, load_study
+from search.config.task_change import for_task, with_losses_of
 from search.config.urls import without_password
 from strategies import ConfigError, first_line, nearest
 
@@ -74,7 +76,9 @@ def configure(
         ConfigError: One line a problem.
     """
     given = [Change(OverrideType.CHANGE, key, _as_yaml_has_it(value)) for key, value in changes.items()]
-    words = [change for word in overrides for change in _changes(_parse(word), multirun=False)]
+    parsed = [_parse(word) for word in overrides]
+    _refuse_repeated(parsed)
+    words = [change for override in parsed for change in _changes(override, multirun=False)]
     if isinstance(study, Mapping):
         values = _merged(_as_yaml_has_it(study))
         if values["name"] is None and "name" not in changes:
@@ -117,7 +121,9 @@ def compose_jobs(arguments: Sequence[str], multirun: bool = False) -> list[Study
 
 
 def _expand(arguments: Sequence[str], multirun: bool) -> list[Job]:
-    alternatives = [_changes(_parse(argument), multirun) for argument in arguments]
+    parsed = [_parse(argument) for argument in arguments]
+    _refuse_repeated(parsed)
+    alternatives = [_changes(override, multirun) for override in parsed]
     if not any(change.key == "study" and change.value for changes in alternatives for change in changes):
         raise ConfigError(f"study: missing; choose one with study=NAME: {', '.join(list_studies())}")
     return list(itertools.product(*alternatives))
@@ -127,7 +133,9 @@ def _parse(argument: str) -> Override:
     if "=" not in argument and not argument.startswith("~"):
         hint = f"study={argument}" if argument in list_studies() else "key=value"
         raise ConfigError(f"{argument!r} is not an override; write {hint}")
-    key = argument.split("=", 1)[0]
+    key, _, value = argument.partition("=")
+    # A shell leaves key=~/folder as it is, and Hydra's grammar has no ~.
+    argument = f"{key}={at_home(value)}" if value.startswith("~/") else argument
     if len(argument) > _MOST_WORD:
         raise ConfigError(
             f"{shortened(key)}: {len(argument):,} characters are too long for the command line; write them into a "
@@ -141,6 +149,24 @@ def _parse(argument: str) -> Override:
         raise ConfigError(
             f"{shown!r} cannot be read; special characters need quotes of their own: \"{key}='...'\""
         ) from error
+
+
+def _refuse_repeated(overrides: Sequence[Override]) -> None:
+    """Refuse a key that is given more than once: all values but the last would be lost without a word.
+
+    Raises:
+        ConfigError: Names the key. A shell makes several words of a pattern such as ``data.shards=a-{0..2}.tar``.
+    """
+    # Mappings that are added are merged, so that none is lost; a key may be left out and then given.
+    merged = (OverrideType.ADD, OverrideType.FORCE_ADD)
+    values = [one for one in overrides if one.type != OverrideType.DEL]
+    keys = [one.key_or_group for one in values if not (one.type in merged and isinstance(one.value(), dict))]
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise ConfigError(
+                f"{key} is given {count} times; give one value. Quote a pattern, or the shell makes several words of "
+                f"it: \"{key}='...'\""
+            )
 
 
 def _changes(override: Override, multirun: bool) -> list[Change]:
@@ -177,12 +203,14 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _changed(values: dict[str, Any], changes: Iterable[Change]) -> tuple[dict[str, Any], list[str]]:
+def _changed(values: dict[str, Any], changes: Sequence[Change]) -> tuple[dict[str, Any], list[str]]:
     """The changed values, and a line for each change that cannot be made."""
     problems = []
+    task = next((change.value for change in reversed(changes) if change.key == "task"), values["task"])
+    values = for_task(values, task)
     for change in changes:
         try:
-            _apply(values, change)
+            _apply(values, change, task)
         except ConfigError as error:
             problems.append(str(error))
     return _resolved(values), problems
@@ -193,22 +221,22 @@ def _merged(study: Mapping[str, Any]) -> dict[str, Any]:
     # These follow from other keys unless they are given.
     del values["data"]["source"], values["metric"], values["pruner"]["name"], values["executor"]["name"]
     for key, given in study.items():
-        value = _by_name(key, given)
+        value = _by_name(key, given, study.get("task", values["task"]))
         if key in values and value is None and isinstance(values[key], dict):
             continue  # a section whose every line is commented out
         values[key] = values[key] | value if key in section_names() and isinstance(value, dict) else value
     return values
 
 
-def _by_name(key: str, value: Any) -> Any:
+def _by_name(key: str, value: Any, task: Any) -> Any:
     """The content of a section that was given as one word: ``strategy=small``, ``executor=ray``."""
     if key == "strategy" and isinstance(value, str):
-        return load_space(value)
+        return with_losses_of(task, load_space(value))
     return {"name": value} if key == "executor" and isinstance(value, str) else value
 
 
-def _apply(values: dict[str, Any], change: Change) -> None:
-    change = replace(change, value=_by_name(change.key, change.value))
+def _apply(values: dict[str, Any], change: Change, task: Any) -> None:
+    change = replace(change, value=_by_name(change.key, change.value, task))
     *above, last = change.key.split(".")
     holder = values
     for position, part in enumerate(above):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from search.config.limits import check_path
+from search.config.limits import at_home, check_path
 from search.config.section import MANY, Section, Text, problems, unknown_key
 
 _PLACE_KEYS = ("root", "dataset", "manifest", "annotations", "shards", "columns", "masks", "palette")
@@ -77,7 +77,13 @@ class DataConfig(Section):
     ignore_index: int | None = Field(
         255, ge=0, le=255, description="value in masks of pixels that do not count; null if every pixel counts"
     )
-    image_size: int = Field(64, ge=8, le=2048, description="height and width the model sees, in pixels")
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        le=2048,
+        description="height and width the model sees, in pixels; null: those of the weights' training, at most the "
+        "images' median short side, at least 64",
+    )
     max_value: float | None = Field(
         None,
         gt=0,
@@ -108,6 +114,9 @@ class DataConfig(Section):
         "drop",
         description="test images that model.weights or teacher, from MLflow, were made with: leave them out, or refuse "
         "the data set",
+    )
+    on_small_class: Literal["refuse", "skip"] = Field(
+        "refuse", description="refuse a data set with classes of too few images for every split, or skip those classes"
     )
     cache: Text = Field("mlruns/cache", description="folder of the decoded images, shared by studies and processes")
     cache_gib: float = Field(
@@ -144,7 +153,10 @@ class DataConfig(Section):
     def _are_paths(cls, value: Files, info: ValidationInfo) -> Files:
         for path in value.values() if isinstance(value, dict) else [value or ""]:
             check_path(f"data.{info.field_name}", path)
-        return value
+        # The shell leaves key=~/folder as it is.
+        if isinstance(value, dict):
+            return {split: at_home(path) for split, path in value.items()}
+        return value and at_home(value)
 
     @field_validator("columns")
     @classmethod

@@ -1,5 +1,6 @@
 """Limits of what a configuration may hold: a value beyond them would fail late, or keep the process busy for ever."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -161,6 +162,11 @@ def _text_problem(text: str) -> str | None:
     if any("\ud800" <= one <= "\udfff" for one in text):
         return "that is not UTF-8 cannot be stored"
     return None
+
+
+def at_home(path: str) -> str:
+    """A path with ``~`` as the user's home folder."""
+    return os.path.expanduser(path) if path.startswith("~") else path  # noqa: PTH111, Path would drop a trailing slash
 
 
 def check_path(key: str, value: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from search.config.defaults import TASK_DECODERS
+from search.config.limits import at_home
 from search.config.section import Section, Text, problems, refuse_twice
 
 WEIGHTS_PACKAGES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
@@ -57,7 +58,7 @@ class ModelConfig(Section):
             found.append(f"model.weights: {list(listed)!r}: what stands after none is never tried, put none last")
         if found:
             raise problems(*found)
-        return tuple(listed)
+        return tuple(map(at_home, listed))
 
 
 def weights_problem(form: Any) -> str | None:

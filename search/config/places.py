@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from search.config.limits import check_path
+from search.config.limits import at_home, check_path
 from search.config.section import MANY, Section, Text, problems
 from search.config.urls import in_memory, sqlite_file, unreadable_address, without_password
 
@@ -104,7 +104,7 @@ class TrackingConfig(Section):
     @classmethod
     def _is_path(cls, value: str) -> str:
         check_path("tracking.artifacts", value)
-        return value
+        return at_home(value)
 
 
 def _check_address(key: str, url: str) -> None:

@@ -208,7 +208,8 @@ def start_process(
         with suppress(OSError):
             return _open[0].start(request, ("stdin", "stdout"))
     return subprocess.Popen(
-        [sys.executable, "-m", module],
+        # Without the current folder, where a file of the user's may have the name of one of our packages.
+        [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

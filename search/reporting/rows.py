@@ -23,10 +23,20 @@ def rows_of(stored: "StoredStudy", top: int | None, everything: bool = False) ->
         everything: Whether trials that did not complete follow, in their order.
     """
     from search.scheduling import ranked
-    from search.storage import outcome_of
+    from search.storage import IDENTITY, WINNER, outcome_of
 
     # Read once, since each access reads the store.
-    shared, costs = {"study": stored.name, "metric": stored.metric}, stored.costs
+    attrs, costs = stored.study.user_attrs, stored.costs
+    identity, winner = attrs[IDENTITY], attrs.get(WINNER) or {}
+    model = identity["model.name"]
+    shared = {
+        "study": stored.name,
+        "metric": stored.metric,
+        "model": model if isinstance(model, str) else None,
+        "data": identity["data (fingerprint)"],
+        "winner": winner.get("trial"),
+        "test_score": winner.get("test_score"),
+    }
     best = ranked(stored.study)
     found = [_row(shared, costs, trial, rank) for rank, trial in enumerate(best[:top], start=1)]
     if everything:
@@ -35,7 +45,7 @@ def rows_of(stored: "StoredStudy", top: int | None, everything: bool = False) ->
     return found
 
 
-def _row(shared: Mapping[str, str], costs: Sequence[str], trial: "FrozenTrial", rank: int | None) -> dict[str, Any]:
+def _row(shared: Mapping[str, Any], costs: Sequence[str], trial: "FrozenTrial", rank: int | None) -> dict[str, Any]:
     from search.storage import DEPTH, MODEL, PRESET, REASON, RUN_ID, SEED, STRATEGY, outcome_of, score_of
     from strategies import Strategy, one_line
 
@@ -55,8 +65,10 @@ def _row(shared: Mapping[str, str], costs: Sequence[str], trial: "FrozenTrial", 
         "metric": shared["metric"],
         "score": score_of(trial),
         **dict(zip(costs, (trial.values or [])[1:], strict=False)),
+        "test_score": shared["test_score"] if trial.number == shared["winner"] else None,
         "seconds": round(trial.duration.total_seconds(), 3) if trial.duration else None,
-        "model": model,
+        "model": model or shared["model"],
+        "data": shared["data"],
         "depth_blocks": attrs.get(DEPTH),
         **strategy,
         "seed": attrs.get(SEED),
@@ -81,12 +93,16 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return str(pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n"))
 
 
-def table_of(rows: Sequence[Mapping[str, Any]], searched: Sequence[str]) -> dict[str, list[str]]:
+def table_of(
+    rows: Sequence[Mapping[str, Any]], searched: Sequence[str], compares: bool = False
+) -> dict[str, list[str]]:
     """Columns of a table: study and trial, score, and the first searched fields in which trials differ.
 
     Args:
         rows: Rows of :func:`rows_of`.
         searched: Searched fields, the most important first.
+        compares: Whether studies are compared: then there are the winners' test scores, and of several studies the
+            models and, where they differ, the fingerprints of the images.
     """
 
     def texts(name: str) -> list[str]:
@@ -98,18 +114,25 @@ def table_of(rows: Sequence[Mapping[str, Any]], searched: Sequence[str]) -> dict
     if len(metrics) > 1:
         scores = [f"{row['metric']} {score}" if score else "" for row, score in zip(rows, scores, strict=True)]
     columns = {"study": texts("study")} if len({row["study"] for row in rows}) > 1 else {}
+    if compares and columns:
+        columns |= {"model": texts("model")} | ({"data": texts("data")} if len(set(texts("data"))) > 1 else {})
     columns |= {"rank": texts("rank"), "trial": texts("trial")}
     if any(row["outcome"] != "complete" for row in rows):
         columns["outcome"] = texts("outcome")
-    columns[metrics.pop() if len(metrics) == 1 else "score"] = scores
-    columns |= {"depth" if name == "depth_blocks" else name: texts(name) for name in differing}
+    column = metrics.pop() if len(metrics) == 1 else "score"
+    columns[column] = scores
+    tests = [row["test_score"] for row in rows]
+    if compares and any(score is not None for score in tests):
+        columns[f"test_{column}"] = [f"{score:.4f}" if score is not None else "" for score in tests]
+    columns |= {"depth" if name == "depth_blocks" else name: texts(name) for name in differing if name not in columns}
     return columns | {"seconds": [f"{row['seconds']:.1f}" if row["seconds"] is not None else "" for row in rows]}
 
 
 def _in_words(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")
+    # Names as they are pasted into a command.
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def searched_fields(studies: Sequence["StoredStudy"]) -> list[str]:

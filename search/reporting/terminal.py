@@ -265,8 +265,15 @@ def widened(console: Console) -> Console:
     return console
 
 
-def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]]) -> None:
-    """Print a table by its columns; its words and numbers are never cut, however narrow the terminal."""
+def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]], verbatim: bool = False) -> None:
+    """Print a table by its columns; its words and numbers are never cut, however narrow the terminal.
+
+    Args:
+        console: Where to print.
+        title: The line above.
+        columns: Cells by heading.
+        verbatim: Whether headings keep their underscores, to be pasted into a command.
+    """
     # rich would break a table's own title at the width of a narrow table.
     console.print(escape(title), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -275,10 +282,10 @@ def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str
     texts = {printable(heading): [printable(cell) for cell in cells] for heading, cells in columns.items()}
     for heading, cells in texts.items():
         # Spaces let a narrow terminal break headings and names in two lines.
-        words = " ".join((heading.replace("_", " "), *cells)).split()
-        width = max(map(len, words))
+        shown = heading if verbatim else heading.replace("_", " ")
+        width = max(map(len, " ".join((shown, *cells)).split()))
         needed += width + 2
-        table.add_column(escape(heading.replace("_", " ")), justify="right", min_width=width)
+        table.add_column(escape(shown), justify="right", min_width=width)
     for row in zip(*texts.values(), strict=True):
         table.add_row(*map(escape, row))
     before = console.width

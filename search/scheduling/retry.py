@@ -19,6 +19,7 @@ from search.storage import (
     CONTINUES,
     FINGERPRINT,
     OUTCOME,
+    OWN_VALUES,
     OWNER,
     PREDICTED,
     PRESET,
@@ -192,5 +193,6 @@ def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> N
     A trial that was killed while it drew parameters draws again: each of its draws depends on those before.
     """
     drawn = trial.params if FINGERPRINT in trial.user_attrs else {}
-    kept = {name: trial.user_attrs[name] for name in (PRESET, CONTINUES, PREDICTED) if name in trial.user_attrs}
+    names = (PRESET, OWN_VALUES, CONTINUES, PREDICTED)
+    kept = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     study.enqueue_trial({**queued_params(trial), **drawn}, user_attrs={**kept, **attrs})

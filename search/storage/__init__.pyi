@@ -17,6 +17,7 @@ from .attributes import MODEL as MODEL
 from .attributes import MODEL_FACTS as MODEL_FACTS
 from .attributes import OUT_OF_MEMORY as OUT_OF_MEMORY
 from .attributes import OUTCOME as OUTCOME
+from .attributes import OWN_VALUES as OWN_VALUES
 from .attributes import OWNER as OWNER
 from .attributes import PARENT_KEY as PARENT_KEY
 from .attributes import PARENT_RUN as PARENT_RUN

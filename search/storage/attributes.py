@@ -24,6 +24,8 @@ FINGERPRINT = "fingerprint"
 CHECKPOINT = "checkpoint"
 #: Name of the preset that the strategy is.
 PRESET = "preset"
+#: Values of the best probe of a sweep that the space does not hold, by field; the parameters have the nearest.
+OWN_VALUES = "own_values"
 #: Name of the model: a parameter of the trial where several models are searched, and of every MLflow run.
 MODEL = "model"
 #: The strategy's fields.

@@ -95,7 +95,9 @@ def config_of(stored: StoredStudy, overrides: Sequence[str] = ()) -> StudyConfig
     with stored.reading_runs() as client, temporary_folder() as folder:
         # The JSON of a configuration is a study file that composes to the same configuration.
         file = Path(client.download_artifacts(parent, "study.json", str(folder))).rename(folder / "study.yaml")
-        return compose_study([f"study={file}", f"tracking.uri={stored.tracking_uri}", *overrides])
+        asked = any(word.startswith("tracking.uri=") for word in overrides)
+        stores = [] if asked else [f"tracking.uri={stored.tracking_uri}"]
+        return compose_study([f"study={file}", *stores, *overrides])
 
 
 def stores_of(words: Sequence[str]) -> tuple[str, str, list[str]]:
@@ -134,6 +136,8 @@ def _stores_of(overrides: Sequence[str]) -> tuple[str, str]:
         ConfigError: An override has another key.
     """
     found = dict(word.split("=", 1) for word in overrides)
+    if len(found) < len(overrides):
+        raise ConfigError("a store is given twice; give each of " + ", ".join(STORE_KEYS) + " once")
     unknown = sorted(found.keys() - set(STORE_KEYS))
     if unknown:
         raise ConfigError(

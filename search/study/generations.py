@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import optuna
 from optuna import Study
@@ -10,10 +9,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from search.config import StudyConfig
+from search.reporting import Terminal
 from search.scheduling import Ledger
-from search.storage import IDENTITY, absolute_sqlite, open_storage, reachable
+from search.storage import IDENTITY, reachable
+from search.study.begun import storage_of
+from search.study.materials import open_models
 from search.study.similar import features_of, strategies_of_similar
 from search.winner import rescore
+from strategies import moved_into
 from trainers import ImageData, choose_device, open_data
 
 # Strategies of other studies that a new study begins with.
@@ -42,25 +45,39 @@ def generation_of(config: StudyConfig) -> Generation:
     Raises:
         UnfreezeError: The images cannot be opened.
     """
-    assert config.name is not None, "composition names every study"
-    storage = _storage(config)
+    name = config.name
+    assert name is not None, "composition names every study"
+    storage = storage_of(config)
     if storage is None:
         # The search reads the images, after it has checked everything else.
         return Generation(config, 0)
+    newest = max(_generations(storage, name), default=0)
+    config = _sized(config, storage, newest)
     data = open_data(task=config.task, in_chans=config.model.in_chans, **config.data.model_dump())
-    newest = max(_generations(storage, config.name), default=0)
     if newest == 0:
         return Generation(_warmed(config, storage, data), 0)
-    study = optuna.load_study(study_name=name_of(config.name, newest), storage=storage)
+    study = optuna.load_study(study_name=name_of(name, newest), storage=storage)
     if _is_of(study, data):
         now = config.model_copy(update={"name": study.study_name})
         # Before its first trial an interrupted night may not have queued the strategies of other studies.
         has_begun = any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
         return Generation(now if has_begun else _warmed(now, storage, data), Ledger(study).counted)
-    config = config.model_copy(update={"name": name_of(config.name, newest + 1)})
+    config = config.model_copy(update={"name": name_of(name, newest + 1)})
     device = choose_device(config.device, config.precision, config.deterministic)
     rescored = rescore(config, reachable(config.tracking.uri), device) if config.champion.promote else ""
     return Generation(_warmed(config, storage, data), 0, rescored or "a new generation begins")
+
+
+def _sized(config: StudyConfig, storage: BaseStorage, newest: int) -> StudyConfig:
+    """The configuration with the size of the images, which all generations share."""
+    if config.data.image_size is not None:
+        return config
+    if newest > 0:
+        study = optuna.load_study(study_name=name_of(str(config.name), newest), storage=storage)
+        size = study.user_attrs.get(IDENTITY, {}).get("data.image_size")
+        return config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})
+    with Terminal(config.metric) as terminal:
+        return open_models(config, terminal).config
 
 
 def name_of(study: str, generation: int) -> str:
@@ -87,12 +104,6 @@ def _is_of(study: Study, data: ImageData) -> bool:
 def _warmed(config: StudyConfig, storage: BaseStorage, data: ImageData) -> StudyConfig:
     """The configuration, with the best strategies of studies of similar images before its presets."""
     found = strategies_of_similar(storage, config.name or "", features_of(data), _WARM)
-    return config.model_copy(update={"presets": {**found, **config.presets}})
-
-
-def _storage(config: StudyConfig) -> BaseStorage | None:
-    """Optuna's storage; None for a SQLite file that does not exist yet."""
-    url = absolute_sqlite(config.store.url)
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        return None
-    return open_storage(url)
+    space = config.space()
+    moved = {name: moved_into(preset, space) for name, preset in found.items()}
+    return config.model_copy(update={"presets": {**moved, **config.presets}})

@@ -10,6 +10,7 @@ import torch
 
 from search.config import StudyConfig, check_extras
 from search.storage import MLFLOW_TABLE, check_begun, fetch_uri
+from search.study.image_size import with_image_size
 from search.study.teacher import TeacherFiles, fetch_teacher, load_teacher
 from search.trials import Lineage, Materials, Watcher, lineage_of
 from strategies import ConfigError, Space, check_depths, check_optimizer_names
@@ -35,6 +36,7 @@ class Models:
     """The materials that do not depend on the images.
 
     Args:
+        config: The study's configuration, with the size of the images.
         sources: Models by name.
         device: Where to compute.
         compiler: None where nothing is compiled.
@@ -42,6 +44,7 @@ class Models:
         lineage: The models of MLflow that the sources and the teacher come from.
     """
 
+    config: StudyConfig
     sources: Mapping[str, ModelSource]
     device: Device
     compiler: Compiler | None
@@ -71,21 +74,20 @@ def open_models(config: StudyConfig, terminal: Watcher) -> Models:
         compiler = Compiler(config.compile, device, Path(config.data.cache) / "compiled")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    sources, lineage = _open_sources(config, terminal)
+    config, sources, lineage = _open_sources(config, terminal)
     _check_depths(space, list(sources.values()))
     teacher = None
     if config.teacher is not None:
         check_begun("teacher: tracking.uri", config.tracking.uri, MLFLOW_TABLE)
         teacher = fetch_teacher(config.teacher, config.tracking.uri, config.model.in_chans)
         lineage |= teacher.lineage
-    return Models(sources, device, compiler, teacher, lineage)
+    return Models(config, sources, device, compiler, teacher, lineage)
 
 
-def gather(config: StudyConfig, models: Models, terminal: Watcher) -> Materials:
+def gather(models: Models, terminal: Watcher) -> Materials:
     """Read the images, and open the teacher and the cache: all materials of trials.
 
     Args:
-        config: The study's configuration.
         models: From :func:`open_models`. They come first: reading images may take hours, and leaves a cache behind.
         terminal: Shows the progress of reading.
 
@@ -93,7 +95,7 @@ def gather(config: StudyConfig, models: Models, terminal: Watcher) -> Materials:
         UnfreezeError: The images or the teacher cannot be used, or no test image is left that the teacher and the
             models' weights were not made with.
     """
-    sources, device = models.sources, models.device
+    config, sources, device = models.config, models.sources, models.device
     data = open_data(
         task=config.task,
         in_chans=config.model.in_chans,
@@ -103,7 +105,7 @@ def gather(config: StudyConfig, models: Models, terminal: Watcher) -> Materials:
     )
     for source in sources.values():
         count = len(data.classes)
-        source.fit_outputs(count, top_of(config.task, config.model.decoder, count, config.data.image_size))
+        source.fit_outputs(count, top_of(config.task, config.model.decoder, count, data.preprocessing.image_size))
     teacher = None
     if models.teacher is not None:
         teacher = load_teacher(models.teacher, data.classes, device)
@@ -130,12 +132,15 @@ def _make_reuse(config: StudyConfig, num_blocks: int) -> Reuse | None:
     return Reuse(store, always=config.reuse == "on", sharing=sharing)
 
 
-def _open_sources(config: StudyConfig, terminal: Watcher) -> tuple[dict[str, ModelSource], Lineage]:
+def _open_sources(config: StudyConfig, terminal: Watcher) -> tuple[StudyConfig, dict[str, ModelSource], Lineage]:
     """Find the weights of each model, all before any trial, since their digests tell whether trials are comparable.
 
     The number of classes is not known yet.
+
+    Returns:
+        The configuration with the size of the images, the models by name, and the models of MLflow that they come from.
     """
-    sources, lineage = {}, Lineage()
+    found, sources, lineage = {}, {}, Lineage()
     fetched: dict[str, Lineage] = {}
 
     def fetch(uri: str) -> Path:
@@ -144,19 +149,22 @@ def _open_sources(config: StudyConfig, terminal: Watcher) -> tuple[dict[str, Mod
         return place
 
     for name in config.model.names:
-        weights = find_weights(
+        found[name] = find_weights(
             name,
             config.model.weights,
             resolve_uri=fetch,
             progress=terminal.downloading,
             beside=config.model.names,
         )
-        size = config.data.image_size
+    config = with_image_size(config, found, terminal)
+    size = config.data.image_size
+    assert size is not None, "it was just found"
+    for name, weights in found.items():
         top = top_of(config.task, config.model.decoder, _SOME_CLASSES, size)
         sources[name] = ModelSource(name, weights, _SOME_CLASSES, size, config.model.in_chans, top)
         # Of what was fetched, the first in the list that fits is taken; other weights have no lineage.
         lineage |= fetched.get(weights.source, Lineage())
-    return sources, lineage
+    return config, sources, lineage
 
 
 def _check_depths(space: Space, sources: Sequence[ModelSource]) -> None:

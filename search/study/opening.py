@@ -11,7 +11,7 @@ from optuna.study import StudyDirection
 
 from search.config import StudyConfig, without_password
 from search.processes import RankGroup
-from search.scheduling import StudySampler, make_pruner, requeuing
+from search.scheduling import Ledger, StudySampler, make_pruner, requeuing
 from search.storage import (
     BLOCKS,
     FEATURES,
@@ -29,9 +29,11 @@ from search.storage import (
     taking_turns,
 )
 from search.study.comparability import check_identity, check_space, identity
+from search.study.image_size import remarks
 from search.study.lr_range import centred, suggested_lr
 from search.study.materials import Models, gather, open_models
 from search.study.planning import facts_of, planner_of, unknown_to_policy
+from search.study.presets import check_presets
 from search.study.similar import features_of
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit, new_run_key
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
@@ -50,7 +52,9 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
     Raises:
         UnfreezeError: The configuration, data, weights or stores cannot be used.
     """
+    check_presets(config)
     models = open_models(config, watcher)
+    config = models.config
     rank_group = rank_group_of(config, models.device)
     space = config.space()
     left_out = {
@@ -72,7 +76,7 @@ def _open_images_and_stores(
 ) -> OpenStudy:
     """Read the images, and begin or resume the study in its stores."""
     assert config.name is not None, "composition names every study"
-    materials, space = gather(config, models, watcher), config.space()
+    materials, space = gather(models, watcher), config.space()
 
     # A study that is refused, here or by the checks below, leaves nothing in the stores. One process at a time: two
     # that create a store's tables together would disturb each other, and make two parent runs.
@@ -96,7 +100,7 @@ def _open_images_and_stores(
         else:
             _note_features(study, materials)
             parent = _open_parent(config, materials, study, tracker, tags)
-    _say_what_was_opened(study, materials, left_out, watcher)
+    _say_what_was_opened(config, study, materials, left_out, watcher)
     if config.centre_lr:
         space = _centred(space, study, config, materials, watcher)
     open_study = OpenStudy(
@@ -191,11 +195,14 @@ def _open_parent(
 
 
 def _say_what_was_opened(
-    study: Study, materials: Materials, left_out: Mapping[str, Mapping[str, str]], watcher: Watcher
+    config: StudyConfig, study: Study, materials: Materials, left_out: Mapping[str, Mapping[str, str]], watcher: Watcher
 ) -> None:
-    trials = len(study.get_trials(deepcopy=False))
+    # Without those that are queued.
+    trials = Ledger(study).counted
     watcher.say(f"Study   {study.study_name}: {trials} trials so far, {materials.device.description}")
     watcher.say(f"Data    {materials.data.summary()}")
+    for line in remarks(config, materials.data, {name: one.weights for name, one in materials.sources.items()}):
+        watcher.say(line)
     for uri in materials.lineage.unknown:
         watcher.say(
             f"Seen    nothing is known of the images that {uri} was trained on and chosen by; test images among them "

@@ -76,7 +76,7 @@ def reproduce(config: StudyConfig, logged: LoggedTrial, watcher: Watcher) -> flo
     Raises:
         UnfreezeError: The data, the weights or the strategy cannot be used.
     """
-    materials = gather(config, open_models(config, watcher), watcher)
+    materials = gather(open_models(config, watcher), watcher)
     strategy = Strategy.from_yaml(logged.strategy)
     rank_group = rank_group_of(config, materials.device)
     source = materials.sources[logged.model]

@@ -1,6 +1,7 @@
 """The listener that writes a trial's events to its MLflow run."""
 
 import io
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class TrialRuns:
         self._tracker, self._parent, self._tags, self._datasets = tracker, parent, tags, datasets
         # By run, since linear probes are trained together.
         self._loads: dict[str, SystemMetrics] = {}
+        self._began: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         """Write an event.
@@ -50,6 +52,7 @@ class TrialRuns:
         """
         match event:
             case TrialAsked():
+                self._began[event.run] = time.monotonic()
                 tags = {"unfreeze.trial": event.number, **self._tags}
                 self._tracker.start_trial(self._parent, f"trial {event.number}", tags, event.run)
             case TrialStarted():
@@ -64,6 +67,7 @@ class TrialRuns:
                 self._trained(event)
             case TrialEnded():
                 self._loads.pop(event.run, None)
+                self._began.pop(event.run, None)
                 self._tracker.end(event.run, event.outcome)
 
     def _started(self, event: TrialStarted) -> None:
@@ -92,7 +96,7 @@ class TrialRuns:
     def _epoch_ended(self, event: EpochEnded) -> None:
         result = event.result
         # Logged in each epoch, so that a stopped trial has its seconds too.
-        metrics = {**result.metrics, "epoch_seconds": result.seconds, "seconds": event.seconds}
+        metrics = {**result.metrics, "epoch_seconds": result.seconds, "training_seconds": event.seconds}
         if result.parts > 1:
             metrics["epoch"] = result.epoch
         tags: dict[str, Any] = {}
@@ -104,8 +108,11 @@ class TrialRuns:
         self._tracker.log(event.run, step=result.step, metrics=metrics | load, tags=tags)
 
     def _trained(self, event: TrialTrained) -> None:
+        # All of the trial's time, as the terminal shows it: with its model's making, probes before it, and checkpoint.
+        metrics = {"seconds": time.monotonic() - self._began[event.run]}
         if event.score is not None and event.best_epoch is not None:
-            self._tracker.log(event.run, metrics={"score": event.score, "best_epoch": event.best_epoch})
+            metrics |= {"score": event.score, "best_epoch": event.best_epoch}
+        self._tracker.log(event.run, metrics=metrics)
         if event.traceback:
             self._tracker.log_text(event.run, "traceback.txt", event.traceback)
         self._tracker.log_outcome(event.run, event.outcome, event.reason)

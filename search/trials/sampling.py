@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from optuna.trial import Trial
 
@@ -12,6 +13,7 @@ from search.storage import (
     DEPTH,
     FINGERPRINT,
     MODEL,
+    OWN_VALUES,
     OWNER,
     PREDICTED,
     PRESET,
@@ -47,7 +49,7 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
     """
     trial, attrs = asked.trial, asked.trial.user_attrs
     source = _choose_model(open_study, trial)
-    strategy = sample(open_study.spaces[source.name], trial)
+    strategy = replace(sample(open_study.spaces[source.name], trial), **attrs.get(OWN_VALUES, {}))
     canonical = strategy.canonical(source.num_blocks)
     fingerprint = fingerprint_of(open_study, source, strategy)
     # All strategies get the same seed, so that they are compared fairly; a repeated strategy gets the next seed.

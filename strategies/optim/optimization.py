@@ -51,6 +51,14 @@ def check_optimizer_names(space: Space) -> None:
     for name in asked:
         if name not in known:
             raise ConfigError(f"strategy.optimizer: {name!r} is no optimizer of timm; {nearest(name, known)}")
+    for field, entry in space.items():
+        for when in entry.when:
+            unknown = [name for name in when.values if when.name == "optimizer" and name not in known]
+            if unknown:
+                raise ConfigError(
+                    f"strategy.{field}.when.optimizer: {unknown[0]!r} is no optimizer of timm; "
+                    + nearest(unknown[0], known)
+                )
 
 
 def make_optimizer(model: nn.Module, plan: Plan, strategy: Strategy) -> torch.optim.Optimizer:

@@ -80,7 +80,9 @@ def test_a_missing_data_folder(lab, refused, tmp_path):
 def test_an_empty_class(lab, refused, tmp_path):
     draw(tmp_path, *PETS)
     (tmp_path / "horse").mkdir()
-    assert refused(f"data.root={tmp_path}") == f"class folder {tmp_path}/horse has no images (0 other files)"
+    assert refused(f"data.root={tmp_path}") == (
+        f"class folder {tmp_path}/horse has no images; data.on_small_class=skip leaves out such classes"
+    )
     assert leftovers(lab) == []
 
 

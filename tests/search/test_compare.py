@@ -35,7 +35,7 @@ def test_the_table_ranks_the_trials_and_shows_in_what_they_differ(searched, caps
     title, header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert title == "Trials of lab, the best first"
     # Both have the same rate.
-    assert header.split() == ["rank", "trial", "loss", "depth", "seconds"]
+    assert header.split() == ["rank", "trial", "loss", "test_loss", "depth", "seconds"]
     best = ranked(searched.study)
     assert [row.split()[:3] for row in rows] == [
         [str(rank), str(trial.number), f"{score_of(trial):.4f}"] for rank, trial in enumerate(best, start=1)
@@ -91,7 +91,22 @@ def test_several_studies_of_a_store_stand_in_one_table(new_lab, capsys):
         said = capsys.readouterr().out
         assert "Trials of lab, other, the best first" in said
         assert "accuracy 0." in said
+        header = next(line.split() for line in said.splitlines() if "rank" in line)
+        assert header[:2] == ["study", "model"]
+        assert "test_resnet" in said
+        assert "data" not in header
         assert "loss 2." in said
+
+
+def test_studies_of_other_images_are_told_apart(new_lab, capsys):
+    lab = new_lab()
+    lab.train("budget.trials=1")
+    lab.train("budget.trials=1", "name=fewer", "data.limit_train=48")
+    capsys.readouterr()
+    assert main(["lab", "fewer", f"store.url={lab.optuna_url}", f"tracking.uri={lab.mlflow_uri}"]) == 0
+    said = capsys.readouterr().out
+    assert "data" in next(line.split() for line in said.splitlines() if "rank" in line)
+    assert "Scores on other images cannot be compared" in said
 
 
 def test_a_study_that_is_nowhere_is_named_with_the_nearest(searched, tmp_path, capsys, monkeypatch):

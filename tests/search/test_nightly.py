@@ -17,7 +17,8 @@ NIGHT = "budget.hours=1"
 
 
 def night(lab, *words: str) -> int:
-    return main([f"study={lab.file}", NIGHT, *words])
+    hours = [] if any(word.startswith("budget.hours=") for word in words) else [NIGHT]
+    return main([f"study={lab.file}", *hours, *words])
 
 
 def alias(lab, name: str) -> str:

@@ -1,4 +1,6 @@
 from .cache import PixelCache as PixelCache
+from .extent import short_side_of as short_side_of
+from .opening import LEAST_SIZE as LEAST_SIZE
 from .opening import ImageData as ImageData
 from .opening import open_data as open_data
 from .pixels import Placing as Placing

@@ -138,6 +138,9 @@ class Found:
         codes: How masks are read; None unless labels are masks.
         sizes: (N,) width and height of each image according to the source; None if the source does not say.
         faults: The reason why the labels of an image cannot be used, by the image's position.
+        empty: Class folders without images, each with what is in it instead, in words.
+        notes: What was passed over, a line each.
+        looked_in: Where relative paths of images were looked for, in words; empty if there were none.
     """
 
     images: Sequence[ImageRef]
@@ -149,6 +152,9 @@ class Found:
     codes: MaskCodes | None = None
     sizes: Sequence[tuple[int, int] | None] | None = None
     faults: Mapping[int, str] = field(default_factory=dict)
+    empty: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    looked_in: str = ""
 
 
 def fetch(image: ImageRef) -> Content:
@@ -210,10 +216,10 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if k % 2 else part for k, part in enumerate(parts)], name
 
 
-def listing(lines: Sequence[str]) -> str:
-    """The first :data:`SHOWN` lines, indented, and how many more there are."""
-    shown = "".join(f"\n  {line}" for line in lines[:SHOWN])
-    more = len(lines) - SHOWN
+def listing(lines: Sequence[str], most: int = SHOWN) -> str:
+    """The first lines, indented, and how many more there are."""
+    shown = "".join(f"\n  {line}" for line in lines[:most])
+    more = len(lines) - most
     return shown + (f"\n  ... and {more:,} more" if more > 0 else "")
 
 

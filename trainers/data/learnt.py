@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from strategies import IGNORED, DataError
-from trainers.data.cache import FileIndex, MaskSquares, PixelArray, Progress, Size, read_sizes
+from trainers.data.cache import SIZE_SCOPE, FileIndex, MaskSquares, PixelArray, Progress, Size, read_sizes
 from trainers.data.found import Box, Found, ImageRef, Label
 from trainers.data.labels import Targets
 from trainers.data.pixels import Preprocessing, centred, upright_size
@@ -84,7 +84,7 @@ def learn(
     good = [k for k in members.tolist() if k not in read.reasons]
     with closing(FileIndex(cache / "files.sqlite")) as index:
         images = [found.images[k] for k in good]
-        sizes = read_sizes(images, [read.samples[k] for k in good], upright_size, "upright size 1", index)
+        sizes = read_sizes(images, [read.samples[k] for k in good], upright_size, SIZE_SCOPE, index)
     reasons = {k: size for k, size in zip(good, sizes, strict=True) if isinstance(size, str)}
     known = {k: size for k, size in zip(good, sizes, strict=True) if not isinstance(size, str)}
     for k in good:

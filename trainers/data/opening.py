@@ -1,7 +1,9 @@
 """Opening a data set: find, split, read, check and fingerprint its images."""
 
+import errno
 import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,13 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strategies import IGNORED, DataError, nearest
+from strategies import DataError, nearest
 from trainers.data.cache import Progress, decoded_bytes
 from trainers.data.duplicates import find_duplicates, move_duplicates
-from trainers.data.found import SPLITS, Columns, Found, ImageRef, Label, Place, listing, quoted
+from trainers.data.extent import short_side_read
+from trainers.data.found import SPLITS, Found, ImageRef, Label, Place, listing, quoted
 from trainers.data.labels import Targets, check_parts, make_targets
 from trainers.data.learnt import Learnt, learn
 from trainers.data.pixels import Preprocessing
+from trainers.data.places import place_of
+from trainers.data.problems import bad_images, without_small_classes
 from trainers.data.reading import Read, read_images
 from trainers.data.seen import unseen
 from trainers.data.sources import SOURCES
@@ -29,6 +34,9 @@ log = logging.getLogger(__name__)
 ON_BAD_IMAGE = ("refuse", "skip")
 ON_DUPLICATES = ("report", "move")
 ON_SEEN = ("drop", "refuse")
+ON_SMALL_CLASS = ("refuse", "skip")
+#: Side of decoded images in pixels where none is said; larger images and models suggest a larger side.
+LEAST_SIZE = 64
 _NOUNS = {"regression": "targets", "segmentation": "classes of pixels", "detection": "classes of boxes"}
 # Tasks that need the whole image: an object that is cut off cannot be outlined.
 _WHOLE_IMAGE_TASKS = ("segmentation", "detection")
@@ -58,6 +66,7 @@ class ImageData:
         groups: By split, (N,) a number for the group of each image (``data.columns.group``); empty without groups.
         seen: Names of images that were left out of test, since weights had been made with them; the fingerprint has
             them.
+        short_side: The median short side of the images in pixels; None if unknown.
     """
 
     task: str
@@ -74,6 +83,7 @@ class ImageData:
     digests: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
     groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     seen: tuple[str, ...] = ()
+    short_side: int | None = None
 
     def summary(self) -> str:
         """One line: source, counts, classes, where the images are, fingerprint."""
@@ -98,13 +108,7 @@ def open_data(
     *,
     task: str,
     source: str,
-    root: str | None,
-    dataset: str | None,
-    manifest: str | Mapping[str, str] | None,
-    annotations: str | Mapping[str, str] | None,
-    shards: str | Mapping[str, str] | None,
-    columns: Mapping[str, Any] | None,
-    image_size: int,
+    image_size: int | None,
     in_chans: int,
     max_value: float | None,
     val_fraction: float,
@@ -120,12 +124,11 @@ def open_data(
     cache: str,
     cache_gib: float,
     workers: int,
-    masks: str | None = None,
-    palette: str | None = None,
-    ignore_index: int | None = IGNORED,
     on_seen: str = "drop",
+    on_small_class: str = "refuse",
     seen: NDArray[np.uint64] | tuple[()] = (),
     progress: Progress | None = None,
+    **where: Any,
 ) -> ImageData:
     """Find, split, read and check a labelled image set.
 
@@ -137,13 +140,7 @@ def open_data(
             cropped but shown whole on a black square.
         source: Where the images come from: coco, digits, folder, huggingface, manifest, masks, scenes, torchvision,
             voc or webdataset.
-        root: Folder of the images, or base of relative paths.
-        dataset: Name of a torchvision or Hugging Face data set.
-        manifest: CSV or Parquet file, or one a split.
-        annotations: COCO json, or one a split.
-        shards: WebDataset tars, or some a split.
-        columns: Names of the columns ``image``, ``label`` (or a list), ``split`` and ``group``.
-        image_size: Side of the decoded images in pixels.
+        image_size: Side of the decoded images in pixels; None for :data:`LEAST_SIZE`.
         in_chans: Channels of the decoded images.
         max_value: The value of white in images of more than 8 bits; None for the range of their type.
         val_fraction: Fraction of train to cut for val, if the source has no val.
@@ -159,43 +156,45 @@ def open_data(
         cache: Folder of the decoded images and of the index of files.
         cache_gib: Bound of all decoded images in that folder; a larger set is decoded in every pass.
         workers: Worker processes that decode images that are not in the cache.
-        masks: Folder of the masks, for source masks.
-        palette: CSV file that names the masks' classes by index or colour; None for one class an index.
-        ignore_index: The value of pixels in masks that do not count; None if every pixel counts.
         on_seen: "drop" test images that are in ``seen``, or "refuse" the data set.
+        on_small_class: "refuse" the data set if a class has too few images for every split, or "skip" such classes.
         seen: (M,) digests of the images that the weights were made with which a study starts or learns from.
         progress: Called with the name of the work, the number of finished images and the number of all images.
+        where: Where the images are: the further arguments of :func:`trainers.data.places.place_of`.
 
     Raises:
         DataError: An argument is out of range, the images, labels or splits cannot be used, or the cache has no room.
     """
-    _check_words(source=source, on_bad_image=on_bad_image, on_duplicates=on_duplicates, on_seen=on_seen)
+    image_size = LEAST_SIZE if image_size is None else image_size
+    _check_words(
+        source=source,
+        on_bad_image=on_bad_image,
+        on_duplicates=on_duplicates,
+        on_seen=on_seen,
+        on_small_class=on_small_class,
+    )
     limits = {"train": limit_train, "val": limit_val, "test": limit_test}
     _check_least({"image_size": (image_size, 1), "cache_gib": (cache_gib, 0), "workers": (workers, 0)})
     _check_least({f"limit_{split}": (limit, 1) for split, limit in limits.items() if limit is not None})
     check_fractions(val_fraction, test_fraction)
     how = Preprocessing(image_size, in_chans, max_value, "pad" if task in _WHOLE_IMAGE_TASKS else "crop")
-    place = Place(
-        task=task,
-        root=Path(root) if root else None,
-        masks=Path(masks) if masks else None,
-        palette=Path(palette) if palette else None,
-        ignore_index=ignore_index,
-        dataset=dataset or None,
-        files=_files({"manifest": manifest, "coco": annotations, "webdataset": shards}.get(source)),
-        columns=_columns(columns or {}),
-    )
+    place = place_of(task=task, source=source, **where)
+    shown = progress or (lambda what, done, total: None)
     found = SOURCES[source](place)
+    found = without_small_classes(
+        found, task, folds, on_small_class, lambda images: bad_images(images, how, Path(cache), shown)
+    )
     targets = make_targets(found, task)
     cuts = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     parts = split_indices(found.splits, targets.strata, found.groups, **cuts, folds=folds, fold=fold, seed=split_seed)
     parts = {split: subset(part, targets.strata, limits[split], split_seed, split) for split, part in parts.items()}
     check_parts(targets, parts)
-    shown = progress or (lambda what, done, total: None)
     read = _read(found, parts, how, cache=Path(cache), max_bytes=cache_gib * 2**30, progress=shown)
     learnt = learn(found, targets, _members(parts), read, how, cache=Path(cache), progress=shown)
     rules = _Rules(on_bad_image, on_duplicates, on_seen, seen)
-    return _checked(found, targets, parts, read, learnt, how, _in_words(source, place), rules, workers)
+    side = short_side_read(found.images, parts["train"], read.samples, Path(cache))
+    data = _checked(found, targets, parts, read, learnt, how, _in_words(source, place), rules, workers)
+    return replace(data, short_side=side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +257,13 @@ def _checked(
 
 
 def _check_words(**words: str) -> None:
-    known = {"source": SOURCES, "on_bad_image": ON_BAD_IMAGE, "on_duplicates": ON_DUPLICATES, "on_seen": ON_SEEN}
+    known = {
+        "source": SOURCES,
+        "on_bad_image": ON_BAD_IMAGE,
+        "on_duplicates": ON_DUPLICATES,
+        "on_seen": ON_SEEN,
+        "on_small_class": ON_SMALL_CLASS,
+    }
     for name, word in words.items():
         if word not in known[name]:
             raise DataError(f"data.{name}={word} is unknown ({nearest(word, known[name])})")
@@ -268,15 +273,6 @@ def _check_least(least: Mapping[str, tuple[float, float]]) -> None:
     for name, (value, low) in least.items():
         if not value >= low:
             raise DataError(f"data.{name}={value} must be at least {low}")
-
-
-def _files(given: str | Mapping[str, str] | None) -> Mapping[str, str]:
-    return {"": given} if isinstance(given, str) else given or {}
-
-
-def _columns(given: Mapping[str, Any]) -> Columns:
-    label = given.get("label")
-    return Columns(**{**given, "label": label if label is None or isinstance(label, str) else tuple(label)})
 
 
 def _in_words(source: str, place: Place) -> str:
@@ -324,6 +320,8 @@ def _skipped(
     total = sum(map(len, parts.values()))
     what = "images and their labels" if targets.task in _WHOLE_IMAGE_TASKS else "images"
     count = f"{len(bad):,} of {total:,} {what} cannot be read"
+    if found.looked_in and any(read.reasons[k] == os.strerror(errno.ENOENT) for k in bad):
+        count += f" ({found.looked_in})"
     if on_bad_image == "refuse":
         raise DataError(f"{count}; data.on_bad_image=skip leaves them out{listing(lines)}")
     for split, part in parts.items():

@@ -28,6 +28,8 @@ StateDict = dict[str, Tensor]
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
 # In the order of preference: averaged weights before raw weights, as in timm.
+# Sides of images in pixels: what the embedded weights saw, and what most of timm saw.
+_EMBEDDED_SIZE, _USUAL_SIZE = 96, 224
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
@@ -328,3 +330,16 @@ _SCHEMES: dict[str, Finder] = {
     "runs": _from_uri,
     "file": _from_file,
 }
+
+
+def trained_size(name: str, weights: Weights) -> int:
+    """Side in pixels of the images that weights were trained on, as far as is known.
+
+    Args:
+        name: A timm model.
+        weights: Its weights.
+    """
+    if weights.source.startswith("embedded:"):
+        return _EMBEDDED_SIZE
+    found = timm.get_pretrained_cfg(name)
+    return int(found.input_size[-1]) if found is not None and found.input_size else _USUAL_SIZE

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.tasks.resampling import Floats, averaged, mean_error, mean_of_classes, summed
+from trainers.tasks.resampling import Floats, averaged, mean_error, mean_of_classes, summed, wilson_interval
 from trainers.tasks.task import NO_DECODER, Answers, Task
 
 
@@ -72,12 +72,7 @@ def _f1_of_sums(sums: Floats) -> Floats:
 
 
 def _wilson(logits: Tensor, targets: Tensor) -> tuple[float, float]:
-    # Only here: the import takes a second, which workers need not wait for.
-    from scipy.stats import binomtest
-
-    hits = int(_is_right(logits, targets).sum())
-    found = binomtest(hits, len(targets)).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    return wilson_interval(int(_is_right(logits, targets).sum()), len(targets))
 
 
 def _answers(logits: Tensor, classes: Sequence[str]) -> Answers:
@@ -109,6 +104,7 @@ CLASSIFICATION = Task(
         "macro_f1": summed(_counts_of_images, _f1_of_sums),
         "loss": mean_error(partial(F.cross_entropy, reduction="none")),
     },
+    shares=frozenset({"accuracy", "balanced_accuracy", "macro_f1"}),
     counted={"accuracy": _is_right},
     unusable=NO_DECODER,
 )

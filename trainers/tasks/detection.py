@@ -81,6 +81,7 @@ DETECTION = Task(
         "mar": mar,
     },
     lower_is_better=frozenset(),
+    shares=frozenset({"map", "map50", "mar"}),
     scale=lambda targets: None,
     answers=None,
     intervals={},

@@ -119,6 +119,7 @@ MULTILABEL = Task(
         "loss": _loss,
     },
     lower_is_better=frozenset({"loss"}),
+    shares=frozenset({"mean_average_precision", "macro_f1", "micro_f1", "exact_match"}),
     scale=lambda targets: None,
     answers=_answers,
     intervals={},

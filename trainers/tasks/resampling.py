@@ -219,6 +219,18 @@ def bca_interval(scored: Scored, units: Groups, alpha: float = 0.05, draws: int 
     return float(low), float(high)
 
 
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share, which is not a single point where all or none are right.
+
+    Wilson: Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927.
+    """
+    # Only here: the import takes a second, which workers need not wait for.
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
 def _acceleration(scored: Scored, units: Groups, count: int) -> float:
     """BCa's acceleration: the skewness of what blocks of units contribute to the score."""
     blocks = np.random.default_rng(0).permutation(count) % min(count, _BLOCKS)

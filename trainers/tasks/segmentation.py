@@ -64,6 +64,7 @@ SEGMENTATION = Task(
     name="segmentation",
     metrics={"mean_iou": mean_iou, "dice": dice, "pixel_accuracy": pixel_accuracy, "loss": loss},
     lower_is_better=frozenset({"loss"}),
+    shares=frozenset({"mean_iou", "dice", "pixel_accuracy"}),
     scale=lambda targets: None,
     answers=None,
     intervals={},

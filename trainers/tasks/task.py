@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from strategies import Draws, Strategy
 from trainers.data import Placing
-from trainers.tasks.resampling import Groups, Prepared, Scored, repeated, score_interval, units_of
+from trainers.tasks.resampling import Groups, Prepared, Scored, repeated, score_interval, units_of, wilson_interval
 
 Metric = Callable[[Tensor, Tensor], float]
 Answers = dict[str, NDArray[Any]]
@@ -112,6 +112,7 @@ class Task:
             has its own.
         intervals: 95% intervals with a formula of their own, for images without groups; the others are bootstrapped.
         drawn: Metrics of draws of images, if that is cheaper than computing each draw anew.
+        shares: Names of the metrics that lie between 0 and 1, where 1 means that everything is right.
         counted: Metrics that are the share of right images, with whether each image is right, (N,) bool.
         draws: Draws of a bootstrapped interval.
         unusable: Strategy fields that mean nothing for the task, with the reason in a few words.
@@ -126,6 +127,7 @@ class Task:
     answers: Callable[[Tensor, Sequence[str]], Answers] | None
     intervals: Mapping[str, Callable[[Tensor, Tensor], tuple[float, float]]]
     drawn: Mapping[str, Prepared] = field(default_factory=dict)
+    shares: frozenset[str] = frozenset()
     counted: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
     draws: int = 2000
     unusable: Mapping[str, str] = field(default_factory=dict)
@@ -175,6 +177,9 @@ class Task:
             # Every draw is the same, such as all right: that is as sure as one image of each group.
             firsts = np.unique(units, return_index=True)[1]
             return formula(outputs[firsts], targets[firsts])
+        if low == high and low in (0.0, 1.0) and metric in self.shares:
+            # Likewise all or nothing, by a metric without a formula.
+            return wilson_interval(int(low) * int(units.max() + 1), int(units.max() + 1))
         return low, high
 
     def scored(self, metric: str, outputs: Tensor, targets: Tensor) -> Scored:

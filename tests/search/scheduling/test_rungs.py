@@ -78,7 +78,7 @@ def test_a_trial_that_goes_on_scores_what_it_would_have_scored_without_the_break
     assert runs[4].data.tags["unfreeze.continues"] == "1"
     assert (runs[1].info.status, runs[1].data.tags["unfreeze.reason"]) == ("KILLED", "paused at epoch 2")
     seconds = [metric.value for metric in lab.client.get_metric_history(runs[4].info.run_id, "epoch_seconds")]
-    assert runs[4].data.metrics["seconds"] == pytest.approx(sum(seconds))
+    assert runs[4].data.metrics["training_seconds"] == pytest.approx(sum(seconds))
     said = capsys.readouterr().out
     assert said.count("(paused at epoch 2)") == 3
     assert "(resumes trial 1, preset place 1)" in said

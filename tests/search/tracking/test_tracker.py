@@ -69,8 +69,8 @@ def test_metrics_are_there_for_each_epoch_by_step(done):
         assert {m.step: m.value for m in losses} == trial.intermediate_values
         assert run.data.metrics["score"] == trial.value
         assert trial.intermediate_values[run.data.metrics["best_epoch"]] == trial.value
-        took = [done.client.get_metric_history(run.info.run_id, name) for name in ("epoch_seconds", "seconds")]
-        assert run.data.metrics["seconds"] == took[1][-1].value == sum(m.value for m in took[0]) > 0
+        took = [done.client.get_metric_history(run.info.run_id, name) for name in ("epoch_seconds", "training_seconds")]
+        assert run.data.metrics["training_seconds"] == took[1][-1].value == sum(m.value for m in took[0]) > 0
         trained = {entry["name"] for entry in manifest_of(done, run) if entry["from_epoch"] is not None}
         state = load_file(done.artifact(run, CHECKPOINT_FILE))
         assert run.data.metrics["parameters_trained"] == sum(state[name].numel() for name in trained)

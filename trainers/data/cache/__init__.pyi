@@ -12,5 +12,6 @@ from .pixel_cache import PixelArray as PixelArray
 from .pixel_cache import PixelCache as PixelCache
 from .pixel_cache import Progress as Progress
 from .pixel_cache import decoded_bytes as decoded_bytes
+from .sizes import SIZE_SCOPE as SIZE_SCOPE
 from .sizes import Size as Size
 from .sizes import read_sizes as read_sizes

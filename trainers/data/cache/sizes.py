@@ -10,6 +10,9 @@ from trainers.data.found import Content, ImageRef, fetch
 
 Size = tuple[int, int]
 
+#: Names how images, not masks, are measured.
+SIZE_SCOPE = "upright size 1"
+
 
 def read_sizes(
     images: Sequence[ImageRef],

@@ -1,10 +1,12 @@
 from .bands import check_pixels as check_pixels
+from .decoding import HEIC_SUFFIXES as HEIC_SUFFIXES
 from .decoding import Pixels as Pixels
 from .decoding import Preprocessing as Preprocessing
 from .decoding import bad_images_refused as bad_images_refused
 from .decoding import decode as decode
 from .decoding import placed as placed
 from .decoding import read_file as read_file
+from .decoding import reads_heic as reads_heic
 from .decoding import to_square as to_square
 from .decoding import upright_size as upright_size
 from .placing import Placing as Placing

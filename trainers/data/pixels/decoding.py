@@ -1,11 +1,13 @@
 """The one preprocessing of an image, used by training and by the served model alike."""
 
+import importlib
 import io
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -53,6 +55,19 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+#: Suffixes of photographs of phones, which Pillow reads with the package pillow-heif alone.
+HEIC_SUFFIXES = frozenset({".heic", ".heif"})
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+
+def reads_heic() -> bool:
+    """Whether HEIC files can be read: the package pillow-heif is installed."""
+    return find_spec("pillow_heif") is not None
+
+
+if reads_heic():
+    importlib.import_module("pillow_heif").register_heif_opener()
+
 # Pillow warns of, for example, half the size that is refused here, or damaged EXIF; both are refused or do no harm.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -95,7 +110,7 @@ class Preprocessing:
         fit = "" if self.fit == "crop" else f", fit {self.fit}"
         return (
             f"unfreeze {_VERSION}, pillow {PIL.__version__}, image_size {self.image_size}, in_chans {self.in_chans}, "
-            f"max_value {self.max_value}{fit}"
+            f"max_value {self.max_value}{fit}{', heic' if reads_heic() else ''}"
         )
 
 
@@ -239,6 +254,8 @@ def _open(content: bytes) -> Image.Image | Raster:
     except UnidentifiedImageError:
         if content.startswith(TIFF_MAGIC):
             return read_tiff(content)
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS and not reads_heic():
+            raise DataError("a HEIC file, which needs pip install pillow-heif") from None
         raise
     check_pixels(*image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile) and is_wide_tiff(image):

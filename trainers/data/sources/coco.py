@@ -71,11 +71,13 @@ def find_coco(place: Place) -> Found:
     root = None if place.root is None else checked_root(place.root, "coco")
     names: dict[int, str] = {}
     images: list[_Image] = []
+    folders: list[str] = []
     for split, path in files.items():
         content = _content(path)
         categories = _categories(content["categories"], path)
         _merge(categories, names, path)
         folder = _image_folder(content["images"], path.parent if root is None else root, path)
+        folders.append(shown(folder.resolve()))
         by_id = _images(content["images"], split or "train", folder, path, place.task)
         _annotate(by_id, content["annotations"], categories, path, place.task)
         images += by_id.values()
@@ -91,6 +93,7 @@ def find_coco(place: Place) -> Found:
         classes=classes,
         codes=RegionCodes(classes) if place.task == "segmentation" else None,
         sizes=[(image.width, image.height) for image in images] if is_placed else None,
+        looked_in=f"file names were looked for in {', '.join(dict.fromkeys(folders))}; data.root names another folder",
     )
 
 

@@ -2,11 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from strategies import DataError
-from trainers.data.found import SPLIT_WORDS, Found, Place, natural, quoted
+from trainers.data.found import SPLIT_WORDS, Found, Place, listing, natural, quoted
+from trainers.data.pixels import HEIC_SUFFIXES, reads_heic
 from trainers.data.sources.checks import check_task, checked_root, shown
 
 log = logging.getLogger(__name__)
@@ -15,7 +17,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".tga", ".tif", ".tiff", ".webp",
-})
+}) | (HEIC_SUFFIXES if reads_heic() else frozenset())
 # fmt: on
 
 
@@ -23,30 +25,36 @@ def find_folder(place: Place) -> Found:
     """Images in class folders under ``data.root``, with or without train, val and test folders above them.
 
     Folders within a class folder belong to the class. Hidden files and folders (``.name``) are skipped; files that are
-    not images by their suffix are skipped and counted in a warning.
+    not images by their suffix are skipped and named by their suffix in a warning. Class folders without images are
+    ``empty``.
 
     Raises:
-        DataError: ``root`` is missing or not a folder, there is no class folder, a class folder is empty or cannot be
-            read, or the task is not classification.
+        DataError: ``root`` is missing or not a folder, there is no class folder, all class folders are empty, one
+            cannot be read, or the task is not classification.
     """
     check_task(place, "folder", "classification")
     root = checked_root(place.root, "folder")
     found: list[tuple[Path, str, str]] = []
-    ignored = 0
+    ignored: list[Path] = []
+    empty: dict[str, str] = {}
     for split, folder in _split_folders(root).items():
         for class_folder in _class_folders(folder):
             files, others = images_below(class_folder)
             ignored += others
             if not files:
-                raise DataError(f"class folder {shown(class_folder)} has no images ({others} other files)")
+                empty[shown(class_folder)] = f" ({passed_over(others)})" if others else ""
             found += [(path, shown(class_folder.name), split) for path in files]
-    if ignored:
-        log.warning("%s: %d files are not images by their suffix and were ignored", shown(root), ignored)
+    if not found:
+        lines = [f"{folder}{others}" for folder, others in empty.items()]
+        raise DataError(f"{shown(root)}: no class folder has images{listing(lines)}")
+    notes = warn_of(ignored, root)
     return Found(
         images=[path for path, *_ in found],
         labels=[label for _, label, _ in found],
         names=[shown(path) for path, *_ in found],
         splits=[split for *_, split in found],
+        empty=empty,
+        notes=notes,
     )
 
 
@@ -101,8 +109,27 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural(path.name))
 
 
-def images_below(folder: Path) -> tuple[list[Path], int]:
-    """Image files below ``folder`` in natural order, and how many files are not images by their suffix.
+def warn_of(others: Sequence[Path], root: Path) -> tuple[str, ...]:
+    """Log which files below a folder were passed over, and return that line; nothing if there are none."""
+    if not others:
+        return ()
+    line = f"{shown(root)}: passed over {passed_over(others)}"
+    log.warning("%s", line)
+    return (line,)
+
+
+def passed_over(others: Sequence[Path]) -> str:
+    """Files that are not images by their suffix, such as ``3 .HEIC files, 1 suffixless file``."""
+    counts = Counter(path.suffix for path in others)
+    parts = [
+        f"{count} {suffix or 'suffixless'} file{'s' if count > 1 else ''}" for suffix, count in sorted(counts.items())
+    ]
+    has_heic = any(suffix.lower() in HEIC_SUFFIXES for suffix in counts)
+    return ", ".join(parts) + ("; pip install pillow-heif reads HEIC" if has_heic else "")
+
+
+def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Image files below ``folder`` in natural order, and the files that are not images by their suffix.
 
     Raises:
         DataError: A folder cannot be read.
@@ -113,7 +140,8 @@ def images_below(folder: Path) -> tuple[list[Path], int]:
     files = sorted(_walk(folder, above), key=lambda path: natural(path.relative_to(folder).as_posix()))
     # A folder here is a link to a folder that contains the link; decoding will name it as a bad image.
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES or _is_folder(path)]
-    return images, len(files) - len(images)
+    chosen = set(images)
+    return images, [path for path in files if path not in chosen]
 
 
 def _is_folder(path: Path) -> bool:

@@ -71,6 +71,17 @@ def find_manifest(place: Place) -> Found:
         splits=[rows[k].split for k in order],
         classes=classes,
         groups=[rows[k].group for k in order] if place.columns.group else None,
+        looked_in=_looked_in(files, place),
+    )
+
+
+def _looked_in(files: Mapping[str, Path], place: Place) -> str:
+    """Where relative paths were looked for, and how another folder is named."""
+    if place.root is not None:
+        return f"relative paths were looked for in data.root={shown(place.root)}"
+    folders = dict.fromkeys(shown(path.resolve().parent) for path in files.values())
+    return (
+        f"relative paths were looked for beside the manifest, in {', '.join(folders)}; data.root names another folder"
     )
 
 

@@ -1,17 +1,14 @@
 """Images in one folder, and masks of the same names in another."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from strategies import DataError
 from trainers.data.found import SPLIT_WORDS, Found, Place, listing, quoted
 from trainers.data.sources.checks import check_task, checked_folder, checked_root, file_at, shown
-from trainers.data.sources.folders import images_below, one_a_split, subfolders
+from trainers.data.sources.folders import images_below, one_a_split, passed_over, subfolders, warn_of
 from trainers.data.sources.mask_files import MOST_CLASSES, FileCodes
 from trainers.data.sources.tables import Table, read_columns, read_header
-
-log = logging.getLogger(__name__)
 
 _COLOUR = ("red", "green", "blue")
 
@@ -33,17 +30,18 @@ def find_masks(place: Place) -> Found:
     codes = _codes(place.palette, place.ignore_index)
     images: list[Path] = []
     splits: list[str] = []
-    ignored = 0
+    ignored: list[Path] = []
     for split, folder in _split_folders(root).items():
         files, others = images_below(folder)
         ignored += others
         own = [path for path in files if not _is_mask(path, root, masks)]
         if not own:
-            raise DataError(f"data.root={shown(root)} has no images in {shown(folder)} ({others} other files)")
+            raise DataError(
+                f"data.root={shown(root)} has no images in {shown(folder)} ({passed_over(others) or 'it is empty'})"
+            )
         images += own
         splits += [split] * len(own)
-    if ignored:
-        log.warning("%s: %d files are not images by their suffix and were ignored", shown(root), ignored)
+    notes = warn_of(ignored, root)
     labels = [_mask_of(path, root, masks) for path in images]
     _refuse_shared(images, labels)
     return Found(
@@ -53,6 +51,7 @@ def find_masks(place: Place) -> Found:
         splits=splits,
         classes=codes.known,
         codes=codes,
+        notes=notes,
     )
 
 

@@ -4,12 +4,15 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from strategies import DataError
 from trainers.data.sources.checks import shown
 
 _T = TypeVar("_T")
+
+# Of equals the first counts.
+_SEPARATORS = (",", ";", "\t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +58,31 @@ def read_columns(path: Path, names: Sequence[str]) -> Table:
 def _csv_header(path: Path) -> list[str]:
     # utf-8-sig: Excel begins its CSV files with a byte order mark.
     with path.open(newline="", encoding="utf-8-sig") as lines:
-        return [name.strip() for name in next(csv.reader(lines, strict=True), [])]
+        return [name.strip() for name in next(_reader(lines), [])]
+
+
+def _reader(lines: TextIO) -> Any:
+    """A reader of the file's separator: that of comma, semicolon and tab which is most often in the first line.
+
+    Spreadsheets write semicolons where the comma is a decimal mark.
+    """
+    first = lines.readline()
+    lines.seek(0)
+    return csv.reader(lines, strict=True, delimiter=max(_SEPARATORS, key=first.count))
 
 
 def _csv_columns(path: Path, names: Sequence[str]) -> Table:
     places: list[str] = []
     rows: list[list[str]] = []
     with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.reader(lines, strict=True)
+        reader = _reader(lines)
         header = [name.strip() for name in next(reader)]
         positions = [header.index(name) for name in names]
         for cells in filter(any, reader):
             if len(cells) != len(header):
                 raise DataError(
                     f"{shown(path)} line {reader.line_num} has {len(cells)} cells where the first line has "
-                    f"{len(header)}; is a comma missing its quotes?"
+                    f"{len(header)}; is a separator missing its quotes?"
                 )
             places.append(f"line {reader.line_num}")
             rows.append([cells[k] for k in positions])
