@@ -1,4 +1,4 @@
-"""The configuration's sections ``champion``, ``housekeeping``, ``store`` and ``tracking``."""
+"""The configuration's sections ``champion``, ``serve``, ``housekeeping``, ``store`` and ``tracking``."""
 
 import re
 from typing import Literal
@@ -51,6 +51,15 @@ class ChampionConfig(Section):
         gt=0,
         le=MANY,
         description="most that a new champion's parameters may be, divided by the old one's; null for any",
+    )
+
+
+class ServeConfig(Section):
+    """What the logged model takes."""
+
+    allow_paths: bool = Field(
+        False,
+        description="the model also takes names of files; then clients of mlflow models serve can name the server's",
     )
 
 

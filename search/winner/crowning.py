@@ -81,19 +81,24 @@ def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirm
 
 def _asked(open_study: OpenStudy) -> dict[str, Any]:
     after = open_study.config.after
-    return {**after.model_dump(), "soup_trials": [t.number for t in soup_trials(open_study)] if after.soups else []}
+    # The model is logged anew where its key changes; earlier versions stored none.
+    served = {"allow_paths": True} if open_study.config.serve.allow_paths else {}
+    soups = [t.number for t in soup_trials(open_study)] if after.soups else []
+    return {**after.model_dump(), "soup_trials": soups, **served}
 
 
 def _is_answered(crowned: Winner, asked: Mapping[str, Any]) -> bool:
     """Whether the choice still depends on the same settings and trials; earlier versions stored none of them."""
     if crowned.asked is None:
-        return not (asked["wise_ft"] or asked["soups"])
+        return not (asked["wise_ft"] or asked["soups"] or "allow_paths" in asked)
     return crowned.asked == asked
 
 
 def _is_the_same(crowned: Winner, chosen: Candidate, asked: Mapping[str, Any]) -> bool:
     """Whether the choice is the crowned winner's weights: a greedy soup of all members is the uniform one."""
-    if crowned.asked is None or crowned.asked.get("calibrate") != asked["calibrate"] or crowned.trials != chosen.trials:
+    if crowned.asked is None or crowned.trials != chosen.trials:
+        return False
+    if any(crowned.asked.get(key) != asked.get(key) for key in ("calibrate", "allow_paths")):
         return False
     return crowned.kind == chosen.kind or {crowned.kind, chosen.kind} == {UNIFORM_SOUP, GREEDY_SOUP}
 
@@ -113,13 +118,14 @@ def _present(
     calibration = None if temperature is None else _calibration(task.name, temperature, outputs, targets, groups)
     # Mixed weights belong to the study's run, not to the trial's.
     run_id = open_study.parent_run if is_mixed else open_study.tracker.reader.id_of(trial.user_attrs[RUN_ID])
-    model_uri = log_model(open_study, judge.source, run_id, weights, folder, judge.strategy, temperature)
     found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
     if calibration is not None:
         names = ("temperature", "test_ece", "test_ece_calibrated")
         found |= {name: getattr(calibration, name) for name in names}
     found |= _of_classes(task, outputs, targets, open_study.materials.data.classes)
     low, high = task.interval(metric, outputs, targets, groups)
+    test = {"metric": metric, "score": found[f"test_{metric}"], "low": low, "high": high, "images": len(targets)}
+    model_uri = log_model(open_study, judge.source, run_id, weights, folder, judge.strategy, temperature, test)
     log_evidence(open_study, outputs, targets, temperature)
     if not is_mixed:
         open_study.tracker.log(run_id, metrics=found)
