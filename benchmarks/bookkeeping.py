@@ -232,7 +232,7 @@ def our_side(config: StudyConfig, stores: Path, source: ModelSource, data: Any, 
     lock = FileLock(stores / "claim.lock")
     materials = Materials(data, sources, device, None, None, None)
     quiet = Quiet()
-    runs = TrialRuns(tracker, parent, tags, datasets_of(config.data, data))
+    runs = TrialRuns(tracker, parent, tags, datasets_of(config.data, data), config.metric)
     open_study = OpenStudy(
         config=config,
         spaces=spaces,

@@ -1,6 +1,6 @@
 """A study from Python: everything that the commands do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,15 @@ if TYPE_CHECKING:
     from search.storage import StoredStudy
     from search.winner import Verdict, Winner
 
+# Images that the winner gets at once.
+_BATCH = 64
+
 
 class Study:
     """A search over strategies for fine-tuning a pretrained model, and its results.
 
     It is configured as by ``python -m search.run study=...``. All results are in the stores, so that another process,
     or the command line, can resume the same study.
-
-    >>> study = Study("resnet_cls", data={"limit_train": 128}, budget={"trials": 4})
-    >>> study.config.budget.trials
-    4
-    >>> study.config.name
-    'resnet_cls'
 
     Args:
         study: A study's name or file, or the content of a study file.
@@ -35,6 +32,13 @@ class Study:
 
     Raises:
         ConfigError: The configuration is wrong; a line for each problem.
+
+    Examples:
+        >>> study = Study("resnet_cls", data={"limit_train": 128}, budget={"trials": 4})
+        >>> study.config.budget.trials
+        4
+        >>> study.config.name
+        'resnet_cls'
     """
 
     def __init__(self, study: str | Path | Mapping[str, Any], *overrides: str, **changes: Any) -> None:
@@ -42,6 +46,22 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.config.name!r}, {self.config.task}, {self.config.model.name})"
+
+    def _repr_html_(self) -> str:
+        """The study in a notebook: what it searches, its trials so far, and its winner."""
+        from search.storage import ENDINGS, WINNER, outcome_of
+        from search.winner import Winner, as_html
+
+        shown = {"study": str(self.config.name), "task": self.config.task, "model": ", ".join(self.config.model.names)}
+        try:
+            study = self.optuna
+        except ConfigError:
+            return as_html(shown | {"trials": "none yet; run() begins"})
+        outcomes = [outcome_of(trial) for trial in study.get_trials(deepcopy=False)]
+        counts = ", ".join(f"{outcomes.count(one)} {one}" for one in ENDINGS if one in outcomes)
+        winner = study.user_attrs.get(WINNER)
+        rows = shown | {"trials": counts or "none yet"}
+        return as_html(rows | (Winner.from_dict(winner).rows() if winner is not None else {}))
 
     def run(self) -> "Winner":
         """Search, or resume the search, until the budget is spent; Ctrl-C loses nothing.
@@ -108,31 +128,39 @@ class Study:
 
         return Strategy.from_dict(self.optuna.trials[self.winner.trial].user_attrs[STRATEGY])
 
-    def predict(self, images: Sequence[Any]) -> "pd.DataFrame":
-        """The winner's answers, a row an image.
+    def predict(self, images: Any) -> "pd.DataFrame":
+        """The winner's answers, a row an image; the column ``image`` names it.
 
         Args:
-            images: Paths, encoded bytes, or uint8 arrays (H, W, C).
+            images: An image or a list of them: a path (of a file or folder, or a pattern), a URL, encoded bytes, or a
+                uint8 array (H, W, C). An image without a name is called by its place in the list.
 
         Raises:
-            ConfigError: No search of the study has ended.
+            ConfigError: No search of the study has ended, or there is no such image.
             DataError: An image cannot be read.
         """
         import pandas as pd
 
-        from search.winner import load
+        from search.winner import answers_of, load, named_images
 
-        return pd.DataFrame(load(self.winner.model_uri, self.config.tracking.uri).predict(list(images)))
+        # Before the model is loaded, which takes longer.
+        named = named_images(images)
+        model = load(self.winner.model_uri, self.config.tracking.uri)
+        tables = list(answers_of(model, named, _BATCH, False, []))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(model.predict([]))
 
-    def report(self, out: Path | str) -> Path:
+    def report(self, out: Path | str | None = None) -> Path:
         """Write the report of the study, a page that needs no other file, and return its path.
+
+        Args:
+            out: The file; None for ``NAME-report.html`` in the working folder.
 
         Raises:
             ConfigError: The study has not begun.
         """
         from search.reporting import build, summarize
 
-        path = Path(out)
+        path = Path(out if out is not None else f"{self.config.name}-report.html")
         path.write_text(build(summarize(self._stored())), encoding="utf-8")
         return path
 

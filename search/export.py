@@ -1,4 +1,4 @@
-"""A logged model for other programs: ``python -m search.export MODEL --out model.onnx``."""
+"""A logged model for other programs: ``python -m search.export STUDY --out model.onnx``."""
 
 import argparse
 import sys
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search.command_line import check_output, exit_code, say, set_up_logging
-from search.config import tracking_uri
-from search.winner import check_destination, export_model, push
+from search.winner import check_destination, export_model, find_model, push
 from strategies import ConfigError
 
 _USAGE = """\
-MODEL is what a search prints (models:/m-...), a champion (models:/NAME@champion) or another version (models:/NAME/3).
+MODEL is a study, whose champion is meant, else its winner; or what a search prints (models:/m-...), or another version
+(models:/NAME/3). A study is named as for search.run, or by its name in the store; store.url=... and tracking.uri=...
+say where that is.
 The ending of --out says what is written:
-  .onnx    for ONNX Runtime and others (pip install 'unfreeze[onnx]')
+  .onnx    for ONNX Runtime and others (pip install -e '.[onnx]')
   .pt2     a torch.export program, which torch alone can run
   a folder a timm model: timm.create_model('local-dir:FOLDER') loads it, and --push uploads it to the Hugging Face hub
 
@@ -21,10 +22,8 @@ A file takes any number of images (N, C, S, S) as floats between 0 and 1, and gi
 for each class and pixel. A JSON file beside it says what its inputs and outputs mean. Before a file or folder is kept,
 it is run and its answers are compared with the model's."""
 
-_STORE = "sqlite:///mlruns/mlflow.db"
 
-
-def export(model: str, out: Path, uri: str, repository: str | None) -> int:
+def export(model: str, keys: Sequence[str], out: Path, uri: str | None, repository: str | None) -> int:
     """Write a logged model for other programs, upload it if that is asked for, and print both.
 
     Raises:
@@ -36,7 +35,8 @@ def export(model: str, out: Path, uri: str, repository: str | None) -> int:
         check_output("--out", out)
     if repository is not None and out.suffix:
         raise ConfigError("--push: the hub takes a timm folder; let --out name one")
-    off = export_model(model, out, uri)
+    address, store = find_model(model, keys, uri)
+    off = export_model(address, out, store)
     say(f"{out} gives the model's answers{', exactly' if off == 0 else f', to {off:.1e}'}")
     if repository is not None:
         say(push(out, repository))
@@ -51,14 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a model's address in MLflow")
+    parser.add_argument("model", metavar="MODEL", help="a study, or a model's address in MLflow")
+    parser.add_argument("keys", nargs="*", metavar="key=value", help="where the study's stores are")
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file.onnx, file.pt2, or a folder")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hugging Face hub")
-    parser.add_argument("--tracking-uri", default=_STORE, metavar="URI", help=f"MLflow's store, {_STORE} by default")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store, as tracking.uri=URI")
+    options = parser.parse_intermixed_args(arguments)
     set_up_logging()
     return exit_code(
-        lambda: export(options.model, options.out, tracking_uri(options.tracking_uri), options.push), "nothing is kept"
+        lambda: export(options.model, options.keys, options.out, options.tracking_uri, options.push), "nothing is kept"
     )
 
 

@@ -1,4 +1,4 @@
-"""Answers of a logged model for images: ``python -m search.predict MODEL IMAGES ... --out predictions.csv``."""
+"""Answers of a model for images: ``python -m search.predict STUDY IMAGES ... --out predictions.csv``."""
 
 import argparse
 import sys
@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search.command_line import FAILED, check_output, exit_code, say, set_up_logging, whole_number
-from search.config import tracking_uri
-from search.winner import answers_of, find_images, load, with_mask_files, write_answers
+from search.winner import answers_of, find_images, find_model, load, with_mask_files, write_answers
 from strategies import ConfigError
 
 _USAGE = """\
-MODEL is what a search prints (models:/m-...), a champion (models:/NAME@champion), another version (models:/NAME/3), or
-a folder that MLflow has stored a model in. IMAGES are files, folders, which are searched through, and patterns such as
-'shots/**/*.jpg'.
+MODEL is a study, whose champion answers, else its winner; or what a search prints (models:/m-...), another version
+(models:/NAME/3), or a folder that MLflow has stored a model in. A study is named as for search.run, or by its name in
+the store; store.url=... and tracking.uri=... say where that is. IMAGES are files, folders, which are searched through,
+patterns such as 'shots/**/*.jpg', and URLs (https://...).
 
 The ending of --out says the format: .csv, .json or .parquet. Without --out a CSV is printed. Masks are PNGs as base64,
 or files of their own with --masks. An image that cannot be read ends the command before anything is written; with
 --skip-bad the image is left out and named, and the exit code is 1."""
 
-_STORE = "sqlite:///mlruns/mlflow.db"
 _SUFFIXES = (".csv", ".json", ".parquet")
 
 
@@ -34,15 +33,21 @@ def predict(options: argparse.Namespace) -> int:
         raise ConfigError(f"--out: {options.out} ends in none of {', '.join(_SUFFIXES)}")
     if options.out is not None:
         check_output("--out", options.out)
-    images = find_images(options.images)
+    keys = [word for word in options.images if word.startswith(("store.url=", "tracking.uri="))]
+    images = find_images([word for word in options.images if word not in keys])
+    if not images:
+        raise ConfigError("no images are named: files, folders, patterns or URLs")
     import pandas as pd
     from rich.progress import track
 
     from search.reporting import SafeConsole
 
-    model = load(options.model, tracking_uri(options.tracking_uri))
+    address, store = find_model(options.model, keys, options.tracking_uri)
+    if address != options.model:
+        say(f"{options.model}: {address}", sys.stderr)
+    model = load(address, store)
     bad: list[str] = []
-    batches = answers_of(model, images, options.batch_size, options.skip_bad, bad)
+    batches = answers_of(model, [(name, None) for name in images], options.batch_size, options.skip_bad, bad)
     console = SafeConsole(stderr=True)
     steps = -(-len(images) // options.batch_size)
     # A terminal gets a progress bar; a log gets only what went wrong.
@@ -62,20 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m search.predict",
-        description="Run a logged model on images.",
+        description="Run a study's model, or any logged model, on images.",
         epilog=_USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a model's address in MLflow")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and patterns")
+    parser.add_argument("model", metavar="MODEL", help="a study, or a model's address in MLflow")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, patterns and URLs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the answers")
     parser.add_argument("--masks", type=Path, metavar="FOLDER", help="write masks there as PNG files")
     parser.add_argument(
         "--batch-size", type=whole_number(1, 10**6), default=64, metavar="N", help="images at once, 64 by default"
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
-    parser.add_argument("--tracking-uri", default=_STORE, metavar="URI", help=f"MLflow's store, {_STORE} by default")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store, as tracking.uri=URI")
+    options = parser.parse_intermixed_args(arguments)
     set_up_logging()
     return exit_code(lambda: predict(options), "nothing was written")
 

@@ -156,10 +156,14 @@ def _dispatch(arguments: Sequence[str]) -> int:
     with importing():
         from search.executors import may_start_processes
         from search.processes import warm_forkserver
+        from search.reporting import print_results
         from search.study import run_study
 
     with warm_forkserver(is_wanted=any(map(may_start_processes, configs))):
-        return run_jobs(configs, run_study)
+        worst = run_jobs(configs, run_study)
+    if len(configs) > 1:
+        print_results(configs)
+    return worst
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -65,10 +65,10 @@ def _show_mlflow(address: str, remark: str, studies: Sequence[str], console: "Co
     """Print MLflow's address, and below it the address of each begun study's table of trials."""
     from search.config import without_password
     from search.storage import reading_mlflow
-    from search.tracking import page_of
+    from search.tracking import front_page, page_of
 
     shown = without_password(address).rstrip("/")
-    console.print(f"MLflow  {shown}{remark}", soft_wrap=True)
+    console.print(f"MLflow  {shown}/{front_page()}{remark}", soft_wrap=True)
     try:
         with reading_mlflow(address, "the list of studies") as client:
             found = {study: client.get_experiment_by_name(study) for study in studies}

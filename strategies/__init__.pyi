@@ -7,6 +7,7 @@ from .augmentation import tta_views as tta_views
 from .augmentation import vary as vary
 from .augmentation import vary_dense as vary_dense
 from .conditions import CONDITIONS as CONDITIONS
+from .conditions import has_effect as has_effect
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import TrialError as TrialError

@@ -30,11 +30,12 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint naming the known word closest to ``word``, or all of them when none is close.
+    """A hint naming the known word closest to ``word``, in upper or lower case, or all of them when none is close.
 
     Returns:
         ``"did you mean 'lr'?"`` or ``"known: a, b, c"``.
     """
     names = sorted(known)
-    close = get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+    by_lower = {name.lower(): name for name in reversed(names)}
+    close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"did you mean '{by_lower[close[0]]}'?" if close else f"known: {', '.join(names)}"

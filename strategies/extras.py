@@ -18,4 +18,4 @@ def check_installed(feature: str, extra: str, *packages: str) -> None:
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise ConfigError(f"{feature} takes {', '.join(missing)}; pip install 'unfreeze[{extra}]'")
+        raise ConfigError(f"{feature} takes {', '.join(missing)}; pip install -e '.[{extra}]'")

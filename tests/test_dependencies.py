@@ -105,22 +105,22 @@ def without(monkeypatch):
         (
             ["study=unet_seg"],
             OPTIONAL,
-            "task: segmentation takes segmentation_models_pytorch, pycocotools; pip install 'unfreeze[dense]'",
+            "task: segmentation takes segmentation_models_pytorch, pycocotools; pip install -e '.[dense]'",
         ),
         (
             ["study=frcnn_det"],
             OPTIONAL,
-            "task: detection takes faster_coco_eval; pip install 'unfreeze[dense]'",
+            "task: detection takes faster_coco_eval; pip install -e '.[dense]'",
         ),
         (
             ["study=resnet_cls", "strategy=full"],
             ["peft"],
-            "strategy.parameters: lora takes peft; pip install 'unfreeze[lora]'",
+            "strategy.parameters: lora takes peft; pip install -e '.[lora]'",
         ),
         (
             ["study=resnet_cls", "+strategy.parameters=lora"],
             ["peft"],
-            "strategy.parameters: lora takes peft; pip install 'unfreeze[lora]'",
+            "strategy.parameters: lora takes peft; pip install -e '.[lora]'",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_decoder_says_which_extra_it_wants(kind, without):
         return
     with pytest.raises(
         ConfigError,
-        match=rf"model\.decoder: {kind} takes segmentation_models_pytorch; pip install 'unfreeze\[dense\]'",
+        match=rf"model\.decoder: {kind} takes segmentation_models_pytorch; pip install -e '\.\[dense\]'",
     ):
         Segmenter(kind, (8, 16, 32, 64), (4, 8, 16, 32), 3, 64)
 

@@ -24,6 +24,9 @@ def test_the_pages_are_built_and_every_link_leads_somewhere(tmp_path):
         assert source.with_suffix(".html").name in pages
     text = (tmp_path / "site" / "python.html").read_text(encoding="utf-8")
     assert "search.api.Study.promote" in text
+    # Examples are code, not a quotation.
+    assert "&gt;&gt;&gt;" in text.partition("<code>")[2]
+    assert "<blockquote>" not in text
 
 
 def test_the_notebook_runs(tmp_path):

@@ -1,4 +1,4 @@
-"""The configuration's sections ``champion``, ``housekeeping``, ``store`` and ``tracking``."""
+"""The configuration's sections ``champion``, ``serve``, ``housekeeping``, ``store`` and ``tracking``."""
 
 import re
 from typing import Literal
@@ -51,6 +51,18 @@ class ChampionConfig(Section):
         gt=0,
         le=MANY,
         description="most that a new champion's parameters may be, divided by the old one's; null for any",
+    )
+
+
+class ServeConfig(Section):
+    """What the winner's logged model takes, and how it computes."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="number format of its answers; in another than that of the search, they differ by rounding"
+    )
+    allow_paths: bool = Field(
+        False,
+        description="the model also takes names of files; then clients of mlflow models serve can name the server's",
     )
 
 

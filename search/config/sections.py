@@ -108,14 +108,6 @@ class AfterConfig(Section):
     calibrate: bool = Field(True, description="fit a temperature, so that the winner's probabilities are calibrated")
 
 
-class ServeConfig(Section):
-    """How the winner's logged model computes."""
-
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="number format of its answers; in another than that of the search, they differ by rounding"
-    )
-
-
 class ConfirmConfig(Section):
     """How the best strategies are trained again before one of them wins."""
 

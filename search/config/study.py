@@ -20,7 +20,7 @@ from search.config.data import DataConfig, dense_source
 from search.config.defaults import DEFAULT_PRESETS, DEFAULT_SPACE, TASK_DECODERS, TASK_METRICS
 from search.config.executor import ExecutorConfig
 from search.config.model import ModelConfig
-from search.config.places import ChampionConfig, HousekeepingConfig, StoreConfig, TrackingConfig
+from search.config.places import ChampionConfig, HousekeepingConfig, ServeConfig, StoreConfig, TrackingConfig
 from search.config.section import MANY, Section, Text, close_hint, problems, refuse_twice
 from search.config.sections import (
     ONE_OBJECTIVE_SAMPLERS,
@@ -31,7 +31,6 @@ from search.config.sections import (
     Cost,
     PrunerConfig,
     SamplerConfig,
-    ServeConfig,
 )
 from search.config.urls import without_password
 from strategies import (
@@ -101,8 +100,10 @@ class StudyConfig(Section):
     confirm: ConfirmConfig = Field(
         default_factory=ConfirmConfig, description="how the best strategies are trained again before one wins"
     )
-    serve: ServeConfig = Field(default_factory=ServeConfig, description="how the winner's logged model computes")
     champion: ChampionConfig = Field(default_factory=ChampionConfig, description="which model is served")
+    serve: ServeConfig = Field(
+        default_factory=ServeConfig, description="what the logged model takes, and how it computes"
+    )
     housekeeping: HousekeepingConfig = Field(
         default_factory=HousekeepingConfig, description="what nightly searches remove"
     )

@@ -213,7 +213,7 @@ def connected(config: StudyConfig) -> Iterator[RayExecutor]:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("executor.name: ray needs Ray; pip install 'unfreeze[ray]'") from error
+        raise ConfigError("executor.name: ray needs Ray; pip install -e '.[ray]'") from error
     with ExitStack() as cleanup:
         folder = None
         if address is None:

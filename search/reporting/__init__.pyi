@@ -1,6 +1,9 @@
 from .console import SafeConsole as SafeConsole
 from .importance import importances as importances
 from .mlflow_note import write_note as write_note
+from .next_steps import disk_lines as disk_lines
+from .next_steps import next_commands as next_commands
+from .next_steps import study_words as study_words
 from .notify import check_addresses as check_addresses
 from .notify import send as send
 from .page import build as build
@@ -17,6 +20,7 @@ from .rows import rows_of as rows_of
 from .rows import searched_fields as searched_fields
 from .rows import table_of as table_of
 from .summary import summarize as summarize
+from .sweep_table import print_results as print_results
 from .terminal import Terminal as Terminal
 from .terminal import print_table as print_table
 from .terminal import widened as widened

@@ -116,7 +116,9 @@ def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
             low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
             ticks = list(range(low, high + 1))
             logs = [math.log10(value) for value in values]
-            return {"label": label, "values": logs, "tickvals": ticks, "ticktext": [f"1e{tick}" for tick in ticks]}
+            # As wide as its ticks: one beyond the values would lie on the label.
+            shown = {"range": [low, high], "tickvals": ticks, "ticktext": [f"1e{tick}" for tick in ticks]}
+            return {"label": label, "values": logs, **shown}
         return {"label": label, "values": list(values)}
     # A field that a trial did not draw has a tick of its own.
     texts = ["-" if value is None else str(value) for value in values]
@@ -273,7 +275,8 @@ def confusion(summary: Summary) -> go.Figure | None:
         zmax=1,
         texttemplate="%{text}" if len(classes) <= _MOST_NUMBERS else None,
         hovertemplate="%{y} called %{x}: %{text} images, %{z:.1%}<extra></extra>",
-        colorbar={"tickformat": ".0%", "title": {"text": "of its images"}},
+        # Beside the bar: above it, the title would lie on the first number.
+        colorbar={"tickformat": ".0%", "title": {"text": "of its images", "side": "right"}},
     )
     figure.update_layout(yaxis_autorange="reversed", height=max(360, 24 * len(classes) + 140))
     # Names of classes may be numbers, which are no positions.

@@ -11,8 +11,8 @@ from search.reporting.page import build
 from search.reporting.rows import rows_of
 from search.reporting.summary import summarize
 from search.reporting.terminal import columns_of, title_of
-from search.storage import StoredStudy, is_outage
-from search.tracking import page_of
+from search.storage import RUN_ID, StoredStudy, is_outage
+from search.tracking import best_first, page_of
 from search.trials import OpenStudy
 from search.winner import Winner, plots
 from strategies import ConfigError
@@ -26,7 +26,9 @@ _BEST = 10
 
 
 def write_note(open_study: OpenStudy, best: Sequence[FrozenTrial], winner: Winner) -> None:
-    """Log the note, the learning curves and the report to the study's run; those of an earlier end are replaced.
+    """Log note, learning curves and report to the study's run, and pin the winner in the study's view.
+
+    What an earlier end of the study has logged is replaced.
 
     Args:
         open_study: The study, whose winner was crowned.
@@ -44,6 +46,7 @@ def write_note(open_study: OpenStudy, best: Sequence[FrozenTrial], winner: Winne
     # The report is made from what MLflow has stored.
     open_study.tracker.flush()
     try:
+        _pin(open_study, next(trial for trial in best if trial.number == winner.trial))
         with temporary_folder(open_study.temporary) as folder:
             page = build(summarize(stored, folder))
     except ConfigError as error:
@@ -51,6 +54,13 @@ def write_note(open_study: OpenStudy, best: Sequence[FrozenTrial], winner: Winne
             raise open_study.tracker.writer.away(error.__cause__) from error
         raise
     open_study.tracker.log_file(open_study.parent_run, REPORT_FILE, page.encode())
+
+
+def _pin(open_study: OpenStudy, winner: FrozenTrial) -> None:
+    """Pin the winner in the study's view: MLflow would list the newest of equal trials first."""
+    run = open_study.tracker.reader.id_of(winner.user_attrs[RUN_ID])
+    space = open_study.config.space()
+    open_study.tracker.save_view(best_first(space, open_study.chooses_model, open_study.lower_is_better, run))
 
 
 def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:

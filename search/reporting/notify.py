@@ -20,7 +20,7 @@ def check_addresses(urls: Sequence[str]) -> None:
     try:
         import apprise
     except ImportError as error:
-        raise ConfigError("--notify: apprise is not installed; pip install 'unfreeze[notify]'") from error
+        raise ConfigError("--notify: apprise is not installed; pip install -e '.[notify]'") from error
     for url in urls:
         if not apprise.Apprise().add(url):
             raise ConfigError(f"--notify: {without_password(url)!r} is not an address that apprise knows")

@@ -33,6 +33,7 @@ def build(summary: "Summary") -> str:
     page.filters["words"] = lambda name: str(name).replace("_", " ")
     return page.get_template("report.html").render(
         summary=summary,
+        about=_about(summary),
         best=summary.best,
         confirmed=columns_of(summary.winner.confirmed) if summary.winner is not None else {},
         presets=presets_of(summary)[:3],
@@ -48,6 +49,26 @@ def build(summary: "Summary") -> str:
         spared=sum(summary.seconds_spared.values()),
         plotly=plotly.offline.get_plotlyjs(),
     )
+
+
+def _about(summary: "Summary") -> list[str]:
+    """What was searched, for the heading: models, images, classes, dates."""
+    config, images = summary.config, summary.images
+    data, names = config["data"], config["model"]["name"]
+    place = next((data[key] for key in ("root", "dataset", "manifest", "annotations", "shards") if data.get(key)), None)
+    shown = place if isinstance(place, str) else None
+    parts = [names if isinstance(names, str) else " or ".join(names)]
+    parts.append(" ".join(filter(None, (data.get("source"), shown))))
+    if images:
+        counts = {"training": "to train on", "validation": "to choose by", "testing": "to test on"}
+        parts.append(", ".join(f"{images[use]:,} images {what}" for use, what in counts.items() if use in images))
+        kind = "number" if config["task"] == "regression" else "class"
+        several = {"number": "numbers", "class": "classes"}
+        parts.append(f"{images['classes']:,} {kind if images['classes'] == 1 else several[kind]}")
+    if summary.began is not None and summary.ended is not None:
+        days = [f"{time:%Y-%m-%d}" for time in (summary.began, summary.ended)]
+        parts.append(" to ".join(dict.fromkeys(days)))
+    return parts
 
 
 def _as_json(figure: Any) -> str:

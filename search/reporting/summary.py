@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
@@ -25,7 +27,7 @@ from search.storage import (
     outcome_of,
     score_of,
 )
-from search.winner import EVIDENCE_FILE, MISTAKES_FOLDER, Winner
+from search.winner import EVIDENCE_FILE, LEGEND_FILE, MISTAKES_FOLDER, Winner
 from strategies import ConfigError
 
 
@@ -85,6 +87,8 @@ class Summary:
         evidence: The winner's answers for the test images; None where they are not kept.
         mistakes: Pictures of its worst mistakes, PNG.
         pictures: For a dense task, images with truth and prediction side by side, PNG.
+        legend: The colour of each class in these pictures; empty where they need none.
+        images: How many images each split has, and how many classes there are; empty where MLflow does not say.
         config: The study's configuration.
         tags: Tags of the study's run.
         seconds_spared: By trial, seconds that cached features saved (estimated).
@@ -107,6 +111,8 @@ class Summary:
     evidence: dict[str, Any] | None
     mistakes: list[bytes]
     pictures: list[bytes]
+    legend: dict[str, str]
+    images: dict[str, int]
     config: dict[str, Any]
     tags: dict[str, str]
     seconds_spared: dict[int, float]
@@ -184,6 +190,8 @@ def summarize(stored: StoredStudy, temporary: Path | None = None) -> Summary:
         evidence=of_runs.evidence,
         mistakes=of_runs.mistakes,
         pictures=of_runs.pictures,
+        legend=of_runs.legend,
+        images=of_runs.images,
         config=of_runs.config,
         tags=of_runs.tags,
     )
@@ -196,6 +204,8 @@ class _OfRuns:
     evidence: dict[str, Any] | None
     mistakes: list[bytes]
     pictures: list[bytes]
+    legend: dict[str, str]
+    images: dict[str, int]
     config: dict[str, Any]
     tags: dict[str, str]
 
@@ -218,7 +228,21 @@ def _read_runs(stored: StoredStudy, temporary: Path | None) -> _OfRuns:
         if client.list_artifacts(parent, "pictures"):
             found = _fetched(client, parent, "pictures", folder)
             pictures = [file.read_bytes() for file in sorted(found.iterdir())]
-    return _OfRuns(evidence, mistakes, pictures, config, dict(run.data.tags))
+        legend = {}
+        if pictures and _has(client, parent, LEGEND_FILE):
+            legend = json.loads(_fetched(client, parent, LEGEND_FILE, folder).read_text(encoding="utf-8"))
+    return _OfRuns(evidence, mistakes, pictures, legend, _counts_of(run), config, dict(run.data.tags))
+
+
+def _counts_of(run: Run) -> dict[str, int]:
+    """Images of each split, by MLflow's name of its use, and classes, as the run's data sets say."""
+    found: dict[str, int] = {}
+    for used in run.inputs.dataset_inputs if run.inputs is not None else ():
+        profile = json.loads(used.dataset.profile or "{}")
+        if "images" in profile:
+            found |= {tag.value: profile["images"] for tag in used.tags if tag.key == MLFLOW_DATASET_CONTEXT}
+            found["classes"] = profile["classes"]
+    return found
 
 
 def _has(client: MlflowClient, run: str, path: str) -> bool:

@@ -1,5 +1,7 @@
 """The terminal's output of a search: progress, a line a trial, and the result at the end."""
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
@@ -7,12 +9,23 @@ from optuna.trial import FrozenTrial
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
 
 from search.config import Cost, printable
 from search.reporting.console import SafeConsole
 from search.reporting.importance import Importances
+from search.reporting.time_left import TimeLeft
 from search.storage import DEPTH, ENDINGS, MODEL, REASON, STRATEGY, outcome_of, score_of
 from search.tracking import EpochEnded, Event, TrialEnded, TrialStarted
 from search.winner import TRIAL, Confirmed, Winner
@@ -24,6 +37,14 @@ _MAX_FIELDS = 8
 _LOG_WIDTH = 160
 
 _COST_FORMATS: dict[Cost, str] = {"seconds": ".1f", "parameters_trained": ",.0f"}
+
+
+class _TimeLeftColumn(ProgressColumn):
+    """The time that the search will take until its end; of other bars, nothing."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        return Text(left.in_words(time.monotonic()) if left is not None else "")
 
 
 class Terminal:
@@ -46,9 +67,10 @@ class Terminal:
         self._trial_bars: dict[int, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            _TimeLeftColumn(Column(no_wrap=True)),
             TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -56,6 +78,7 @@ class Terminal:
         )
         self._downloads: set[str] = set()
         self._study_bar: TaskID | None = None
+        self._left: TimeLeft | None = None
 
     def __enter__(self) -> "Terminal":
         self._progress.start()
@@ -83,11 +106,18 @@ class Terminal:
             self.say(f"{what}, {total / 1e6:,.1f} MB")
         self.reading(f"{what} (MB)", done // 10**6, max(1, total // 10**6))
 
-    def study_started(self, done: int, total: int | None) -> None:
-        """Begin the progress bar of trials."""
+    def study_started(self, done: int, total: int | None, deadline: float = math.inf) -> None:
+        """Begin the progress bar of trials.
+
+        Args:
+            done: Trials that count against the budget so far.
+            total: The budget's trials; None for no limit.
+            deadline: When the budget's hours end, by the monotonic clock.
+        """
         if self._study_bar is not None:
             self._progress.remove_task(self._study_bar)
-        self._study_bar = self._progress.add_task("trials", total=total, completed=done, note="")
+        self._left = TimeLeft(time.monotonic(), math.inf if total is None else total - done, deadline)
+        self._study_bar = self._progress.add_task("trials", total=total, completed=done, note="", left=self._left)
 
     def hear(self, event: Event) -> None:
         """Show an event of a trial."""
@@ -124,9 +154,14 @@ class Terminal:
         )
         if self._study_bar is not None:
             # A trial that resumes another is not counted again: the paused one was.
-            self._progress.advance(self._study_bar, 0 if event.continues is not None else 1)
+            counts = 0 if event.continues is not None else 1
+            self._progress.advance(self._study_bar, counts)
             if event.best is not None:
                 self._progress.update(self._study_bar, note=f"best {self._metric} {event.best:.4f}")
+            # There is a bar before the trials begin, while images are read.
+            line = self._left.trial_ended(time.monotonic(), counts) if self._left is not None else ""
+            if line and not self._console.is_terminal:
+                self.say(line)
 
     def worker_ended(self, worker: int) -> None:
         """Remove the progress bar of a worker that has ended."""
@@ -182,8 +217,8 @@ class Terminal:
             if outcome_of(trial) == "failed":
                 self._console.print(f"  trial {trial.number} failed: {escape(trial.user_attrs.get(REASON, ''))}")
 
-    def winner(self, winner: Winner, how_to_look: str) -> None:
-        """Print the winner's test score, its model's address and the command that shows everything."""
+    def winner(self, winner: Winner) -> None:
+        """Print the winner's test score and its model's address."""
         if winner.confirmed:
             print_table(self._console, title_of(winner), columns_of(winner.confirmed))
         if len(winner.candidates) > 1:
@@ -200,7 +235,11 @@ class Terminal:
                 soft_wrap=True,
             )
         self._console.print(f"Model:  {winner.model_uri}")
-        self._console.print(f"Look:   {escape(how_to_look)}", soft_wrap=True)
+
+    def next_steps(self, disk: Sequence[str], commands: Sequence[str]) -> None:
+        """Print the disk space that the search took, and commands for its results, in lines that can be pasted."""
+        for line in (*disk, "Next:", *commands):
+            self.say(line)
 
     def _candidates(self, winner: Winner) -> None:
         """Print the candidates that were scored on validation after the search; a star marks the winner."""

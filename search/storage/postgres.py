@@ -61,7 +61,7 @@ def with_driver(url: str) -> str:
         # psycopg comes first, since our extra installs it; SQLAlchemy would take psycopg2 for the plain name.
         drivers = [name for name in ("psycopg", "psycopg2") if find_spec(name) is not None]
         if not drivers:
-            raise ConfigError("PostgreSQL needs a driver, which comes with: pip install 'unfreeze[postgres]'")
+            raise ConfigError("PostgreSQL needs a driver, which comes with: pip install -e '.[postgres]'")
         found = found.set(drivername=f"postgresql+{drivers[0]}")
     if found.get_driver_name() in ("psycopg", "psycopg2"):
         found = found.update_query_dict({key: value for key, value in _CONNECTION.items() if key not in found.query})

@@ -49,7 +49,7 @@ def is_proxy(url: str) -> bool:
 
 def _address(url: str) -> tuple[str, int]:
     if find_spec("grpc") is None:
-        raise ConfigError("a proxy needs gRPC, which comes with: pip install 'unfreeze[grpc]'")
+        raise ConfigError("a proxy needs gRPC, which comes with: pip install -e '.[grpc]'")
     parts = urlsplit(url)
     return parts.hostname or "localhost", parts.port or DEFAULT_PORT
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from search.config import StudyConfig, without_password
+from search.config import StudyConfig
 from search.executors import Executor, executor_of, run_pool
 from search.processes import drop_left_over, stopped_by_signals
-from search.reporting import Terminal, importances, write_note
+from search.reporting import Terminal, disk_lines, importances, next_commands, write_note
 from search.scheduling import Ledger, pareto_front, ranked
 from search.storage import EXPECTED, FRONT, MODEL, RUN_ID, taking_turns
 from search.study.loop import run_trials
@@ -80,7 +79,7 @@ def run_study(config: StudyConfig) -> None:
 
 def _run_trials(open_study: OpenStudy, terminal: Terminal, executor: Executor | None) -> None:
     ledger = Ledger(open_study.study)
-    terminal.study_started(ledger.counted, open_study.config.budget.trials)
+    terminal.study_started(ledger.counted, open_study.config.budget.trials, open_study.deadline)
     if executor is None:
         run_trials(open_study, ledger, lambda: True, terminal.say)
     else:
@@ -122,7 +121,7 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
         terminal.front(front, searched)
     terminal.counts(trials)
     terminal.importances(found)
-    terminal.winner(winner, _how_to_look(open_study.tracker.uri))
+    terminal.winner(winner)
     write_note(open_study, best, winner)
     if open_study.config.champion.promote:
         verdict = propose(
@@ -132,6 +131,7 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
         terminal.say(describe_verdict(verdict))
     open_study.tracker.finish(open_study.parent_run, "complete")
     open_study.tracker.flush()
+    terminal.next_steps(disk_lines(open_study.config), next_commands(open_study.config))
 
 
 def _tell_expected(open_study: OpenStudy, terminal: Terminal, trials: Sequence[FrozenTrial]) -> None:
@@ -171,9 +171,3 @@ def _tag_front(open_study: OpenStudy, front: Sequence[FrozenTrial]) -> None:
             open_study.tracker.log(run_id, tags={"unfreeze.pareto": "true" if run_id in runs else "false"})
     # Last: after an interruption the next end of the study tags everything again.
     open_study.study.set_user_attr(FRONT, sorted(runs))
-
-
-def _how_to_look(tracking_uri: str) -> str:
-    if tracking_uri.startswith(("http://", "https://")):
-        return f"open {without_password(tracking_uri)}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(without_password(tracking_uri))}"

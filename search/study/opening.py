@@ -93,6 +93,9 @@ def _open_images_and_stores(
         study = _open_study(config)
         check_identity(study, identity(config, materials.data, list(materials.sources.values())))
         check_space(study, space)
+        if study.metric_names is None:
+            # Optuna's pages call the objectives so.
+            study.set_metric_names([config.metric, *config.costs])
         tags = _run_tags(config, materials)
         if joins:
             parent = str(study.user_attrs[PARENT_RUN])
@@ -113,7 +116,10 @@ def _open_images_and_stores(
         parent_run=parent,
         run_tags=tags,
         watcher=watcher,
-        listeners=(TrialRuns(tracker, parent, tags, datasets_of(config.data, materials.data)), watcher.hear),
+        listeners=(
+            TrialRuns(tracker, parent, tags, datasets_of(config.data, materials.data), config.metric),
+            watcher.hear,
+        ),
         lock=lock_of(lock_place(config), "claim"),
         rank_group=rank_group,
     )

@@ -1,7 +1,9 @@
 from .background_writer import AwayError as AwayError
 from .background_writer import NoRoomError as NoRoomError
 from .background_writer import WriteError as WriteError
+from .best_first_view import VIEW_TAG as VIEW_TAG
 from .best_first_view import best_first as best_first
+from .best_first_view import front_page as front_page
 from .best_first_view import page_of as page_of
 from .datasets import datasets_of as datasets_of
 from .events import EpochEnded as EpochEnded

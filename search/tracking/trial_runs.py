@@ -36,13 +36,18 @@ class TrialRuns:
         parent: Id of the study's run.
         tags: Tags of every run.
         datasets: Data sets that every trial uses.
+        metric: The study's metric.
     """
 
-    def __init__(self, tracker: Tracker, parent: str, tags: Mapping[str, Any], datasets: Sequence[Dataset]) -> None:
+    def __init__(
+        self, tracker: Tracker, parent: str, tags: Mapping[str, Any], datasets: Sequence[Dataset], metric: str
+    ) -> None:
         self._tracker, self._parent, self._tags, self._datasets = tracker, parent, tags, datasets
+        self._metric = f"val_{metric}"
         # By run, since linear probes are trained together.
         self._loads: dict[str, SystemMetrics] = {}
         self._began: dict[str, float] = {}
+        self._sizes: dict[str, int] = {}
 
     def __call__(self, event: Event) -> None:
         """Write an event.
@@ -60,7 +65,7 @@ class TrialRuns:
             case TrialPlanned():
                 self._loads[event.run] = SystemMetrics()
                 log_plan(self._tracker, event.run, event.strategy, event.manifest, event.reuse)
-                self._tracker.log(event.run, metrics={"parameters_trained": event.parameters_trained})
+                self._sizes[event.run] = event.parameters_trained
             case EpochEnded():
                 self._epoch_ended(event)
             case TrialTrained():
@@ -97,6 +102,8 @@ class TrialRuns:
         result = event.result
         # Logged in each epoch, so that a stopped trial has its seconds too.
         metrics = {**result.metrics, "epoch_seconds": result.seconds, "training_seconds": event.seconds}
+        # MLflow's comparison of runs begins with the metric that was logged first.
+        metrics = {self._metric: metrics[self._metric], **metrics}
         if result.parts > 1:
             metrics["epoch"] = result.epoch
         tags: dict[str, Any] = {}
@@ -106,8 +113,15 @@ class TrialRuns:
             tags["unfreeze.micro_batches"] = event.micro_batches
         load = self._loads[event.run].metrics() if event.run in self._loads else {}
         self._tracker.log(event.run, step=result.step, metrics=metrics | load, tags=tags)
+        self._log_size(event.run)
+
+    def _log_size(self, run: str) -> None:
+        """Log once how many numbers are trained, after the first epoch or where there is none."""
+        if run in self._sizes:
+            self._tracker.log(run, metrics={"parameters_trained": self._sizes.pop(run)})
 
     def _trained(self, event: TrialTrained) -> None:
+        self._log_size(event.run)
         # All of the trial's time, as the terminal shows it: with its model's making, probes before it, and checkpoint.
         metrics = {"seconds": time.monotonic() - self._began[event.run]}
         if event.score is not None and event.best_epoch is not None:

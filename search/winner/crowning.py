@@ -80,20 +80,20 @@ def crown(open_study: OpenStudy, trial: FrozenTrial, confirmed: Sequence[Confirm
 
 
 def _asked(open_study: OpenStudy) -> dict[str, Any]:
-    after, precision = open_study.config.after, open_study.config.serve.precision
-    # Only another than the default, which earlier versions did not store.
-    served = {} if precision == "fp32" else {"serve.precision": precision}
-    return {
-        **served,
-        **after.model_dump(),
-        "soup_trials": [t.number for t in soup_trials(open_study)] if after.soups else [],
-    }
+    after, serve = open_study.config.after, open_study.config.serve
+    # The model is logged anew where a key of these changes. Earlier versions stored none, so only other values than the
+    # defaults are.
+    served: dict[str, Any] = {"allow_paths": True} if serve.allow_paths else {}
+    if serve.precision != "fp32":
+        served["serve.precision"] = serve.precision
+    soups = [t.number for t in soup_trials(open_study)] if after.soups else []
+    return {**after.model_dump(), "soup_trials": soups, **served}
 
 
 def _is_answered(crowned: Winner, asked: Mapping[str, Any]) -> bool:
     """Whether the choice still depends on the same settings and trials; earlier versions stored none of them."""
     if crowned.asked is None:
-        return not (asked["wise_ft"] or asked["soups"])
+        return not (asked["wise_ft"] or asked["soups"] or "allow_paths" in asked)
     return crowned.asked == asked
 
 
@@ -101,7 +101,7 @@ def _is_the_same(crowned: Winner, chosen: Candidate, asked: Mapping[str, Any]) -
     """Whether the choice is the crowned winner's weights: a greedy soup of all members is the uniform one."""
     if crowned.asked is None or crowned.trials != chosen.trials:
         return False
-    if any(crowned.asked.get(key) != asked.get(key) for key in ("calibrate", "serve.precision")):
+    if any(crowned.asked.get(key) != asked.get(key) for key in ("calibrate", "allow_paths", "serve.precision")):
         return False
     return crowned.kind == chosen.kind or {crowned.kind, chosen.kind} == {UNIFORM_SOUP, GREEDY_SOUP}
 
@@ -127,13 +127,14 @@ def _present(
             f"Serve   the model computes in {served}, and was scored in {scored}: answers differ by rounding "
             f"(serve.precision={scored} serves as scored)"
         )
-    model_uri = log_model(open_study, judge.source, run_id, weights, folder, judge.strategy, temperature)
     found = {f"test_{name}": value for name, value in task.scores(outputs, targets).items()}
     if calibration is not None:
         names = ("temperature", "test_ece", "test_ece_calibrated")
         found |= {name: getattr(calibration, name) for name in names}
     found |= _of_classes(task, outputs, targets, open_study.materials.data.classes)
     low, high = task.interval(metric, outputs, targets, groups)
+    test = {"metric": metric, "score": found[f"test_{metric}"], "low": low, "high": high, "images": len(targets)}
+    model_uri = log_model(open_study, judge.source, run_id, weights, folder, judge.strategy, temperature, test)
     log_evidence(open_study, outputs, targets, temperature)
     if not is_mixed:
         open_study.tracker.log(run_id, metrics=found)

@@ -15,10 +15,11 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from search.trials import OpenStudy
 from search.winner import plots
-from trainers import Split
+from trainers import TASKS, Split
 
 #: Artifacts of the study's run.
 EVIDENCE_FILE, OUTPUTS_FILE = "winner/evidence.json", "winner/test_outputs.npz"
+LEGEND_FILE = "winner/legend.json"
 MISTAKES_FOLDER = "winner/mistakes"
 
 _MISTAKES = 12
@@ -157,10 +158,12 @@ _OF_TASK: Mapping[str, Callable[[Tensor, Tensor, Sequence[str]], dict[str, Any]]
 
 
 def log_evidence(open_study: OpenStudy, outputs: Tensor, targets: Tensor, temperature: float | None) -> None:
-    """Log the winner's answers for the test images to the study's run; dense tasks have their pictures already."""
+    """Log the winner's answers for the test images to the study's run; of the pictures of a dense task, the legend."""
+    run, tracker, dense = open_study.parent_run, open_study.tracker, TASKS[open_study.materials.data.task].dense
+    if dense is not None and dense.legend is not None:
+        tracker.log_json(run, LEGEND_FILE, dense.legend(open_study.materials.data.classes))
     if open_study.materials.data.task not in _OF_TASK:
         return
-    run, tracker = open_study.parent_run, open_study.tracker
     found = evidence_of(
         open_study.materials.data.task, outputs, targets, open_study.materials.data.classes, temperature
     )

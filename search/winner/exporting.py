@@ -2,12 +2,13 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from search.winner.model_loading import load
-from strategies import ConfigError, TrialError, check_installed, first_line
+from strategies import ConfigError, TrialError, check_installed, first_line, has_effect
 
 # The largest difference between a program's answers and the model's that rounding explains.
 _TOLERANCE = 1e-4
@@ -186,8 +187,14 @@ def export_timm(served: Any, folder: Path) -> float:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_for_hf(served.model.cpu(), str(folder), model_config=config, model_args=_arguments(served))
+        arguments = _arguments(served)
+        # Tensors alone: torch's own format is code that runs when it is loaded.
+        save_for_hf(served.model.cpu(), str(folder), config, arguments, safe_serialization=True)
+        # Of an export of an earlier version.
+        (folder / "pytorch_model.bin").unlink(missing_ok=True)
         (folder / "README.md").write_text(model_card(served), encoding="utf-8")
+        # safetensors writes a file that only its owner may read.
+        (folder / "model.safetensors").chmod((folder / "README.md").stat().st_mode)
     except OSError as error:
         raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from error
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -215,7 +222,8 @@ def model_card(served: Any) -> str:
     """A model card as Markdown, with the YAML header that the Hugging Face hub reads."""
     card, strategy = served.card, served.card["strategy"]
     classes = ", ".join(served.classes[:50]) + (", ..." if len(served.classes) > 50 else "")
-    trained = "\n".join(f"- {name}: {value}" for name, value in strategy.items() if value not in (None, "none", 0, 0.0))
+    active = {name: value for name, value in strategy.items() if name == "depth" or _is_on(name, strategy)}
+    trained = "\n".join(f"- {name}: {value}" for name, value in active.items())
     return f"""---
 library_name: timm
 tags: [image-classification, timm, unfreeze]
@@ -224,10 +232,42 @@ tags: [image-classification, timm, unfreeze]
 
 {served.task.name.capitalize()} of {len(served.classes)} classes: {classes}.
 
-Images are {served.preprocessing.image_size} pixels wide and high. It started from {card["weights"]}; how it was
-fine-tuned was searched for with Unfreeze:
+## Intended use
+
+For images like those that it was trained on. It answers with its classes whatever an image shows, also for an image of
+none of them. Compare it with other models on images of your own before you rely on it.
+
+Images are {served.preprocessing.image_size} pixels wide and high.
+{_scored(card)}
+## Training
+
+It started from {card["weights"]}. How it was fine-tuned was searched for with Unfreeze:
 
 {trained}
+"""
+
+
+def _is_on(name: str, strategy: Mapping[str, Any]) -> bool:
+    """Whether a field of a strategy has an effect, and is not off."""
+    return strategy[name] not in (None, "none", 0, 0.0) and has_effect(name, strategy)
+
+
+def _scored(card: Mapping[str, Any]) -> str:
+    """The test score and the images, as Markdown; cards of earlier versions have none."""
+    if "test" not in card:
+        return ""
+    test, images = card["test"], card["data"]["images"]
+    interval = "" if math.isnan(test["low"]) else f" (95% interval {test['low']:.4f} to {test['high']:.4f})"
+    return f"""
+## Score
+
+{test["metric"].replace("_", " ")} {test["score"]:.4f}{interval} on {test["images"]:,} test images that neither training
+nor the search has used.
+
+## Data
+
+{images["train"]:,} images to train on, {images["val"]:,} to choose by, {images["test"]:,} to test on (source:
+{card["data"]["source"]}, fingerprint {card["data"]["fingerprint"]}).
 """
 
 

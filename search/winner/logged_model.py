@@ -8,10 +8,11 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -64,6 +65,7 @@ def log_model(
     folder: Path,
     strategy: Strategy,
     temperature: float | None,
+    test: Mapping[str, Any],
 ) -> str:
     """Log weights as a pyfunc model of a run and return its URI, unless the run has this model already.
 
@@ -77,8 +79,9 @@ def log_model(
         folder: Temporary folder for the files.
         strategy: How the weights were trained; the served model uses the same views (``tta``).
         temperature: Divides the logits before they become probabilities; None for no division.
+        test: The score on the test split, for the card: its metric, value, interval and images.
     """
-    files = _write_files(open_study, source, weights, folder, strategy, temperature)
+    files = _write_files(open_study, source, weights, folder, strategy, temperature, test)
     content = _digest_of(run_id, files.values())
     client = MlflowClient()
     for model in _models_of(client, open_study.tracker.experiment_id):
@@ -122,6 +125,7 @@ def _write_files(
     folder: Path,
     strategy: Strategy,
     temperature: float | None,
+    test: Mapping[str, Any],
 ) -> dict[str, Path]:
     """Write the model's files, and return their paths by the names that the served model knows them by."""
     task = TASKS[open_study.materials.data.task]
@@ -138,9 +142,12 @@ def _write_files(
         "weights": source.weights.source,
         "shown_size": shown_size(open_study.materials.data.preprocessing.image_size, strategy),
         "tta": strategy.tta,
+        "allow_paths": open_study.config.serve.allow_paths,
         "temperature": temperature,
         "precision": open_study.config.serve.precision,
         "scored_in": open_study.materials.device.precision,
+        "test": test,
+        "data": _about(open_study),
         "strategy": strategy.to_dict(),
         **open_study.materials.lineage.on_card(),
     }
@@ -152,6 +159,13 @@ def _write_files(
     weights_file = folder / "weights.safetensors"
     save_weights(weights, weights_file)
     return {"weights": weights_file, "card": card_file, "seen": seen_file}
+
+
+def _about(open_study: OpenStudy) -> dict[str, Any]:
+    """What the card says about the images; not where they lie, since a model may be passed on."""
+    data = open_study.materials.data
+    images = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}
+    return {"source": open_study.config.data.source, "images": images, "fingerprint": data.fingerprint}
 
 
 def _digest_of(run_id: str, files: Iterable[Path]) -> str:

@@ -1,5 +1,6 @@
 """The result of a search: the winner, its score and its calibration."""
 
+import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,6 +134,19 @@ class Winner:
             images += f", not counting {self.test_seen:,} that its first weights or its teacher were made with"
         return images
 
+    def rows(self) -> dict[str, str]:
+        """The winner in words, by what they are about."""
+        kind = "" if self.kind == TRIAL else f", {self.kind} of trials {', '.join(map(str, self.trials))}"
+        return {
+            "winner": f"trial {self.trial}{kind}",
+            f"test {self.metric.replace('_', ' ')}": f"{self.test_score:.4f} ({self.interval})",
+            "model": self.model_uri,
+        }
+
+    def _repr_html_(self) -> str:
+        """The winner in a notebook."""
+        return as_html(self.rows())
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Winner":
         """A winner as it was stored, by this version or an earlier one."""
@@ -145,3 +159,9 @@ class Winner:
         )
         read["calibration"] = Calibration(**values["calibration"]) if values.get("calibration") else None
         return cls(**read)
+
+
+def as_html(rows: Mapping[str, str]) -> str:
+    """A table of two columns for a notebook."""
+    cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
+    return f"<table>{''.join(cells)}</table>"

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def test_a_folder_is_a_timm_model(searched, tmp_path, recwarn):
     assert export(searched, folder) == 0
     os.umask(before)
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
-        ("README.md", "config.json", "pytorch_model.bin"), "0o640"
+        ("README.md", "config.json", "model.safetensors"), "0o640"
     )
     assert not [warning for warning in recwarn if "type hint" in str(warning.message)]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -90,7 +91,16 @@ def test_a_folder_is_a_timm_model(searched, tmp_path, recwarn):
         # As the trial was scored: the image and its mirror image.
         found = (model(shown) + model(shown.flip(-1))) / 2
     assert found.argmax(1).tolist() == labels.tolist()
-    assert "library_name: timm" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "library_name: timm" in card
+    assert "## Intended use" in card
+    winner = searched.study.user_attrs["winner"]
+    interval = f"95% interval {winner['test_low']:.4f} to {winner['test_high']:.4f}"
+    assert f"accuracy {winner['test_score']:.4f} ({interval}) on 64 test images" in card
+    assert "64 images to train on, 64 to choose by, 64 to test on (source:\ndigits, fingerprint " in card
+    assert "- tta: flip\n" in card
+    # AdamW has no momentum, and the schedule has no steps.
+    assert not re.search("^- (momentum|decay_epochs|lora_rank|focal_gamma)", card, re.MULTILINE)
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -171,4 +181,4 @@ def test_onnx_without_its_extra_is_refused_before_a_model_is_looked_for(tmp_path
     # As Python has it of a module that is not installed.
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["models:/nowhere@champion", "--out", str(tmp_path / "model.onnx")]) == 2
-    assert ".onnx takes onnxscript; pip install 'unfreeze[onnx]'" in capsys.readouterr().err
+    assert ".onnx takes onnxscript; pip install -e '.[onnx]'" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from copies import Started
 from lab import family_of, open_to_others
 
 from search.storage import IDENTITY
-from search.tracking import page_of
+from search.tracking import front_page, page_of
 from search.ui import main
 
 START = "import sys; from search.ui import main; sys.exit(main())"
@@ -27,8 +27,9 @@ def test_mlflow_and_optuna_are_served_to_this_machine_until_the_command_has_ende
         # Whoever does not ask for a port gets one that is free.
         taken.bind(("127.0.0.1", 0))
         process = lab.start_code(START, str(lab.file))
-        name, address = process.stdout.readline().split()
+        name, page = process.stdout.readline().split()
         assert name == "MLflow"
+        address = page.removesuffix(f"/{front_page()}")
         assert process.stdout.readline().split() == ["lab:", f"{address}/{page_of(lab.parent().info.experiment_id)}"]
         name, dashboard = process.stdout.readline().split()
         assert name == "Optuna"
@@ -93,7 +94,7 @@ def test_optuna_is_served_where_a_server_of_ones_own_does_not_answer(lab):
     begin(lab)
     process = lab.start_code(START, str(lab.file), "tracking.uri=http://me:secret@127.0.0.1:9")
     lines = [process.stdout.readline() for _ in range(3)]
-    assert lines[0] == "MLflow  http://me:***@127.0.0.1:9  (a server of its own)\n"
+    assert lines[0] == f"MLflow  http://me:***@127.0.0.1:9/{front_page()}  (a server of its own)\n"
     assert "the list of studies cannot be read at http://me:***@127.0.0.1:9: " in lines[1]
     assert lines[2].startswith("Optuna  http://127.0.0.1:")
     assert "secret" not in "".join(lines)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies import CHOICES, ConfigError, Strategy
+from strategies import CHOICES, ConfigError, Strategy, nearest
 
 
 def value_of(name: str) -> st.SearchStrategy:
@@ -107,3 +107,9 @@ def test_a_wrong_value_is_named_with_what_was_expected(values, said):
 def test_text_that_is_no_mapping_is_refused(text):
     with pytest.raises(ConfigError, match="strategy: "):
         Strategy.from_yaml(text)
+
+
+def test_a_hint_knows_words_in_upper_and_lower_case():
+    assert nearest("AdamW", ["adamp", "adamw", "sgd"]) == "did you mean 'adamw'?"
+    assert nearest("cifar10", ["CIFAR10", "SVHN"]) == "did you mean 'CIFAR10'?"
+    assert nearest("zzz", ["b", "A"]) == "known: A, b"

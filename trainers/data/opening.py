@@ -355,18 +355,21 @@ def _without_leaks(
     pairs = ", ".join(f"{number:,} in {one} and {other}" for (one, other), number in copies.pairs.items())
     if on_duplicates == "report":
         log.warning(
-            "%d images are in more than one split (%s), so that scores flatter; data.on_duplicates=move puts them "
-            "into one%s",
-            *(copies.contents, pairs, listing(copies.lines)),
+            "%s in several splits (%s), so scores may be too high; data.on_duplicates=move puts each into one%s",
+            *(_appear(copies.contents), pairs, listing(copies.lines)),
         )
         return parts, copies.lines
     parts = move_duplicates(parts, read.contents)
     log.warning(
-        "%d images were in more than one split (%s) and were moved to one%s",
-        *(copies.contents, pairs, listing(copies.lines)),
+        "%s in several splits (%s), and data.on_duplicates=move has put each into one%s",
+        *(_appear(copies.contents), pairs, listing(copies.lines)),
     )
     check_parts(targets, parts)
     return parts, copies.lines
+
+
+def _appear(count: int) -> str:
+    return "1 image appears" if count == 1 else f"{count:,} images appear"
 
 
 def _ordered(found: Found, labels: Sequence[Label], part: Indices, read: Read) -> Indices:

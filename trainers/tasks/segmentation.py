@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from strategies import Draws, Strategy, vary_dense
+from strategies import IGNORED, Draws, Strategy, vary_dense
 from trainers.data import Placing
 from trainers.decoders import SEGMENTERS, Segmenter
 from trainers.tasks.drawing import enlarged, palette, side_by_side
@@ -19,6 +19,7 @@ from trainers.tasks.task import UNUSABLE_IF_DENSE, Answers, Dense, Task
 
 # The share of the class's colour in a pixel's colour.
 _OPACITY = 0.55
+_UNCOUNTED = (128, 128, 128)
 
 
 def _rows(model: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
@@ -35,17 +36,29 @@ def _vary(images: Tensor, masks: Tensor, strategy: Strategy, draws: Draws) -> tu
 
 
 def _draw(image: Tensor, target: Tensor, predicted: Tensor, classes: Sequence[str]) -> NDArray[np.uint8]:
-    return side_by_side([enlarged(image), *(_coloured(image, mask, len(classes)) for mask in (target, predicted))])
+    masks = (torch.where(target == IGNORED, IGNORED, mask) for mask in (target, predicted))
+    return side_by_side([enlarged(image), *(_coloured(image, mask, len(classes)) for mask in masks)])
 
 
 def _coloured(image: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """The image with a colour over each pixel; pixels of class 0, mostly the background, and ignored pixels stay."""
+    """The image with a colour over each pixel, grey where pixels do not count; class 0, the background, has none."""
     from torchvision.utils import draw_segmentation_masks
 
     picture, classes = enlarged(image), enlarged(mask[None])[0]
-    layers = torch.stack([classes == k for k in range(1, num_classes)]) if num_classes > 1 else classes[None] == 0
-    drawn: Tensor = draw_segmentation_masks(picture, layers, _OPACITY, palette(len(layers)))
+    shown = [*range(min(1, num_classes - 1), num_classes), IGNORED]
+    layers = torch.stack([classes == k for k in shown])
+    drawn: Tensor = draw_segmentation_masks(picture, layers, _OPACITY, [*palette(len(shown) - 1), _UNCOUNTED])
     return drawn
+
+
+def _legend(classes: Sequence[str]) -> dict[str, str]:
+    """The colour of each class in pictures, as in CSS."""
+    colours = [*(["transparent"] if len(classes) > 1 else []), *map(_in_css, palette(max(1, len(classes) - 1)))]
+    return {**dict(zip(classes, colours, strict=True)), "(not counted)": _in_css(_UNCOUNTED)}
+
+
+def _in_css(colour: tuple[int, int, int]) -> str:
+    return "#" + bytes(colour).hex()
 
 
 def _answers(predicted: Tensor, classes: Sequence[str], places: Sequence[Placing]) -> Answers:
@@ -77,6 +90,7 @@ SEGMENTATION = Task(
         predicted=_predicted,
         vary=_vary,
         draw=_draw,
+        legend=_legend,
         answers=_answers,
         example={"mask": "base64"},
         per_class=("iou", lambda rows, targets, num_classes: iou_per_class(rows)),

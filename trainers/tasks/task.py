@@ -83,6 +83,7 @@ class Dense:
         example: A possible answer for one image, by column.
         per_class: A metric's name, and its value for each class (C,) from rows, targets and the number of classes.
         loss: Takes the model, its outputs and the targets, and gives the training loss; for models with their own loss.
+        legend: The colour of each class in pictures, as in CSS; for pictures that do not name classes.
         finest_stride: Pixels of the image for each pixel of the finest feature map that is used.
     """
 
@@ -96,6 +97,7 @@ class Dense:
     example: Mapping[str, Any]
     per_class: tuple[str, Callable[[Tensor, Tensor, int], Tensor]]
     loss: Callable[[nn.Module, Any, Tensor], Tensor] | None = None
+    legend: Callable[[Sequence[str]], dict[str, str]] | None = None
     finest_stride: int = 1
 
 

@@ -104,7 +104,7 @@ def test_ray_that_is_not_installed_is_asked_for_in_one_line(lab, monkeypatch, ca
     monkeypatch.setitem(sys.modules, "ray", None)
     assert lab.run("executor=ray") == 2
     err = capsys.readouterr().err
-    assert err == "error: executor.name: ray needs Ray; pip install 'unfreeze[ray]'\n"
+    assert err == "error: executor.name: ray needs Ray; pip install -e '.[ray]'\n"
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

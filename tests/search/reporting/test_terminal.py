@@ -1,6 +1,8 @@
 import io
+import math
 import os
 import pty
+import re
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ from rich.console import Console
 
 from search.reporting import Terminal, print_table
 from search.reporting.importance import Importances
+from search.reporting.time_left import TimeLeft
 from search.storage import DEPTH, OUTCOME, PRESET, REASON, STRATEGY
 from search.tracking import EpochEnded, TrialEnded, TrialStarted
 from search.winner import Winner
@@ -171,14 +174,15 @@ def test_fields_that_mattered_are_listed_with_what_chance_reaches_or_a_word_on_w
     assert log.lines[4].split()[:2] == ["depth", "35%"]
 
 
-def test_the_end_tells_score_interval_model_and_where_to_look_on_lines_that_can_be_copied():
+def test_the_end_tells_score_interval_model_and_what_to_do_next_on_lines_that_can_be_copied():
     screen = Screen(is_terminal=True)
-    command = "mlflow ui --backend-store-uri sqlite:////" + "deep/" * 30 + "mlflow.db"
+    command = "python -m search.report pets store.url=sqlite:////" + "deep/" * 30 + "optuna.db"
     winner = Winner(4, "accuracy", 0.95, 0.91, 0.98, 360, "models:/m-0123456789abcdef")
-    screen.terminal.winner(winner, command)
+    screen.terminal.winner(winner)
+    screen.terminal.next_steps(["Disk:   1.0 MiB"], [command])
     assert "Winner: trial 4, test accuracy 0.9500 (95% interval 0.9100 to 0.9800 over 360" in screen.text
     assert "Model:  models:/m-0123456789abcdef" in screen.lines
-    assert f"Look:   {command}" in screen.lines
+    assert screen.lines[-3:] == ["Disk:   1.0 MiB", "Next:", command]
 
 
 def test_what_was_mixed_is_a_table_with_a_star_at_the_winner_and_calibration_a_line(log):
@@ -188,7 +192,7 @@ def test_what_was_mixed_is_a_table_with_a_star_at_the_winner_and_calibration_a_l
         Candidate("greedy_soup", (4, 2), 0.95),
     )
     winner = Winner(4, "accuracy", 0.95, 0.91, 0.98, 360, "models:/m-0", "greedy_soup", (4, 2), candidates)
-    log.terminal.winner(replace(winner, calibration=Calibration(1.523, 0.0834, 0.0219, 0.01, 0.03)), "mlflow ui")
+    log.terminal.winner(replace(winner, calibration=Calibration(1.523, 0.0834, 0.0219, 0.01, 0.03)))
     rows = [line.split() for line in log.lines]
     assert ["weights", "of", "trials", "accuracy"] in rows
     assert ["trial", "4", "0.9000"] in rows
@@ -248,3 +252,28 @@ def test_on_a_terminal_a_warning_says_its_level_once(lab):
     (warned,) = [line for line in shown.decode().splitlines() if "random weights" in line]
     assert warned.count("WARNING") == 1
     assert "trainers.models.weights: model.weights: none" in warned
+
+
+def test_the_time_left_follows_the_pace_of_trials_and_ends_with_the_hours():
+    left = TimeLeft(began=100.0, trials=10, deadline=math.inf)
+    assert left.in_words(150.0) == ""
+    assert left.trial_ended(400.0) == ""
+    # A trial took 300 s, so that ten end 3,000 s after the beginning.
+    assert left.in_words(400.0) == "about 45 min left"
+    assert left.in_words(1000.0) == "about 35 min left"
+    assert left.trial_ended(700.0) == "2 trials in 10 min, about 40 min left"
+    assert left.trial_ended(1000.0) == ""
+    assert TimeLeft(0.0, math.inf, deadline=7500.0).in_words(0.0) == "about 2 h 05 min left"
+    hours_first = TimeLeft(0.0, 10, deadline=60.0)
+    hours_first.trial_ended(30.0)
+    assert hours_first.in_words(30.0) == "about 30 s left"
+
+
+def test_the_bar_of_trials_shows_the_time_left(study):
+    screen = Screen(is_terminal=True)
+    with screen.terminal as terminal:
+        terminal.study_started(0, 2)
+        begin(terminal)
+        terminal.hear(TrialEnded.of(add(study, value=0.9), "key", 0.9))
+        terminal._progress.refresh()
+    assert re.search(r"about \d+ s left", screen.text)

@@ -58,7 +58,7 @@ def test_the_logged_model_answers_in_the_images_own_pixels(finished, tmp_path):
     model = mlflow.pyfunc.load_model(lab.study.user_attrs[WINNER]["model_uri"])
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 120, 3), dtype=np.uint8))
     wide.save(tmp_path / "wide.png")
-    answers = model.predict([str(tmp_path / "wide.png"), np.asarray(wide)])
+    answers = model.predict([tmp_path / "wide.png", np.asarray(wide)])
     assert len(answers) == 2
     if task == "segmentation":
         first, second = (Image.open(io.BytesIO(base64.b64decode(text))) for text in answers["mask"])

@@ -57,7 +57,7 @@ def test_several_labels_an_image_are_learnt_and_served(new_lab, squares):
     assert winner["test_score"] > 0.9
     assert winner["calibration"]["temperature"] == model.unwrap_python_model().temperature
     assert 0 < winner["calibration"]["test_ece_calibrated"] < 0.5
-    answers = model.predict([str(squares / f"{k}.png") for k in range(4)])
+    answers = model.predict([squares / f"{k}.png" for k in range(4)])
     assert list(answers) == ["labels", "probability_left", "probability_right"]
     shown = answers[["probability_left", "probability_right"]].to_numpy()
     # None, left, right, both.
@@ -75,7 +75,7 @@ def test_numbers_are_learnt_and_served_in_their_own_units(new_lab, squares):
     assert winner["metric"] == "rmse"
     assert winner["test_low"] < winner["test_score"] < winner["test_high"]
     assert winner["test_score"] < 0.7 * spread
-    paths = [str(squares / name) for name in truth]
+    paths = [squares / name for name in truth]
     answers = model.predict(paths)
     assert list(answers) == ["brightness"]
     errors = answers["brightness"].to_numpy() - np.array(list(truth.values()))
@@ -99,7 +99,7 @@ def test_images_of_any_number_of_channels_are_learnt_and_served(new_lab, squares
     _, winner, model = winner_of(new_lab, squares, columns, f"model.in_chans={in_chans}", *overrides)
     assert winner["test_score"] > 0.6
     (file,) = squares.glob(f"1_{column}.*")
-    answers = model.predict([str(file), file.read_bytes()])
+    answers = model.predict([file, file.read_bytes()])
     assert list(answers) == ["label", "probability", "probability_left", "probability_none", "probability_right"]
     assert answers.iloc[0].equals(answers.iloc[1])
 

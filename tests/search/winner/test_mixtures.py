@@ -340,7 +340,7 @@ def test_a_study_of_numbers_is_not_calibrated_but_can_be_mixed(new_lab, tmp_path
     winner, model, _ = model_and_weights(lab)
     assert winner.calibration is None
     assert [one.kind for one in winner.candidates] == [TRIAL, "uniform_soup", "greedy_soup"]
-    assert list(model.predict([str(tmp_path / "1.npy")])) == ["label"]
+    assert list(model.predict([tmp_path / "1.npy"])) == ["label"]
 
 
 def test_trials_of_a_study_that_mixes_nothing_are_not_scored_again(new_lab, pretrained, capsys):

@@ -37,6 +37,7 @@ import base64, importlib.util, json, sys
 uri, store, repository, paths = json.loads(sys.stdin.read())
 sys.path[:] = [path for path in sys.path if path != repository]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+from pathlib import Path
 import mlflow, numpy as np
 from PIL import Image
 mlflow.set_tracking_uri(store)
@@ -46,7 +47,7 @@ assert not [n for n, m in sys.modules.items() if (getattr(m, "__file__", "") or 
 assert "search" not in sys.modules
 contents = [open(path, "rb").read() for path in paths]
 inputs = {
-    "paths": paths,
+    "paths": list(map(Path, paths)),
     "bytes": contents,
     "base64": [base64.b64encode(content).decode() for content in contents],
     "arrays": [np.asarray(Image.open(path).convert("RGB")) for path in paths],
@@ -147,6 +148,19 @@ def test_served_over_http_it_says_the_same_of_every_test_image(done, evaluated, 
         try:
             images = [base64.b64encode(Path(name).read_bytes()).decode() for name in data.test.names]
             answers = ask(port, process, {"inputs": images})
+            for wrong, message in (
+                (str(data.test.names[0]), "files are taken by name only with serve.allow_paths=true"),
+                (base64.b64encode(b"no image").decode(), "image 2: not an image in a known format"),
+                ([[[1, 2, 300]]], "image 2: not an array (H, W, C) of numbers from 0 to 255"),
+            ):
+                with pytest.raises(AssertionError) as refused:
+                    ask(port, process, {"inputs": [images[0], wrong]})
+                answer = json.loads(str(refused.value))
+                assert answer["error_code"] == "INVALID_PARAMETER_VALUE"
+                assert answer["message"].startswith("image 2: ")
+                assert answer["message"].endswith(message)
+            log.seek(0)
+            assert "type hint" not in log.read()
         except AssertionError:
             log.seek(0)
             raise AssertionError(log.read()) from None
@@ -196,14 +210,14 @@ def test_kinds_of_images_may_be_mixed_and_none_is_an_empty_table(served, evaluat
     content = Path(path).read_bytes()
     data_url = "data:image/png;base64," + base64.b64encode(content).decode()
     nested = np.asarray(Image.open(path).convert("RGB")).tolist()
-    labels = served.predict([path, content, data_url, nested, np.asarray(nested, np.uint8)])["label"]
+    labels = served.predict([Path(path), content, data_url, nested, np.asarray(nested, np.uint8)])["label"]
     assert list(labels) == [CLASSES[int(logits[0].argmax())]] * 5
     assert len(served.predict([])) == 0
 
 
 def test_more_images_than_a_batch_come_back_in_order(served, evaluated):
     data, logits, _ = evaluated
-    labels = list(served.predict([*data.test.names] * 4)["label"])
+    labels = list(served.predict([*map(Path, data.test.names)] * 4)["label"])
     assert labels == [CLASSES[i] for i in logits.argmax(1)] * 4
 
 
@@ -220,8 +234,21 @@ def test_base64_without_a_slash_is_not_looked_up_as_a_file_name(served):
 def test_text_that_is_no_image_is_named(text):
     model = ImageModel()
     model.image_size = SIZE
-    with pytest.raises(DataError, match="is neither an image file nor base64"):
+    with pytest.raises(DataError, match=r"image 1: .* is not base64; files are taken by name only"):
         model.predict(None, [text])
+    model.allows_paths = True
+    with pytest.raises(DataError, match=r"image 1: .* is neither an image file nor base64"):
+        model.predict(None, [text])
+
+
+def test_a_name_of_a_file_is_taken_only_where_the_study_allows_that(tmp_path):
+    file = tmp_path / "abcd"
+    Image.new("RGB", (4, 4)).save(file, format="PNG")
+    model = ImageModel()
+    with pytest.raises(DataError, match="not base64"):
+        model._as_image(str(file), 0)
+    model.allows_paths = True
+    assert model._as_image(str(file), 0) == file
 
 
 # Last: it gives the study another winner's model.
@@ -237,5 +264,5 @@ def test_a_model_computes_in_the_format_that_is_asked_for_and_says_in_which_it_w
     assert (model.card["precision"], model.card["scored_in"]) == ("bf16", "fp32")
     seen = []
     model.model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs.dtype))
-    assert len(model.predict(None, [str(images / "one" / "0.png")])) == 1
+    assert len(model.predict(None, [images / "one" / "0.png"])) == 1
     assert seen == [torch.bfloat16]

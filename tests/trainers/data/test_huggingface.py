@@ -356,5 +356,5 @@ def test_what_is_no_data_set_is_named(tmp_path):
 def test_a_missing_package_is_said_with_the_extra_that_brings_it(tmp_path, monkeypatch):
     folder = saved(tmp_path / "set", train=table())
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'unfreeze\[huggingface\]'"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[huggingface\]'"):
         found(folder)

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_training import DATA, DEVICE, short_of_memory
 
-from strategies import Strategy
-from trainers import ActivationStore, ModelSource, Reuse, Trainer, Weights, open_data, top_of
+from strategies import IGNORED, Strategy
+from trainers import TASKS, ActivationStore, ModelSource, Reuse, Trainer, Weights, open_data, top_of
 from trainers.scoring import pictures
 
 SIDE = 64
@@ -155,3 +156,21 @@ def test_a_batch_of_masks_that_parts_would_train_in_another_way_is_not_divided(s
     trainer = short_of_memory(Trainer(source_for(data, "segmentation", decoder), data, strategy, 0, DEVICE), 2)
     with pytest.raises(MemoryError, match=rf"because of {why}; take a smaller strategy.batch_size$"):
         next(trainer)
+
+
+def test_pixels_that_do_not_count_are_grey_in_truth_and_prediction_and_the_legend_has_every_colour():
+    dense = TASKS["segmentation"].dense
+    target = torch.ones(8, 8, dtype=torch.uint8)
+    target[:, 4:] = IGNORED
+    drawn = dense.draw(
+        torch.zeros(3, 8, 8, dtype=torch.uint8), target, torch.full_like(target, 2), ["sky", "cat", "dog"]
+    )
+    panels = [drawn[:, start : start + 192] for start in (0, 196, 392)]
+    legend = dense.legend(["sky", "cat", "dog"])
+    assert list(legend) == ["sky", "cat", "dog", "(not counted)"]
+    assert legend["sky"] == "transparent"
+    for panel, name in zip(panels[1:], ("cat", "dog"), strict=True):
+        for column, shown in ((10, name), (180, "(not counted)")):
+            # More than half of a black pixel's colour.
+            colour = 0.55 * np.array(list(bytes.fromhex(legend[shown][1:])))
+            assert panel[100, column] == pytest.approx(colour, abs=1)

@@ -71,7 +71,7 @@ def _library() -> Any:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"data.source=huggingface needs the package datasets: pip install 'unfreeze[huggingface]' ({error})"
+            f"data.source=huggingface needs the package datasets: pip install -e '.[huggingface]' ({error})"
         ) from error
     return datasets
 

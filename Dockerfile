@@ -1,0 +1,17 @@
+# Runs the README's search:
+#   docker build -t unfreeze . && docker run --rm -v "$PWD:/work" unfreeze
+# and with NVIDIA's GPUs:
+#   docker build -t unfreeze --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 .
+#   docker run --rm --gpus all --shm-size=4g -v "$PWD:/work" unfreeze search.run study=resnet_cls data.root=/work/images
+ARG BASE=ubuntu:24.04
+FROM ${BASE}
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends git python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+COPY . /unfreeze
+RUN cd /unfreeze && python3 -m venv .venv && .venv/bin/pip install --no-cache-dir -q -e .
+ENV PATH=/unfreeze/.venv/bin:$PATH
+# The stores are made in the working folder, which is to outlive the container.
+WORKDIR /work
+ENTRYPOINT ["python", "-m"]
+CMD ["search.run", "study=resnet_cls"]
