@@ -1,6 +1,8 @@
 """Opening a study: configuration, data, models, teacher and stores are checked and opened, the cheapest first."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,9 @@ from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_
 from strategies import ConfigError, Entry, Fixed, FloatRange, Space, Strategy, UnfreezeError, first_line, without
 from trainers import TASKS, Trainer, unusable_fields
 
+# Seconds after which images that were decoded stay when the study is refused.
+_KEPT_FROM = 60.0
+
 
 def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenStudy:
     """Check and open everything that trials share, the cheapest first.
@@ -62,7 +67,7 @@ def prepare(config: StudyConfig, watcher: Watcher, joins: bool = False) -> OpenS
         for name, source in models.sources.items()
     }
     _refuse_useless(space, list(left_out.values()))
-    with _saying_what_stays(Path(config.data.cache), watcher):
+    with _refusing_cleanly(Path(config.data.cache), watcher):
         return _open_images_and_stores(config, models, left_out, rank_group, watcher, joins)
 
 
@@ -129,26 +134,36 @@ def _open_images_and_stores(
 
 
 @contextmanager
-def _saying_what_stays(cache: Path, watcher: Watcher) -> Iterator[None]:
-    """If the study is refused in the ``with`` block, say that images which were decoded there stay on the disk."""
-    before = _decoded_bytes(cache)
+def _refusing_cleanly(cache: Path, watcher: Watcher) -> Iterator[None]:
+    """If the study is refused in the ``with`` block, remove what was decoded there, or say that it stays."""
+    start, before = time.monotonic(), _decoded(cache)
+    missing = [folder for folder in (cache, *cache.parents) if not folder.exists()]
     try:
         yield
     except UnfreezeError:
-        # To decode them may have taken hours, and what is refused can mostly be mended at once.
-        if _decoded_bytes(cache) > before:
-            size = f"{_decoded_bytes(cache) / 2**20:,.1f} MiB"
-            watcher.say(f"Images that were decoded stay in {cache} ({size}), so that the next start is fast")
+        new = _decoded(cache) - before
+        if time.monotonic() - start < _KEPT_FROM:
+            _remove(new, missing)
+        elif new:
+            watcher.say(f"Images that were decoded stay in {cache}, so that the next start is fast")
         raise
 
 
-def _decoded_bytes(cache: Path) -> int:
-    found = 0
-    for path in (cache / "images").rglob("*"):
-        # Another process may be making room.
+def _decoded(cache: Path) -> set[Path]:
+    return {path for path in (cache / "images").rglob("*") if not path.is_dir()}
+
+
+def _remove(files: Iterable[Path], missing: Sequence[Path]) -> None:
+    """Remove new files of a cache and their folders, or all of the cache if it is new."""
+    if missing:
+        shutil.rmtree(missing[0], ignore_errors=True)
+    for path in files:
+        path.unlink(missing_ok=True)
+    folders = {parent for path in files for parent in path.parents[:2]}
+    # The innermost first; a folder that holds something else stays.
+    for folder in (*sorted(folders, key=lambda path: len(path.parts), reverse=True), *missing[1:]):
         with suppress(OSError):
-            found += path.stat().st_size if path.is_file() else 0
-    return found
+            folder.rmdir()
 
 
 def lock_place(config: StudyConfig) -> LockPlace:

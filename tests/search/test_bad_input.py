@@ -336,14 +336,21 @@ def test_a_hub_out_of_reach_says_which_file_to_pass_and_the_process_ends_with_2(
     assert leftovers(lab) == []
 
 
-def test_a_refusal_says_that_decoded_images_stay_and_only_where_they_are_new(lab, tmp_path, capsys):
+def test_a_refused_start_leaves_decoded_images_only_where_decoding_took_long(lab, tmp_path, capsys, monkeypatch):
     draw(tmp_path, *PETS)
     (tmp_path / "cat" / "3.png").write_bytes(b"no image")
     words = [f"data.root={tmp_path}", *(f"data.limit_{split}=null" for split in ("train", "val", "test"))]
+    assert lab.run(*words) == 2
+    assert "1 of 16 images cannot be read" in capsys.readouterr().err
+    assert not (lab.folder / "mlruns" / "cache").exists()
+    monkeypatch.setattr("search.study.opening._KEPT_FROM", 0.0)
     for stays in (True, False):
         assert lab.run(*words) == 2
-        said = capsys.readouterr()
-        assert "1 of 16 images cannot be read" in said.err
         # Lines may be broken where the terminal is narrow.
-        line = f"Images that were decoded stay in {lab.folder}/mlruns/cache (0.0 MiB), so that the next start is fast"
-        assert ("".join(line.split()) in "".join(said.out.split())) == stays
+        said = "".join(capsys.readouterr().out.split())
+        assert ("Imagesthatweredecodedstayin" in said) == stays
+    decoded = {path for path in (lab.folder / "mlruns" / "cache" / "images").rglob("*") if path.is_file()}
+    # Those of another image set stay.
+    monkeypatch.setattr("search.study.opening._KEPT_FROM", 60.0)
+    assert lab.run(*words, "data.image_size=48") == 2
+    assert {path for path in (lab.folder / "mlruns" / "cache" / "images").rglob("*") if path.is_file()} == decoded
