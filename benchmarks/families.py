@@ -27,6 +27,8 @@ QUICK = ("resnet", "vision_transformer", "convnext", "dpn")
 # Parts of names that small models have, the smallest first.
 _SMALL = ["test_", "zepto", "atto", "femto", "pico", "nano", "xx", "tiny", "_t", "_xs", "small", "_s", "18", "b0", "50"]
 _IMAGES, _CLASSES = 2, 5
+# The gradients of a step are held for each of four depths.
+_MOST_PARAMETERS = 300_000_000
 # Tried before the size that a model was made for.
 _SIDES = (64, 128)
 
@@ -86,6 +88,8 @@ def small_model(family: str) -> str:
 def examined(family: str) -> Family:
     """Train and cut a small model of a family, at few pixels if it takes them, else at its own size."""
     name = small_model(family)
+    if (size := parameters_of(name)) > _MOST_PARAMETERS:
+        return Family(family, name, reason=f"not tried: {size / 1e6:.0f} million parameters")
     own = timm.get_pretrained_cfg(name).input_size[-1]
     reason = ""
     for side in dict.fromkeys((*_SIDES, own)):
@@ -94,6 +98,15 @@ def examined(family: str) -> Family:
         except Exception as error:  # any error of any model is what the table is about
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return Family(family, name, own, reason=reason)
+
+
+def parameters_of(name: str) -> int:
+    """Number of a model's parameters, counted without making them; 0 where timm cannot do that."""
+    try:
+        with torch.device("meta"):
+            return sum(param.numel() for param in timm.create_model(name).parameters())
+    except Exception:  # of any model
+        return 0
 
 
 def cut_exactly(family: str, name: str, side: int) -> Family:

@@ -167,7 +167,7 @@ def race_to_best(scale: Scale, folder: Path) -> dict[str, Any]:
         plain = run(command_of("plain", scale), study_of(scale, home, space, {}, scale.trials, seed, "median"), home)
         home = fresh(folder / f"ours-{seed}")
         # Without presets of its own here, ours has those that every study has.
-        study = study_of(scale, home, space, None, PATIENCE * scale.trials, seed, "median")
+        study = study_of(scale, home, space, None, PATIENCE * scale.trials, seed, "auto")
         ours = run(command_of("ours", scale), study, home, plain.best, plain.seconds)
         runs["plain"].append(plain)
         runs["ours"].append(ours)

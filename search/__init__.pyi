@@ -5,4 +5,8 @@ from .config import compose_jobs as compose_jobs
 from .config import compose_study as compose_study
 from .config import find_study as find_study
 from .config import list_studies as list_studies
+from .scheduling import LearnedSampler as LearnedSampler
+from .scheduling import ModelFeatures as ModelFeatures
+from .scheduling import StrategyFeatures as StrategyFeatures
+from .scheduling import TaskFeatures as TaskFeatures
 from .study import run_study as run_study

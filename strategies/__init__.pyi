@@ -54,6 +54,7 @@ from .optim import swa_weight as swa_weight
 from .penalties import SourceClasses as SourceClasses
 from .penalties import TotalPenalty as TotalPenalty
 from .penalties import learn_relationship as learn_relationship
+from .random_draws import RandomDraws as RandomDraws
 from .space import Choice as Choice
 from .space import Entry as Entry
 from .space import Fixed as Fixed

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cache
 from typing import Any, Protocol
 
 from strategies.conditions import CONDITIONS, has_effect
@@ -108,20 +109,26 @@ def parse_space(spec: Mapping[str, Any]) -> dict[str, Entry]:
     return {name: space[name] for name in _sampling_order(space) if name in space}
 
 
-def _sampling_order(space: Space) -> list[str]:
+def _sampling_order(space: Space) -> tuple[str, ...]:
     """All fields, each after those that its conditions, built in or of the space, are on."""
-    asked = {name: [when.name for when in space[name].when] if name in space else [] for name in CHOICES}
+    return _order(tuple((name, tuple(when.name for when in entry.when)) for name, entry in space.items() if entry.when))
+
+
+@cache
+def _order(conditions: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[str, ...]:
+    """The sampling order, from the fields with conditions of the space and the fields that these are on."""
+    asked = {name: list(dict(conditions).get(name, ())) for name in CHOICES}
     for name, condition in CONDITIONS.items():
         asked[name] += condition.controllers
-    ordered: list[str] = []
+    ordered: dict[str, None] = {}
     while len(ordered) < len(asked):
         # The first field that can come; if the space has no conditions, the result is the order of the fields.
         ready = next((n for n in asked if n not in ordered and all(other in ordered for other in asked[n])), None)
         if ready is None:
             circle = ", ".join(name for name in asked if name not in ordered)
             raise ConfigError(f"strategy: the conditions (when) of these fields lead in a circle: {circle}")
-        ordered.append(ready)
-    return ordered
+        ordered[ready] = None
+    return tuple(ordered)
 
 
 def _parse_entry(name: str, spec: Any) -> Entry:

@@ -637,14 +637,13 @@ class Strategy:
 
     def canonical(self, num_blocks: int) -> "Strategy":
         """The same strategy with depth as a number of blocks and every field without effect at its default."""
-        resolved = self.replace(depth=self.blocks_trained(num_blocks))
-        if resolved.depth == num_blocks:
-            resolved = resolved.replace(depth_from=CHOICES_DEFAULTS["depth_from"])
+        values = self.to_dict() | {"depth": self.blocks_trained(num_blocks)}
+        if values["depth"] == num_blocks:
+            values["depth_from"] = CHOICES_DEFAULTS["depth_from"]
         # A view that no epoch shows makes no difference.
-        resolved = resolved.replace(views=min(self.views, self.epochs))
-        values = resolved.to_dict()
+        values["views"] = min(self.views, self.epochs)
         idle = {name: CHOICES_DEFAULTS[name] for name in values if not has_effect(name, values)}
-        return resolved.replace(**idle)
+        return Strategy(**values | idle)
 
     def fingerprint(self, num_blocks: int) -> str:
         """Twelve hexadecimal digits, equal for strategies that train alike on a model of ``num_blocks``."""

@@ -53,8 +53,11 @@ def imported(nodes: list[ast.AST]) -> Iterator[str]:
 
 
 def foreign(file: Path, at_import_only: bool = False) -> set[str]:
-    """Third-party packages that a file imports."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    """Third-party packages that a file imports; none of a script that declares its own environment (PEP 723)."""
+    text = file.read_text(encoding="utf-8")
+    if text.startswith("# /// script\n"):
+        return set()
+    tree = ast.parse(text)
     return set(imported(list(tree.body if at_import_only else ast.walk(tree)))) - OWN - sys.stdlib_module_names
 
 

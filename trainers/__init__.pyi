@@ -23,6 +23,7 @@ from .models import check_model_name as check_model_name
 from .models import create_classifier as create_classifier
 from .models import dress as dress
 from .models import find_weights as find_weights
+from .models import multiply_adds as multiply_adds
 from .models import normaliser as normaliser
 from .models import parameter_count as parameter_count
 from .models import top_of as top_of

@@ -34,7 +34,8 @@ class BudgetConfig(Section):
         None,
         gt=0,
         le=MANY,
-        description="end when the best score can hardly be improved by so much any more, in the metric",
+        description="end when the best score can hardly be improved by so much any more, in the metric; null: 0.001 "
+        "with sampler.name learned, else no such end",
     )
 
     @model_validator(mode="after")
@@ -47,15 +48,20 @@ class BudgetConfig(Section):
 class SamplerConfig(Section):
     """How the next strategy is chosen."""
 
-    name: Literal["tpe", "gp", "cmaes", "qmc", "random", "nsga2"] = Field("tpe", description="Optuna's sampler")
+    name: Literal["learned", "tpe", "gp", "cmaes", "qmc", "random", "nsga2"] = Field(
+        "tpe",
+        description="learned: by what fine-tunings elsewhere have taught, for classification; or Optuna's sampler",
+    )
     startup_trials: int = Field(8, ge=0, le=MANY, description="trials drawn at random before the sampler learns")
 
 
 class PrunerConfig(Section):
     """When a hopeless trial is stopped."""
 
-    name: Literal["median", "halving", "hyperband", "patient", "rungs", "none"] = Field(
-        "median", description="Optuna's pruner; rungs pauses trials and resumes the best, by the two keys below"
+    name: Literal["auto", "median", "halving", "hyperband", "patient", "rungs", "none"] = Field(
+        "auto",
+        description="auto: with sampler.name learned trials pause and resume as it says, else median; or Optuna's "
+        "pruner; rungs pauses trials and resumes the best, by the two keys below",
     )
     reduction: int = Field(3, ge=2, le=100, description="of so many trials at a rung the best is resumed (rungs)")
     first_rung: int = Field(

@@ -120,7 +120,9 @@ class _Pool:
     def run(self) -> None:
         """Start workers and follow their messages until the last has ended."""
         most = self._open_study.config.budget.trials
-        if time.monotonic() >= self._open_study.deadline or (most is not None and self._ledger.counted >= most):
+        is_full = most is not None and self._ledger.counted >= most
+        # Of a full study the best trial may be paused, and is then trained to its end.
+        if time.monotonic() >= self._open_study.deadline or (is_full and not self._open_study.pauses_by_plan):
             return
         # Where other processes train the last of the budget, one worker waits in case they end early.
         first = max(1, min(self._wanted, self._room()))

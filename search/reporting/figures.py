@@ -230,6 +230,33 @@ def _add_curve(figure: go.Figure, curve: Curve, line: Mapping[str, Any], **how: 
     )
 
 
+def predictions(summary: Summary) -> go.Figure | None:
+    """Scores against what the learnt policy predicted before each trial."""
+    if not summary.foreseen:
+        return None
+    figure = _figure("predicted", f"validation {summary.metric}")
+    found = summary.foreseen
+    figure.add_scatter(
+        x=[one.predicted for one in found],
+        y=[one.score for one in found],
+        mode="markers",
+        marker={"color": BLUE, "size": 8},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [one.high - one.predicted for one in found],
+            "arrayminus": [one.predicted - one.low for one in found],
+            "color": GREY,
+        },
+        text=[_about(summary.row(one.trial)) for one in found],
+        hovertemplate="%{text}<br>predicted %{x:.4f}, came %{y:.4f}<extra></extra>",
+        showlegend=False,
+    )
+    every = [value for one in found for value in (one.predicted, one.score)]
+    _add_ideal(figure, min(every), max(every))
+    return figure
+
+
 def confusion(summary: Summary) -> go.Figure | None:
     """Confusion matrix of the test images."""
     counts = (summary.evidence or {}).get("confusion")
@@ -336,6 +363,7 @@ FIGURES: Mapping[str, Callable[[Summary], go.Figure | None]] = {
     "history": history,
     "pareto": against_seconds,
     "curves": learning_curves,
+    "predictions": predictions,
     "confusion": confusion,
     "reliability": reliability,
     "points": truth_and_answer,

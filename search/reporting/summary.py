@@ -15,8 +15,18 @@ from optuna.trial import FrozenTrial
 from search.processes import temporary_folder
 from search.reporting.importance import Importances, importances
 from search.reporting.rows import rows_of, searched_fields
-from search.scheduling import pareto_front, ranked
-from search.storage import PARENT_RUN, SPARED, WINNER, StoredStudy, outcome_of
+from search.scheduling import Expected, pareto_front, ranked
+from search.storage import (
+    CONTINUES,
+    EXPECTED,
+    PARENT_RUN,
+    PREDICTED,
+    SPARED,
+    WINNER,
+    StoredStudy,
+    outcome_of,
+    score_of,
+)
 from search.winner import EVIDENCE_FILE, LEGEND_FILE, MISTAKES_FOLDER, Winner
 from strategies import ConfigError
 
@@ -38,6 +48,25 @@ class Curve:
     steps: list[int]
     scores: list[float]
     outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """A trial's score and what the learnt policy had predicted when the trial began.
+
+    Args:
+        trial: Its number.
+        score: The score that came.
+        predicted: The predicted score.
+        low: Lower end of its 90% interval.
+        high: Upper end.
+    """
+
+    trial: int
+    score: float
+    predicted: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +92,8 @@ class Summary:
         config: The study's configuration.
         tags: Tags of the study's run.
         seconds_spared: By trial, seconds that cached features saved (estimated).
+        foreseen: Trials that the learnt policy chose and that completed.
+        expected: What more search is expected to bring, as a sentence; empty where the learnt policy did not search.
         began: When the first trial began.
         ended: When the last trial ended.
     """
@@ -85,6 +116,8 @@ class Summary:
     config: dict[str, Any]
     tags: dict[str, str]
     seconds_spared: dict[int, float]
+    foreseen: list[Foreseen]
+    expected: str
     began: datetime | None
     ended: datetime | None
     _by_number: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -150,6 +183,8 @@ def summarize(stored: StoredStudy, temporary: Path | None = None) -> Summary:
         searched=searched_fields([stored]),
         winner=Winner.from_dict(winner) if winner is not None else None,
         seconds_spared={t.number: t.user_attrs[SPARED] for t in told if SPARED in t.user_attrs},
+        foreseen=_foreseen(trials),
+        expected=Expected(**study.user_attrs[EXPECTED]).sentence if EXPECTED in study.user_attrs else "",
         began=min(began, default=None),
         ended=max(ended, default=None),
         evidence=of_runs.evidence,
@@ -216,6 +251,22 @@ def _has(client: MlflowClient, run: str, path: str) -> bool:
 
 def _fetched(client: MlflowClient, run: str, path: str, folder: Path) -> Path:
     return Path(client.download_artifacts(run, path, str(folder)))
+
+
+def _foreseen(trials: list[FrozenTrial]) -> list[Foreseen]:
+    """Of each completed trial, what was predicted when its strategy was chosen, before any pause."""
+    found = []
+    for trial in trials:
+        score = score_of(trial)
+        if outcome_of(trial) != "complete" or score is None:
+            continue
+        first = trial
+        while CONTINUES in first.user_attrs:
+            first = trials[first.user_attrs[CONTINUES]]
+        told = first.user_attrs.get(PREDICTED, {})
+        if "low" in told:
+            found.append(Foreseen(trial.number, score, told["score"], told["low"], told["high"]))
+    return found
 
 
 def _front_of_seconds(best: list[FrozenTrial]) -> list[FrozenTrial]:

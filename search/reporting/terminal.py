@@ -144,8 +144,8 @@ class Terminal:
         """Print the trial's line and advance the bar of trials."""
         score = f"{self._metric} {event.score:.4f}" if event.score is not None else ""
         resumed = f"resumes trial {event.continues}" if event.continues is not None else ""
-        why = event.reason or (f"preset {event.preset}" if event.preset else "")
-        note = ", ".join(filter(None, (resumed, why)))
+        preset = f"preset {event.preset}" if event.preset and not event.reason else ""
+        note = ", ".join(filter(None, (resumed, event.chosen, event.reason, preset)))
         self._console.print(
             f"trial {event.number:>3}  [{ENDINGS[event.outcome].style}]{event.outcome:<8}[/]  {score:<16}  "
             f"{event.seconds:6.1f} s  {escape(self._labels.pop(event.number, ''))}"

@@ -6,7 +6,7 @@ from enum import Enum
 from optuna.trial import Trial
 
 from search.config import PrunerConfig
-from search.scheduling.rungs import RUNGS
+from search.scheduling.rungs import AUTO, RUNGS
 
 
 class Step(Enum):
@@ -48,5 +48,11 @@ def decide(trial: Trial, pruner: PrunerConfig, epoch: float, epochs: int) -> Dec
     if pruner.name == "none" or epoch >= epochs or not trial.should_prune():
         return CONTINUE
     if pruner.name == RUNGS:
-        return Decision(Step.PAUSE, f"paused at epoch {epoch:g}")
-    return Decision(Step.STOP, f"stopped after epoch {epoch:g} by pruner {pruner.name}")
+        return paused(epoch)
+    name = "median" if pruner.name == AUTO else pruner.name
+    return Decision(Step.STOP, f"stopped after epoch {epoch:g} by pruner {name}")
+
+
+def paused(epoch: float) -> Decision:
+    """The decision to pause after an epoch."""
+    return Decision(Step.PAUSE, f"paused at epoch {epoch:g}")

@@ -20,6 +20,7 @@ from search.storage import (
     FINGERPRINT,
     OUTCOME,
     OWNER,
+    PREDICTED,
     PRESET,
     REASON,
     RETRY_OF,
@@ -186,10 +187,10 @@ def requeue(study: Study, trial: FrozenTrial, attempt: int) -> None:
 
 
 def queue_again(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
-    """Queue a trial once more, with these attributes, its parameters, its preset, and the paused trial that it resumes.
+    """Queue a trial once more, with these attributes, its parameters, preset, prediction, and what it resumes.
 
     A trial that was killed while it drew parameters draws again: each of its draws depends on those before.
     """
     drawn = trial.params if FINGERPRINT in trial.user_attrs else {}
-    kept = {name: trial.user_attrs[name] for name in (PRESET, CONTINUES) if name in trial.user_attrs}
+    kept = {name: trial.user_attrs[name] for name in (PRESET, CONTINUES, PREDICTED) if name in trial.user_attrs}
     study.enqueue_trial({**queued_params(trial), **drawn}, user_attrs={**kept, **attrs})

@@ -74,19 +74,9 @@ class Rungs:
             direction: Direction of the study.
         """
         sign = 1 if direction == StudyDirection.MINIMIZE else -1
-        firsts: dict[int, int] = {}
-        last: dict[int, FrozenTrial] = {}
-        reports: dict[int, dict[int, float]] = {}
-        for trial, attempt in zip(trials, first_attempts(trials), strict=True):
-            if outcome_of(trial) == "killed":
-                continue
-            first = firsts.get(trial.user_attrs.get(CONTINUES, trial.number), attempt)
-            firsts[trial.number] = first
-            last[first] = trial
-            reports.setdefault(first, {}).update(trial.intermediate_values)
         return [
-            Climber(first, trial, self._losses(reports[first], sign))
-            for first, trial in last.items()
+            Climber(first, trial, self._losses(reports, sign))
+            for first, (trial, reports) in joined(trials).items()
             if outcome_of(trial) != "failed"
         ]
 
@@ -130,10 +120,7 @@ class Rungs:
             direction: Direction of the study.
             to_come: How many trials may still reach a rung; None for as many as have reached it.
         """
-        found: set[int] = set()
-        for trial in trials:
-            if not trial.state.is_finished():
-                found |= {trial.number, *forerunners(trials, trial.user_attrs)}
+        found = being_resumed(trials)
         climbers = self.climbers(trials, direction)
         for epoch, waiting in self._waiting(climbers).items():
             standing = self.standing(climbers, epoch)
@@ -148,6 +135,24 @@ class Rungs:
             if climber.paused_at is not None:
                 found.setdefault(climber.paused_at, {})[climber.first] = climber.last
         return found
+
+
+def joined(trials: Sequence[FrozenTrial]) -> dict[int, tuple[FrozenTrial, dict[int, float]]]:
+    """The trials of each strategy as one: by its first trial, the last that was not killed, and the reports of all.
+
+    Args:
+        trials: All trials of the study, by number.
+    """
+    firsts: dict[int, int] = {}
+    found: dict[int, tuple[FrozenTrial, dict[int, float]]] = {}
+    for trial, attempt in zip(trials, first_attempts(trials), strict=True):
+        if outcome_of(trial) == "killed":
+            continue
+        first = firsts.get(trial.user_attrs.get(CONTINUES, trial.number), attempt)
+        firsts[trial.number] = first
+        earlier = found[first][1] if first in found else {}
+        found[first] = trial, earlier | trial.intermediate_values
+    return found
 
 
 class RungPruner(BasePruner):
@@ -172,6 +177,19 @@ class RungPruner(BasePruner):
         return standing.index(first) >= self._rungs.room(len(standing))
 
 
+def being_resumed(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Numbers of the trials that wait or run, and of those whose snapshots they may resume.
+
+    Args:
+        trials: All trials of the study, by number.
+    """
+    found: set[int] = set()
+    for trial in trials:
+        if not trial.state.is_finished():
+            found |= {trial.number, *forerunners(trials, trial.user_attrs)}
+    return found
+
+
 def forerunners(trials: Sequence[FrozenTrial], attrs: Mapping[str, Any]) -> Iterator[int]:
     """Numbers of the trials whose snapshots a trial may resume, the furthest first.
 
@@ -187,7 +205,7 @@ def forerunners(trials: Sequence[FrozenTrial], attrs: Mapping[str, Any]) -> Iter
         yield attrs[CONTINUES]
 
 
-RUNGS = "rungs"
+RUNGS, AUTO = "rungs", "auto"
 
 
 def short_epochs(pruner: PrunerConfig, epochs: int) -> ShortEpochs | None:

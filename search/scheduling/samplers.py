@@ -28,10 +28,21 @@ from search.scheduling.original_order import as_uninterrupted
 from search.scheduling.rungs import RungPruner, Rungs
 from search.storage import Hyperband, PlacedQMC
 
+
+def _tpe(seed: int, startup: int) -> BaseSampler:
+    return TPESampler(n_startup_trials=startup, multivariate=True, group=True, constant_liar=True, seed=seed)
+
+
+def _median(config: PrunerConfig) -> BasePruner:
+    return MedianPruner(
+        n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs * config.reports_per_epoch
+    )
+
+
 SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": lambda seed, startup: TPESampler(
-        n_startup_trials=startup, multivariate=True, group=True, constant_liar=True, seed=seed
-    ),
+    # Draws fields that the planner leaves open, and everything where the learnt policy does not know the task.
+    "learned": _tpe,
+    "tpe": _tpe,
     "gp": lambda seed, startup: GPSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False),
     "cmaes": lambda seed, startup: CmaEsSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False),
     "random": lambda seed, startup: RandomSampler(seed=seed),
@@ -40,9 +51,9 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
 
 # Optuna's pruners count reports, our keys count epochs.
 PRUNERS: dict[str, Callable[[PrunerConfig], BasePruner]] = {
-    "median": lambda config: MedianPruner(
-        n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs * config.reports_per_epoch
-    ),
+    # Asked only where no planner pauses trials.
+    "auto": _median,
+    "median": _median,
     "halving": lambda config: _Uninterrupted(
         SuccessiveHalvingPruner(min_resource=max(1, config.warmup_epochs) * config.reports_per_epoch)
     ),

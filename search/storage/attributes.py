@@ -40,6 +40,10 @@ RETRY_OF = "retry_of"
 CONTINUES = "continues"
 #: Epoch after which the trial was paused.
 PAUSED = "paused_at_epoch"
+#: What the learnt policy predicted when it chose the trial, and why it did; see ``search.scheduling.Plan``.
+PREDICTED = "predicted"
+#: Training loss of each epoch.
+LOSSES = "train_losses"
 
 # Attributes of studies.
 #: What makes two studies comparable, such as the metric; a resumed study must have the same.
@@ -58,8 +62,12 @@ WINNER = "winner"
 FRONT = "pareto_front"
 #: Statistics of the images, by which similar studies are found.
 FEATURES = "data_features"
+#: Gain that the learnt policy expects of more seconds of search, as of the last end of the search.
+EXPECTED = "expected_gain"
 #: Number of blocks of each model.
 BLOCKS = "num_blocks"
+#: Of each model: parameters, multiply-adds of an image of its usual size, and of a study's image in each block.
+MODEL_FACTS = "model_facts"
 #: Scores of trainings with new seeds by trial and seed, null where training failed. So no pair is trained twice.
 CONFIRMATIONS = "confirmations"
 

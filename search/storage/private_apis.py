@@ -33,6 +33,7 @@ __all__ = [
     "mlflow_revision",
     "models",
     "queued_params",
+    "storage_of",
     "take_queued",
     "transaction",
 ]
@@ -102,6 +103,11 @@ def take_queued(study: Study, queued: FrozenTrial) -> Trial | None:
     except UpdateFinishedTrialError:
         return None
     return live_trial(study, queued) if taken else None
+
+
+def storage_of(study: Study) -> BaseStorage:
+    """The storage of a study, for reading its other studies."""
+    return study._storage
 
 
 class StudyOfTrials(Study):

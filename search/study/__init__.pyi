@@ -13,6 +13,7 @@ from .nights import for_a_night as for_a_night
 from .nights import search_night as search_night
 from .opening import lock_place as lock_place
 from .opening import prepare as prepare
+from .own_studies import told_of_store as told_of_store
 from .places import check_places as check_places
 from .reproduction import read_trial as read_trial
 from .reproduction import reproduce as reproduce

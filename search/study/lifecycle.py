@@ -15,10 +15,11 @@ from search.executors import Executor, executor_of, run_pool
 from search.processes import drop_left_over, stopped_by_signals
 from search.reporting import Terminal, disk_lines, importances, next_commands, write_note
 from search.scheduling import Ledger, pareto_front, ranked
-from search.storage import FRONT, MODEL, RUN_ID, taking_turns
+from search.storage import EXPECTED, FRONT, MODEL, RUN_ID, taking_turns
 from search.study.loop import run_trials
 from search.study.opening import lock_place, prepare
 from search.study.places import check_places
+from search.study.planning import MIN_IMPROVEMENT
 from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
 from search.trials import OpenStudy, is_whole, queue_lost, reconcile_runs, recover_trials, try_again
@@ -92,6 +93,7 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
     # Those that other processes have ended, or whose writes MLflow has refused.
     lost = queue_lost(open_study)
     trials = open_study.study.get_trials(deepcopy=False)
+    _tell_expected(open_study, terminal, trials)
     best = [trial for trial in ranked(open_study.study) if trial.number not in lost]
     if not best and not lost:
         terminal.counts(trials)
@@ -130,6 +132,19 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
     open_study.tracker.finish(open_study.parent_run, "complete")
     open_study.tracker.flush()
     terminal.next_steps(disk_lines(open_study.config), next_commands(open_study.config))
+
+
+def _tell_expected(open_study: OpenStudy, terminal: Terminal, trials: Sequence[FrozenTrial]) -> None:
+    """Print and store what the learnt policy expects of more search."""
+    planner, budget = open_study.planner, open_study.config.budget
+    expected = planner.expected(trials) if planner is not None else None
+    if expected is None:
+        return
+    open_study.study.set_user_attr(EXPECTED, asdict(expected))
+    threshold = budget.min_improvement or MIN_IMPROVEMENT
+    is_early = expected.gain < threshold and (budget.trials is None or Ledger(open_study.study).counted < budget.trials)
+    why = f"; that is less than budget.min_improvement {threshold:g}" if is_early else ""
+    terminal.say(f"Search  ended: {expected.sentence}{why}")
 
 
 def _first_whole(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> FrozenTrial:

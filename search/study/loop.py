@@ -18,6 +18,7 @@ from search.trials import (
     drop_paused,
     kill_asked,
     open_trial,
+    plan,
     probes_waiting,
     promote,
     reconcile_runs,
@@ -66,14 +67,15 @@ def _run_trials(
         try:
             with open_study.lock:
                 refresh(open_study, ledger)
-                promote(open_study, ledger)
+                # Of the learnt policy and of rungs, either resumes paused trials.
+                goes_on = promote(open_study, ledger) or plan(searching, ledger)
                 # A trial of this process that still shows as running was given up when a store could not be written to.
                 others = [trial for trial in ledger.running if not is_mine(trial)]
                 room = None if most is None else most - ledger.counted - len(others)
                 has_room = room is None or room > 0
                 if has_room and _is_exhausted(open_study, ledger):
                     return True
-                opened = claim(open_study, ledger, room) if has_room else {}
+                opened = claim(open_study, ledger, room) if has_room and goes_on else {}
         except TurnLostError:
             continue
         if not opened and others and recover_trials(open_study):
@@ -98,7 +100,7 @@ def _run_trials(
 def _is_exhausted(open_study: OpenStudy, ledger: Ledger) -> bool:
     """Whether the expected improvement is below ``budget.min_improvement``; if so, print that."""
     threshold = open_study.config.budget.min_improvement
-    if threshold is None:
+    if threshold is None or open_study.planner is not None:
         return False
     expected = no_more_expected(
         open_study.study, ledger, threshold, open_study.config.sampler.startup_trials, open_study.config.seed

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -14,6 +15,7 @@ from search.scheduling import StudySampler, make_pruner, requeuing
 from search.storage import (
     BLOCKS,
     FEATURES,
+    MODEL_FACTS,
     PARENT_KEY,
     PARENT_RUN,
     SUGGESTED_LR,
@@ -29,6 +31,7 @@ from search.storage import (
 from search.study.comparability import check_identity, check_space, identity
 from search.study.lr_range import centred, suggested_lr
 from search.study.materials import Models, gather, open_models
+from search.study.planning import facts_of, planner_of, unknown_to_policy
 from search.study.similar import features_of
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit, new_run_key
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
@@ -99,7 +102,7 @@ def _open_images_and_stores(
     _say_what_was_opened(study, materials, left_out, watcher)
     if config.centre_lr:
         space = _centred(space, study, config, materials, watcher)
-    return OpenStudy(
+    open_study = OpenStudy(
         config=config,
         spaces={name: without(space, fields) for name, fields in left_out.items()},
         materials=materials,
@@ -116,6 +119,9 @@ def _open_images_and_stores(
         lock=lock_of(lock_place(config), "claim"),
         rank_group=rank_group,
     )
+    if config.sampler.name == "learned" and (unknown := unknown_to_policy(config)):
+        watcher.say(f"Sampler tpe: the learnt policy does not know {unknown}")
+    return replace(open_study, planner=planner_of(open_study))
 
 
 @contextmanager
@@ -158,10 +164,12 @@ def _run_tags(config: StudyConfig, materials: Materials) -> dict[str, str]:
 
 
 def _note_features(study: Study, materials: Materials) -> None:
-    """Store features of the study's images and models, by which later studies find similar ones."""
+    """Store features of the study's images and models, from which the learnt policy of later studies learns."""
     if FEATURES not in study.user_attrs:
         study.set_user_attr(BLOCKS, {name: source.num_blocks for name, source in materials.sources.items()})
         study.set_user_attr(FEATURES, features_of(materials.data))
+    if MODEL_FACTS not in study.user_attrs and materials.data.task == "classification":
+        study.set_user_attr(MODEL_FACTS, {name: facts_of(source) for name, source in materials.sources.items()})
 
 
 def _open_parent(

@@ -10,7 +10,7 @@ import numpy as np
 
 from search.storage import SWEEP
 from search.trials import OpenStudy
-from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, IntRange, Space, sample
+from strategies import LOSS_FIELDS, Choice, Fixed, FloatRange, IntRange, RandomDraws, Space, sample
 from trainers import TASKS, ProbeResult, feature_bytes, has_linear_head, probe_parts, sweep
 
 # Fields that matter to a head, besides its rate; the sweep tries those in the space.
@@ -23,25 +23,10 @@ _MAX_FEATURE_BYTES = 4 * 2**30
 # Not the best probe's rate: deeper training wants a lower one.
 _PASSED_ON = tuple(name for name in _TRIED if name not in ("batch_size", "epochs"))
 
+#: Name of the preset that is the best probe of the sweep.
+BEST_PROBE = "probe_sweep"
+
 logger = logging.getLogger(__name__)
-
-
-class _Draws:
-    """Draws suggestions at random, uniformly on each range's scale."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return int(self._rng.integers(low, high, endpoint=True) - low) // step * step + low
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        return float(np.exp(self._rng.uniform(np.log(low), np.log(high))) if log else self._rng.uniform(low, high))
-
-    def suggest_categorical(self, name: str, choices: tuple[Any, ...]) -> Any:
-        return choices[self._rng.integers(len(choices))]
 
 
 def probe_space(space: Space) -> Space:
@@ -69,7 +54,10 @@ def sweep_probes(open_study: OpenStudy) -> None:
         open_study.watcher.say(f"Probes  none: the features of so many images take {size / 2**30:.0f} GiB")
         return
     start = time.perf_counter()
-    space, draws = probe_space(open_study.spaces[source.name]), _Draws(open_study.config.seed)
+    space, draws = (
+        probe_space(open_study.spaces[source.name]),
+        RandomDraws(np.random.default_rng(open_study.config.seed)),
+    )
     strategies = [sample(space, draws) for _ in range(asked)]
     parts = probe_parts(
         source,
@@ -113,7 +101,7 @@ def seeded_presets(open_study: OpenStudy) -> dict[str, dict[str, Any]]:
     if not holds_probes(open_study.spaces[open_study.first_source.name]):
         # Moved into the space, the best probe would train blocks at a head's rate.
         return seeded
-    return {"probe_sweep": {"depth": 0, "lr": found["values"]["lr"], **best}, **seeded}
+    return {BEST_PROBE: {"depth": 0, "lr": found["values"]["lr"], **best}, **seeded}
 
 
 def holds_probes(space: Space) -> bool:

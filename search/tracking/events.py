@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from optuna.trial import FrozenTrial
 
-from search.storage import ATTEMPT, CONTINUES, PRESET, REASON, RETRY_OF, Outcome, outcome_of, score_of
+from search.storage import ATTEMPT, CONTINUES, PREDICTED, PRESET, REASON, RETRY_OF, Outcome, outcome_of, score_of
 from strategies import Strategy
 from trainers import EpochResult
 
@@ -42,6 +42,7 @@ class TrialStarted:
         attempt: How many earlier attempts were killed.
         preset: The preset that the strategy is; empty for none.
         low_rung_images: Share of the images that epochs up to the first rung see; None for all.
+        predicted: What the learnt policy predicted (see :class:`search.scheduling.Plan`); None where it did not choose.
         worker: Number of the worker that trains the trial.
     """
 
@@ -58,6 +59,7 @@ class TrialStarted:
     attempt: int = 0
     preset: str = ""
     low_rung_images: float | None = None
+    predicted: Mapping[str, Any] | None = None
     worker: int = 0
 
 
@@ -141,6 +143,7 @@ class TrialEnded:
         seconds: Duration of the trial.
         best: Best score of the study; None where there is none.
         preset: The preset that its strategy is; empty for none.
+        chosen: Why the learnt policy chose it; empty where it did not.
         continues: Number of the paused trial that this trial resumed.
         is_retry: Whether the trial is a further attempt.
         peak_bytes: Peak of its process's memory on the device.
@@ -156,6 +159,7 @@ class TrialEnded:
     seconds: float
     best: float | None
     preset: str = ""
+    chosen: str = ""
     continues: int | None = None
     is_retry: bool = False
     peak_bytes: int = 0
@@ -176,6 +180,7 @@ class TrialEnded:
             seconds=told.duration.total_seconds() if told.duration else 0.0,
             best=best,
             preset=attrs.get(PRESET) or "",
+            chosen=attrs.get(PREDICTED, {}).get("reason", ""),
             continues=attrs.get(CONTINUES),
             is_retry=RETRY_OF in attrs,
         )

@@ -23,6 +23,9 @@ from search.tracking.tracker import Tracker
 from search.tracking.writes import Dataset
 from strategies import Strategy
 
+# Metrics of what the learnt policy predicted; ``score`` and ``seconds`` are what came.
+_PREDICTED = ("score", "low", "high", "seconds")
+
 
 class TrialRuns:
     """A listener that writes each event to the MLflow run of its trial.
@@ -72,9 +75,12 @@ class TrialRuns:
         params = {MODEL: event.model, **event.strategy.to_dict(), DEPTH: event.depth, SEED: event.seed}
         if event.low_rung_images is not None:
             params["low_rung_images"] = event.low_rung_images
+        predicted = dict(event.predicted or {})
+        foreseen = {f"predicted_{name}": predicted[name] for name in _PREDICTED if name in predicted}
         self._tracker.log(
             event.run,
             params=params,
+            metrics=foreseen,
             tags={
                 "unfreeze.model": event.model,
                 "unfreeze.weights": event.weights,
@@ -83,6 +89,7 @@ class TrialRuns:
                 "unfreeze.fingerprint": event.fingerprint,
                 "unfreeze.attempt": event.attempt,
                 "unfreeze.preset": event.preset,
+                **({"unfreeze.chosen": predicted["reason"]} if predicted else {}),
             },
             datasets=self._datasets,
         )

@@ -15,6 +15,7 @@ from .materials import model_tags as model_tags
 from .open_study import OpenStudy as OpenStudy
 from .open_study import Watcher as Watcher
 from .pausing import drop_paused as drop_paused
+from .pausing import plan as plan
 from .pausing import promote as promote
 from .ranks import rank_group_of as rank_group_of
 from .reconcile import reconcile_runs as reconcile_runs

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from search.config import StudyConfig
 from search.processes import RankGroup, temporary_place
+from search.scheduling import AUTO, Planner
 from search.storage import MODEL, AttributeWriter, Lock
 from search.tracking import Event, Listener, Tracker
 from search.trials.materials import Materials
@@ -54,6 +55,8 @@ class OpenStudy:
     listeners: Sequence[Listener]
     lock: Lock
     rank_group: RankGroup
+    #: Asks the learnt policy; None where another sampler chooses.
+    planner: Planner | None = None
     #: When, on ``time.monotonic``, the hours are over.
     deadline: float = math.inf
 
@@ -76,6 +79,19 @@ class OpenStudy:
     def paused(self) -> Path:
         """Folder of paused trials' snapshots; its name is unique to this study, since studies may share a cache."""
         return self._folder("paused")
+
+    @property
+    def pauses_by_plan(self) -> bool:
+        """Whether the learnt policy pauses trials and resumes them."""
+        return self.planner is not None and self.config.pruner.name == AUTO
+
+    def can_resume(self, trial: FrozenTrial) -> bool:
+        """Whether the learnt policy may resume a paused trial: its snapshot is on disk."""
+        return self.pauses_by_plan and self.paused_state(trial.number).exists()
+
+    def paused_state(self, number: int) -> Path:
+        """The file of a paused trial's snapshot."""
+        return self.paused / f"{number}.pt"
 
     @property
     def snapshots(self) -> Path:

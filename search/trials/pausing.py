@@ -1,16 +1,30 @@
-"""Trials that are paused at a rung, and resume from there when they are among the best."""
+"""Trials that are paused, and resume when they are among the best of their rung or the learnt policy says so."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from optuna import Study
 
-from search.scheduling import RUNGS, Decision, Ledger, Rungs, Step, forerunners, queue_again, queued_in_turn
-from search.storage import CONTINUES, PAUSED, RETRY_OF, SEED
+from search.scheduling import (
+    RUNGS,
+    Decision,
+    Ledger,
+    Rungs,
+    Step,
+    being_resumed,
+    forerunners,
+    queue_again,
+    queued_in_turn,
+)
+from search.storage import CONTINUES, PAUSED, PREDICTED, RETRY_OF, SEED
 from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Record, Sampled
-from search.trials.snapshots import paused_state_of, write_state
+from search.trials.snapshots import write_state
 from trainers import StateError, Trainer
+
+# Snapshots of trials that the learnt policy has paused; each holds a model, its optimizer's state and its best weights.
+_MOST_PAUSED = 8
 
 
 def seed_before(study: Study, attrs: Mapping[str, Any]) -> int | None:
@@ -30,7 +44,7 @@ def pause(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Traine
     """
     epoch = trainer.epoch
     try:
-        write_state(sampled, trainer, record, paused_state_of(open_study, asked.trial.number))
+        write_state(sampled, trainer, record, open_study.paused_state(asked.trial.number))
     except StateError as error:
         open_study.watcher.say(f"trial {asked.trial.number} cannot resume later: {error}")
         return Decision(Step.STOP, f"stopped at epoch {epoch}")
@@ -52,11 +66,31 @@ def promote(open_study: OpenStudy, ledger: Ledger) -> bool:
     due = Rungs.of(open_study.config.pruner).due(
         open_study.study.get_trials(deepcopy=False),
         open_study.study.direction,
-        lambda trial: paused_state_of(open_study, trial.number).exists(),
+        lambda trial: open_study.paused_state(trial.number).exists(),
     )
     if due is None:
         return False
     queue_again(open_study.study, due, {CONTINUES: due.number})
+    ledger.refresh()
+    return True
+
+
+def plan(open_study: OpenStudy, ledger: Ledger) -> bool:
+    """Queue the trial that the learnt policy chooses next, unless trials are queued; return whether the search goes on.
+
+    The caller holds the study's lock, as for :func:`promote`.
+    """
+    if open_study.planner is None or queued_in_turn(open_study.study):
+        return True
+    trials = open_study.study.get_trials(deepcopy=False)
+    found = open_study.planner.next(trials, open_study.can_resume, open_study.deadline - time.monotonic())
+    if found is None:
+        return False
+    attrs = {PREDICTED: dict(found.predicted)}
+    if found.resumes is not None:
+        queue_again(open_study.study, found.resumes, {CONTINUES: found.resumes.number, **attrs})
+    else:
+        open_study.study.enqueue_trial(dict(found.params or {}), user_attrs=attrs)
     ledger.refresh()
     return True
 
@@ -73,11 +107,13 @@ def drop_paused(open_study: OpenStudy, ledger: Ledger, is_over: bool = False) ->
         return
     # Listed first: whatever is written later belongs to a trial that the study already has.
     files = [file for file in open_study.paused.iterdir() if file.stem.isdecimal()]
-    budget = open_study.config.budget.trials
-    to_come = 0 if is_over else None if budget is None else max(0, budget - ledger.counted)
-    needed = Rungs.of(open_study.config.pruner).needed(
-        open_study.study.get_trials(deepcopy=False), open_study.study.directions[0], to_come
-    )
+    trials = open_study.study.get_trials(deepcopy=False)
+    if open_study.planner is not None and open_study.pauses_by_plan:
+        needed = being_resumed(trials) | (set() if is_over else open_study.planner.most_promising(trials, _MOST_PAUSED))
+    else:
+        budget = open_study.config.budget.trials
+        to_come = 0 if is_over else None if budget is None else max(0, budget - ledger.counted)
+        needed = Rungs.of(open_study.config.pruner).needed(trials, open_study.study.directions[0], to_come)
     for file in files:
         if int(file.stem) not in needed:
             file.unlink(missing_ok=True)

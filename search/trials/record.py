@@ -1,6 +1,7 @@
 """A trial's data from ask to end: its run, its strategy, and its epochs' results."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from search.config import Cost
 from search.processes import stop_if_asked
-from search.scheduling import CONTINUE, RUNGS, Decision, decide
-from search.storage import RUN_ID, Outcome
+from search.scheduling import AUTO, CONTINUE, RUNGS, Decision, decide, paused
+from search.storage import PREDICTED, RUN_ID, Outcome
 from search.tracking import EpochEnded
 from search.trials.open_study import OpenStudy
 from strategies import Strategy, TrialError
@@ -144,7 +145,7 @@ class Record:
         self._best = _Best(**best)
         for result in results:
             self._report(result)
-            if self._open_study.config.pruner.name != RUNGS:
+            if self._open_study.config.pruner.name not in (RUNGS, AUTO):
                 # Optuna's successive halving notes in the store, when it is asked, which rungs a trial has passed.
                 self.decide()
 
@@ -170,7 +171,25 @@ class Record:
         # Optuna prunes by one objective only.
         if config.costs:
             return CONTINUE
+        if self._open_study.pauses_by_plan:
+            return self._decide_by_plan()
         return decide(self._asked.trial, config.pruner, self.results[-1].epoch, self.epochs)
+
+    def _decide_by_plan(self) -> Decision:
+        """Ask the learnt policy, after whole epochs, whether the trial is trained further now."""
+        newest, trial = self.results[-1], self._asked.trial
+        planner, to_the_end = self._open_study.planner, trial.user_attrs.get(PREDICTED, {}).get("to_the_end")
+        if planner is None or self.is_over or to_the_end or not newest.ends_epoch:
+            return CONTINUE
+        trials = self._open_study.study.get_trials(deepcopy=False)
+        left = self._open_study.deadline - time.monotonic()
+        is_going_on = planner.goes_on(trials, trial.number, self._open_study.can_resume, left)
+        return CONTINUE if is_going_on else paused(newest.epoch)
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss of each whole epoch."""
+        return [result.metrics["train_loss"] for result in self.results if result.ends_epoch]
 
     @property
     def is_over(self) -> bool:

@@ -7,7 +7,18 @@ from optuna.trial import Trial
 
 from search.processes import owner
 from search.scheduling import Ledger, ask_in_turn, short_epochs
-from search.storage import ATTEMPT, DEPTH, FINGERPRINT, MODEL, OWNER, PRESET, SEED, STRATEGY, write_attributes
+from search.storage import (
+    ATTEMPT,
+    DEPTH,
+    FINGERPRINT,
+    MODEL,
+    OWNER,
+    PREDICTED,
+    PRESET,
+    SEED,
+    STRATEGY,
+    write_attributes,
+)
 from search.tracking import TrialAsked, TrialStarted, new_run_key
 from search.trials.open_study import OpenStudy
 from search.trials.pausing import seed_before
@@ -61,6 +72,7 @@ def open_trial(open_study: OpenStudy, ledger: Ledger, asked: Asked, alike: Mappi
             attempt=int(attrs.get(ATTEMPT, 0)),
             preset=attrs.get(PRESET) or "",
             low_rung_images=short.images if short is not None else None,
+            predicted=attrs.get(PREDICTED),
         )
     )
     open_study.attributes.put(trial, {STRATEGY: strategy.to_dict(), DEPTH: int(canonical.depth), SEED: seed})

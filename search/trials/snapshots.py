@@ -89,8 +89,8 @@ def resume(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Train
     problem, is_damaged = "", False
     for before in forerunners(trials, attrs):
         # With both files, it was killed after it had been paused.
-        is_paused = paused_state_of(open_study, before).exists()
-        file = paused_state_of(open_study, before) if is_paused else snapshot_of(open_study, before)
+        is_paused = open_study.paused_state(before).exists()
+        file = open_study.paused_state(before) if is_paused else snapshot_of(open_study, before)
         try:
             state = load_state(file)
         except StateError as error:
@@ -160,8 +160,3 @@ def drop_old_snapshots(open_study: OpenStudy) -> None:
 def snapshot_of(open_study: OpenStudy, number: int) -> Path:
     """The file of a running trial's snapshot."""
     return open_study.snapshots / f"{number}.pt"
-
-
-def paused_state_of(open_study: OpenStudy, number: int) -> Path:
-    """The file of a paused trial's snapshot."""
-    return open_study.paused / f"{number}.pt"

@@ -4,7 +4,7 @@ from torch import nn
 
 from search.processes import time_limit
 from search.scheduling import CONTINUE, HOURS_ARE_OVER, Step
-from search.storage import SPARED
+from search.storage import LOSSES, SPARED
 from search.tracking import TrialPlanned
 from search.trials.materials import make_trainer
 from search.trials.open_study import OpenStudy
@@ -63,6 +63,8 @@ def _follow(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trai
             decision = pause(open_study, asked, sampled, trainer, record)
         return Trained(record, decision)
     finally:
+        if open_study.planner is not None:
+            open_study.attributes.put(asked.trial, {LOSSES: record.losses})
         if record.seconds_spared > 0:
             open_study.attributes.put(asked.trial, {SPARED: record.seconds_spared})
 

@@ -43,6 +43,7 @@ SMALL: dict[str, Any] = {
     "presets": {},
     "probe_sweep": 0,
     "budget": {"trials": 2},
+    "sampler": {"name": "tpe"},
     "pruner": {"name": "none"},
     "device": "cpu",
     "threads": 1,

@@ -1,6 +1,7 @@
 from .applicable import unusable_fields as unusable_fields
 from .dense import dress as dress
 from .dense import top_of as top_of
+from .flops import multiply_adds as multiply_adds
 from .normalise import Normalise as Normalise
 from .normalise import normaliser as normaliser
 from .small_maps import speed_up_small_maps as speed_up_small_maps

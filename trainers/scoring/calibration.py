@@ -14,6 +14,9 @@ _BINS = 15
 # Draws of noise for an interval, and the errors that are tried for it.
 _DRAWS, _POSSIBLE = 1000, 81
 
+# A bin of fewer units is taken for one of so many, since its part of the error is small.
+_FEW = 4
+
 logger = logging.getLogger(__name__)
 
 
@@ -135,9 +138,12 @@ def calibration_interval(
     measured = of_images.sum(0)
     of_units = np.zeros((count, _BINS))
     np.add.at(of_units, units, of_images - measured / len(gaps))
-    # Wider for few units, as Student's t is.
-    spread = t.ppf(0.975, count - 1) / t.ppf(0.975, np.inf) * np.sqrt(count / (count - 1))
-    noise = spread * np.random.default_rng(0).standard_normal((_DRAWS, count)) @ of_units
+    # Wider for few units, as Student's t is, bin by bin: a bin's noise is known from the units that have images in it.
+    is_in = np.zeros((count, _BINS), dtype=bool)
+    is_in[np.repeat(units, bins.shape[1]), bins.ravel()] = True
+    known = np.maximum(is_in.sum(0), min(_FEW, count))
+    spread = t.ppf(0.975, known - 1) / t.ppf(0.975, np.inf) * np.sqrt(known / (known - 1))
+    noise = np.random.default_rng(0).standard_normal((_DRAWS, count)) @ of_units * spread
     error, deviations = np.abs(measured).sum(), noise.std(0)
     if error == 0 or deviations.sum() == 0:
         return float(error), float(error)

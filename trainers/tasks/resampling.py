@@ -151,7 +151,9 @@ def studentized_interval(mean: Mean, units: Groups, alpha: float = 0.05, draws: 
 
     Each draw's distance from the mean is measured in the draw's own standard error, which is large where the mean is,
     as for losses, of which few are very large (Efron and Tibshirani: An Introduction to the Bootstrap, 1993, chapter
-    12). The error of a mean over groups of unequal sizes is that of a ratio (Cochran: Sampling Techniques, 1977).
+    12). A mean that has no lowest value, such as a difference, gets a symmetric interval (Hall: On Symmetric Bootstrap
+    Confidence Intervals, JRSS B 1988). The error of a mean over groups of unequal sizes is that of a ratio (Cochran:
+    Sampling Techniques, 1977).
     """
     # Only here: the import takes a second, which workers need not wait for.
     from scipy.stats import t
@@ -175,7 +177,13 @@ def studentized_interval(mean: Mean, units: Groups, alpha: float = 0.05, draws: 
     means, errors = np.concatenate([estimated(weights) for weights in _drawn(count, draws, len(products.T))]).T
     # In a draw of one unit alone there is no error to measure by.
     is_known = errors > _ROUNDING
-    low, high = np.quantile((means[is_known] - score) / errors[is_known], (alpha / 2, 1 - alpha / 2))
+    distances = (means[is_known] - score) / errors[is_known]
+    if mean.lowest > -np.inf:
+        low, high = np.quantile(distances, (alpha / 2, 1 - alpha / 2))
+    else:
+        # On which side of a difference the long tail is, few units do not tell: both ends are equally far.
+        high = np.quantile(np.abs(distances), 1 - alpha)
+        low = -high
     if count < _FEW:
         # Few draws differ: the interval is no shorter than Student's.
         reach = float(t.ppf(1 - alpha / 2, count - 1))

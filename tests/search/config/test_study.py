@@ -109,8 +109,14 @@ BAD = [
         "metric: 'acuracy' is not one of accuracy, balanced_accuracy, macro_f1, loss; did you mean",
     ),
     ({"metric": 3}, "metric: 3 is not text"),
-    ({"sampler": {"name": "tpee"}}, "sampler.name: 'tpee' is not one of tpe, gp, cmaes, qmc, random, nsga2; did you"),
-    ({"pruner": {"name": "zzz"}}, "pruner.name: 'zzz' is not one of median, halving, hyperband, patient, rungs, none"),
+    (
+        {"sampler": {"name": "tpee"}},
+        "sampler.name: 'tpee' is not one of learned, tpe, gp, cmaes, qmc, random, nsga2",
+    ),
+    (
+        {"pruner": {"name": "zzz"}},
+        "pruner.name: 'zzz' is not one of auto, median, halving, hyperband, patient, rungs, none",
+    ),
     ({"pruner": {"reduction": 1}}, "pruner.reduction: 1 is not a whole number at least 2 and at most 100"),
     (
         {"pruner": {"reports_per_epoch": 0}},

@@ -1,0 +1,16 @@
+from .features import Candidate as Candidate
+from .features import ModelFeatures as ModelFeatures
+from .features import Seen as Seen
+from .features import State as State
+from .features import StrategyFeatures as StrategyFeatures
+from .features import TaskFeatures as TaskFeatures
+from .fitting import as_curves as as_curves
+from .fitting import fit_prior as fit_prior
+from .policy import Choice as Choice
+from .policy import LearnedPolicy as LearnedPolicy
+from .prior import Prior as Prior
+from .prior import shipped_prior as shipped_prior
+from .study_model import EarlierStudy as EarlierStudy
+from .tables import Curves as Curves
+from .tables import candidate_of as candidate_of
+from .tables import read_tables as read_tables

@@ -1,0 +1,75 @@
+"""The planner of a study: what the learnt policy is told of its images, models and space."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search.config import StudyConfig
+from search.scheduling import Aims, LearnedPolicy, Planner, Work
+from search.storage import FEATURES, MODEL_FACTS, storage_of
+from search.study.own_studies import model_facts, own_studies, task_of
+from search.study.presets import preset_params
+from search.trials import OpenStudy
+from strategies import Fixed
+from trainers import ModelSource, multiply_adds, parameter_count
+
+# Multiply-adds a second, and seconds to begin or resume a trial. They are no measurements: from measured seconds a
+# search would draw other strategies each time. Predicted seconds are shown after a comparison with measured ones.
+_CPU_SPEED, _GPU_SPEED = 1.5e10, 2e12
+_SWITCH_SECONDS = 0.5
+#: The default of ``budget.min_improvement`` with the learnt policy.
+MIN_IMPROVEMENT = 0.001
+_KNOWN_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+
+
+def unknown_to_policy(config: StudyConfig) -> str:
+    """What the learnt policy does not know of a study, in a few words; empty where it can plan the study."""
+    if config.costs:
+        return "costs beside the metric"
+    if config.task != "classification":
+        return f"task {config.task}"
+    if config.metric not in _KNOWN_METRICS:
+        return f"metric {config.metric}"
+    if len(config.model.names) == 1 and all(isinstance(entry, Fixed) for entry in config.space().values()):
+        return "a study with nothing to search"
+    return ""
+
+
+def planner_of(open_study: OpenStudy) -> Planner | None:
+    """The planner of a study; None where Optuna's sampler chooses alone."""
+    config = open_study.config
+    if config.sampler.name != "learned" or unknown_to_policy(config):
+        return None
+    materials, attrs = open_study.materials, open_study.study.user_attrs
+    task = task_of(attrs[FEATURES], _SWITCH_SECONDS)
+    models = {
+        name: model_facts(name, attrs[MODEL_FACTS][name], attrs[FEATURES], open_study.spaces[name])
+        for name in materials.sources
+    }
+    speed = _GPU_SPEED if materials.device.torch.type == "cuda" else _CPU_SPEED
+    aims = Aims(
+        trials=config.budget.trials,
+        min_improvement=config.budget.min_improvement or MIN_IMPROVEMENT,
+        seed=config.seed,
+        reports_per_epoch=config.pruner.reports_per_epoch,
+        amp=materials.device.bf16,
+    )
+
+    def presets() -> Sequence[tuple[str, Mapping[str, Any]]]:
+        # Not before they are needed: the sweep of linear probes, which seeds them, comes after the study is opened.
+        return [(open_study.first_source.name, params) for params in preset_params(open_study).values()]
+
+    work = Work(len(materials.data.train), len(materials.data.val), speed)
+    earlier = own_studies(storage_of(open_study.study), open_study.study.study_name, config.metric, speed)
+    return Planner(LearnedPolicy(seed=config.seed, earlier=earlier), task, models, work, presets, aims)
+
+
+def facts_of(source: ModelSource) -> dict[str, Any]:
+    """A model's parameters, multiply-adds of an image of its usual size, and of the study's image in each block."""
+    model = source.build(0)
+    blocks = multiply_adds(source)
+    usual = getattr(model, "pretrained_cfg", {}).get("input_size", (3, source.image_size))[-1]
+    return {
+        "parameters": parameter_count(model),
+        "flops": sum(blocks) * (usual / source.image_size) ** 2,
+        "blocks": list(blocks),
+    }
