@@ -3,7 +3,9 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import optuna
 import pytest
@@ -14,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from search.storage import OWNER, WINNER, held_all_along, open_storage, retrying
 from search.storage.postgres import AdvisoryLock, SteadyStorage, with_driver
+from search.trials.record import Record
 from search.winner import crowning
 
 COMMAND = "import sys; from search.run import main; sys.exit(main(sys.argv[1:]))"
@@ -35,8 +38,10 @@ for module in list(sys.modules.values()):
         if value is real and module.__name__ != "__main__":
             setattr(module, name, Ahead)
 """
-# Epochs that take long enough for something to happen in between.
-LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 12}, "metric": "loss"}
+# Epochs enough for something to happen in between.
+LONG, SHORT = (
+    {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": epochs}, "metric": "loss"} for epochs in (6, 2)
+)
 
 
 def start(lab: Lab, *overrides: str, first: str = ""):
@@ -60,10 +65,6 @@ def watch(lab: Lab, process, condition: Callable[[list[FrozenTrial]], bool]) -> 
     raise AssertionError("it did not happen in time")
 
 
-def trains(trials: list[FrozenTrial]) -> bool:
-    return any(len(trial.intermediate_values) >= 2 for trial in trials if not trial.state.is_finished())
-
-
 def check_whole(lab: Lab, count: int) -> None:
     """So many trials that count, told once each, and nothing that was left over but what was given back."""
     outcomes = lab.outcomes()
@@ -74,22 +75,6 @@ def check_whole(lab: Lab, count: int) -> None:
     assert not [trial for trial in lab.trials() if not trial.state.is_finished()]
     runs = lab.runs()
     assert [runs[trial.number].info.status for trial in told] == ["FINISHED"] * count
-
-
-@pytest.mark.slow
-def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared_lab, server):
-    lab = shared_lab(**LONG)
-    process = start(lab, "budget.trials=3")
-    watch(lab, process, trains)
-    server.crash()
-    time.sleep(2)
-    assert process.poll() is None
-    server.start()
-    out, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err
-    assert "Winner: trial " in out
-    assert "store answers again" in err
-    check_whole(lab, 3)
 
 
 class Restarting(logging.Handler):
@@ -106,21 +91,42 @@ class Restarting(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-@pytest.mark.slow
-def test_a_server_that_crashes_while_the_winner_is_logged_gets_the_winner_once(shared_lab, server, monkeypatch, capfd):
-    lab, missed, log = shared_lab(), Restarting(server), crowning.log_model
+@contextmanager
+def crashing(server, place: Any, name: str, count: int) -> Iterator[None]:
+    """Have the server crash before so manyth call of a function, and come back once it is missed."""
+    missed, call, calls = Restarting(server), getattr(place, name), 0
 
-    def crashing(*arguments, **options):
-        server.crash()
-        return log(*arguments, **options)
+    def crashed(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            server.crash()
+        return call(*arguments, **options)
 
-    monkeypatch.setattr(crowning, "log_model", crashing)
     retrying.logger.addHandler(missed)
     try:
-        assert lab.run("budget.trials=1") == 0
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(place, name, crashed)
+            yield
     finally:
         retrying.logger.removeHandler(missed)
+    assert calls >= count
     assert missed.messages[-1] == "the study's store answers again"
+
+
+def test_a_study_goes_on_by_itself_when_the_server_crashes_and_comes_back(shared_lab, server, capfd):
+    lab = shared_lab(**SHORT)
+    # In the middle of its second trial.
+    with crashing(server, Record, "add", 3):
+        assert lab.run("budget.trials=3") == 0
+    assert capfd.readouterr().out.count("Winner: trial ") == 1
+    check_whole(lab, 3)
+
+
+def test_a_server_that_crashes_while_the_winner_is_logged_gets_the_winner_once(shared_lab, server, capfd):
+    lab = shared_lab()
+    with crashing(server, crowning, "log_model", 1):
+        assert lab.run("budget.trials=1") == 0
     assert capfd.readouterr().out.count("Winner: trial 0") == 1
     assert lab.study.user_attrs[WINNER]["trial"] == 0
     assert lab.parent().data.tags["unfreeze.winner"] == "0"

@@ -7,7 +7,8 @@ import time
 
 import psutil
 import pytest
-from lab import SMALL, finish, is_counted, owners, train_both
+from copies import Started
+from lab import SMALL, Lab, finish, is_counted, owners, train_both
 from optuna.trial import TrialState
 
 from search.executors.pool import TAG
@@ -15,8 +16,39 @@ from search.processes import Orders
 from search.storage import ATTEMPT, OWNER, PRESET, outcome_of
 
 TWO = "executor.trials_per_device=2"
-# Epochs that take long enough to be caught in.
+# Epochs that take so long that no machine comes to their end: these trials are killed.
 LONG = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": 1000}, "metric": "loss"}
+
+# The command. After its first epoch, each process that trains waits until so many processes have trained an epoch. A
+# signal may end the first of them there.
+MEETING = """
+import os, sys, time
+from contextlib import suppress
+from pathlib import Path
+from search.run import main
+from search.trials.record import Record
+
+count, number, *arguments = sys.argv[1:]
+add, ended = Record.add, Path("ended")
+
+def adding(*args, **kwargs):
+    add(*args, **kwargs)
+    Path(f"trains-{os.getpid()}").touch()
+    if int(number):
+        with suppress(FileExistsError):
+            ended.touch(exist_ok=False)
+            os.kill(os.getpid(), int(number))
+    while len(list(Path().glob("trains-*"))) < int(count):
+        time.sleep(0.01)
+
+Record.add = adding
+sys.exit(main(arguments))
+"""
+
+
+def start_meeting(lab: Lab, count: int, *overrides: str, ended_by: int = 0) -> Started:
+    """Start a command whose processes wait for each other; ``ended_by`` is the signal that ends one of them, or 0."""
+    return lab.start_code(MEETING, str(count), str(ended_by), f"study={lab.file}", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +67,9 @@ def test_a_worker_reads_the_configuration_that_the_command_has(lab, overrides):
 
 @pytest.mark.slow
 def test_two_workers_train_the_budget_and_no_more_and_equal_strategies_get_seeds_of_their_own(new_lab):
-    alike = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-3, "epochs": 8}
+    alike = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-3, "epochs": 2}
     lab = new_lab(strategy=alike, metric="loss", checkpoints={"keep": 2})
-    code, out, err = finish(lab.start("budget.trials=7", TWO))
+    code, out, err = finish(start_meeting(lab, 2, "budget.trials=7", TWO))
     assert code == 0, err
     assert lab.outcomes() == ["complete"] * 7
     assert len(set(owners(lab))) == 2
@@ -56,10 +88,8 @@ def test_two_workers_train_the_budget_and_no_more_and_equal_strategies_get_seeds
 @pytest.mark.slow
 def test_a_worker_killed_in_mid_trial_is_replaced_and_its_trial_tried_again(new_lab):
     lab = new_lab(**LONG)
-    process = lab.start("budget.trials=3", "strategy.epochs=40", TWO)
-    lab.wait_until(train_both, process)
-    victim = owners(lab)[0]
-    os.kill(victim, signal.SIGKILL)
+    # The others wait in their first trials until the worker has been replaced.
+    process = start_meeting(lab, 3, "budget.trials=3", "strategy.epochs=3", TWO, ended_by=signal.SIGKILL)
     code, out, err = finish(process)
     assert code == 0, err
     outcomes = lab.outcomes()
@@ -129,7 +159,7 @@ def test_two_commands_that_begin_a_new_study_at_once_share_its_budget(new_lab):
     presets = {"one": {"depth": 1.0, "lr": 1e-3}, "two": {"depth": 1.0, "lr": 2e-3}}
     lab = new_lab(**LONG, presets=presets, probe_sweep=8)
     (lab.folder / "mlruns" / "mlflow.db").unlink()
-    both = [lab.start("budget.trials=8", "strategy.epochs=12", makes_tables=True) for _ in range(2)]
+    both = [start_meeting(lab, 2, "budget.trials=8", "strategy.epochs=2") for _ in range(2)]
     for process in both:
         code, out, err = finish(process)
         assert code == 0, err

@@ -15,7 +15,26 @@ from search.storage import ATTEMPT, REASON
 TWO = "executor.gpus_per_trial=2"
 PLAIN = SMALL["strategy"] | {"depth": 1.0, "lr": 1e-2, "optimizer": "sgd", "batch_norm": "frozen_stats"}
 
+# The command, whose rank 1 ends by SIGKILL before its third epoch, once.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from search import rank
+from search.run import main
 
+do, epochs = rank._Beside.do, 0
+
+def doing(self, order, facts):
+    global epochs
+    epochs += order == "epoch"
+    if epochs == 3 and not Path("killed").exists():
+        Path("killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    do(self, order, facts)
+
+rank._Beside.do = doing
+sys.exit(main(sys.argv[1:]))
+"""
 # The command, which waits for a collective after a signal for one second instead of five.
 IMPATIENT = """
 import sys
@@ -33,12 +52,8 @@ def others_of(process) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_trials_of_two_processes_score_as_those_of_one_and_a_killed_rank_costs_one_attempt(new_lab):
-    lab = new_lab(strategy=PLAIN | {"epochs": 24}, metric="loss", pruner={"name": "none"})
-    process = lab.start("budget.trials=2", TWO)
-    lab.wait_until(lambda trials: any(len(trial.intermediate_values) >= 2 for trial in trials), process)
-    (other,) = others_of(process)
-    assert open_to_others(family_of(process.pid)) == {}
-    other.kill()
+    lab = new_lab(strategy=PLAIN | {"epochs": 4}, metric="loss", pruner={"name": "none"})
+    process = lab.start_code(KILLED, f"study={lab.file}", "budget.trials=2", TWO)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert sorted(lab.outcomes()) == ["complete", "complete", "killed"]
@@ -48,7 +63,7 @@ def test_trials_of_two_processes_score_as_those_of_one_and_a_killed_rank_costs_o
     assert again.user_attrs[ATTEMPT] == 1
     assert f"trial {killed.number} is tried again: rank 1 ended by SIGKILL" in out
     assert {run.info.status for run in lab.all_runs()} == {"FINISHED", "KILLED"}
-    alone = new_lab(strategy=PLAIN | {"epochs": 24}, metric="loss", pruner={"name": "none"})
+    alone = new_lab(strategy=PLAIN | {"epochs": 4}, metric="loss", pruner={"name": "none"})
     alone.train("budget.trials=1")
     found = next(trial for trial in lab.trials() if trial.state == TrialState.COMPLETE)
     (expected,) = alone.trials()
@@ -62,6 +77,7 @@ def test_when_the_command_is_stopped_no_rank_is_left(new_lab):
     process = lab.start_code(IMPATIENT, f"study={lab.file}", "budget.trials=2", TWO)
     lab.wait_until(lambda trials: any(len(trial.intermediate_values) >= 2 for trial in trials), process)
     others = others_of(process)
+    assert open_to_others(family_of(process.pid)) == {}
     # It keeps rank 0 in a collective, where no signal is acted on.
     others[0].send_signal(signal.SIGSTOP)
     time.sleep(1)

@@ -108,12 +108,10 @@ def test_the_pruner_stops_each_for_itself(new_lab):
 @pytest.mark.slow
 def test_interrupted_they_are_all_queued_again_and_finish_in_the_next_run(new_lab):
     presets = {str(k): {"depth": 0, "lr": 1e-3 * 2**k} for k in range(4)}
-    space = STRATEGY | {"epochs": 600}
-    lab = new_lab(strategy=space, presets=presets)
-    process = lab.start("budget.trials=4")
-    lab.wait_until(lambda trials: any(trial.intermediate_values for trial in trials), process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=100)
+    lab = new_lab(strategy=STRATEGY | {"epochs": 30}, presets=presets)
+    # In their second epoch.
+    process = lab.start_and_end(("search.trials.record", "Record", "add", "after", 6), signal.SIGINT, "budget.trials=4")
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (out, err)
     assert [outcome_of(trial) for trial in lab.trials()[:4]] == ["killed"] * 4
     assert "RUNNING" not in lab.statuses()

@@ -7,8 +7,11 @@ from lab import SMALL
 
 from search.storage import RETRY_OF
 
+EPOCHS = 8
+# Some epochs after the first, which leaves a snapshot.
+IN_TRAINING = ("search.trials.record", "Record", "add", "after", 5)
 ONE = {
-    "strategy": SMALL["strategy"] | {"depth": 1.0, "lr": 1e-3, "epochs": 24},
+    "strategy": SMALL["strategy"] | {"depth": 1.0, "lr": 1e-3, "epochs": EPOCHS},
     "metric": "loss",
     "checkpoints": {"every_minutes": 1e-6},
     "budget": {"trials": 1},
@@ -36,10 +39,7 @@ def plain(new_lab):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "sigterm"])
 def test_a_killed_trial_goes_on_and_scores_as_if_nothing_had_happened(plain, new_lab, capsys, number):
     lab = new_lab(**ONE)
-    process = lab.start("strategy.epochs=24")
-    lab.wait_until(lambda trials: bool(trials) and len(trials[0].intermediate_values) >= 6, process)
-    process.send_signal(number)
-    process.communicate()
+    lab.start_and_end(IN_TRAINING, number).communicate()
     (file,) = (lab.folder / "mlruns" / "cache" / "running").rglob("0.pt")
     # As of a process that is killed while it writes the next.
     file.with_suffix(".part").write_bytes(b"half")
@@ -53,7 +53,7 @@ def test_a_killed_trial_goes_on_and_scores_as_if_nothing_had_happened(plain, new
     assert again.value == plain.trials()[0].value
     # What it has trained before is not trained again.
     seconds = lab.client.get_metric_history(lab.runs()[1].info.run_id, "seconds")
-    assert len(seconds) == 24
+    assert len(seconds) == EPOCHS
     assert snapshots(lab) == []
 
 
