@@ -1,19 +1,27 @@
 """A disk that is full in the middle of a study, really: a small file system, filled to the last byte."""
 
+import json
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import full_disk
 import pytest
-from filelock import FileLock
+from full_disk import FILLER, fill, full_after
 from lab import SMALL, Lab
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-LONG = SMALL["strategy"] | {"depth": 1.0, "epochs": 8}
-# A state after every epoch, where that takes no more than a fiftieth of the time.
-KEPT = {"keep": 2, "every_minutes": 0.001}
+from search.processes import owner
+from search.study import lifecycle
+from search.trials import sampling
+
+EPOCHS = 2
+STUDY = {"strategy": SMALL["strategy"] | {"depth": 1.0, "epochs": EPOCHS}, "metric": "loss"}
+# A state after the first epoch, and then after each for which that takes no more than a fiftieth of the time.
+KEPT = {"keep": 2, "every_minutes": 1e-6}
+# How many epochs there are until two trials of four are told, and until their best is confirmed by its first seed.
+TWO_TOLD, CONFIRMED_ONCE = 2 * EPOCHS, 5 * EPOCHS
 
 
 @pytest.fixture
@@ -22,7 +30,7 @@ def small_disk() -> Iterator[Callable[[Path], Path]]:
     mounted: list[Path] = []
 
     def mount(folder: Path) -> Path:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], check=True)
         mounted.append(folder)
         return folder
@@ -32,32 +40,23 @@ def small_disk() -> Iterator[Callable[[Path], Path]]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def fill(disk: Path) -> Path:
-    """A file that takes all the room that is left."""
-    path = disk / "filler"
-    with path.open("ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(4096))
-    return path
+def run_into_full(lab: Lab, disk: Path, epochs: int, *keys: str) -> int:
+    """Run four trials, on a disk that is full after so many epochs, and give it room again.
+
+    Its process ends then, which this one does not: it goes by the name of one that has ended.
+    """
+    ended = json.dumps(json.loads(owner()) | {"started": 0.0})
+    with full_after(epochs, disk), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sampling, "owner", lambda: ended)
+        code = lab.run("budget.trials=4", *keys)
+    (disk / FILLER).unlink()
+    return code
 
 
-def two_told(trials: list[FrozenTrial]) -> bool:
-    return sum(trial.state.is_finished() for trial in trials) >= 2
-
-
-def run_into_full(
-    lab: Lab, disk: Path, *keys: str, until: Callable[[list[FrozenTrial]], bool] = two_told
-) -> tuple[int, str, str]:
-    """Run four trials on a disk that is full once ``until`` holds, and give it room again; what was said."""
-    process = lab.start("budget.trials=4", *keys)
-    lab.wait_until(until, process)
-    filler = fill(disk)
-    # What was on its way out when it was filled has left room behind.
-    time.sleep(0.2)
-    fill(disk)
-    out, err = process.communicate(timeout=300)
-    filler.unlink()
-    return process.returncode, out, err
+def check_error(err: str) -> None:
+    """One line says that there is no room."""
+    assert "Traceback" not in err
+    assert len(re.findall(r"^error: .*(?:No space left on device|disk is full)", err, flags=re.MULTILINE)) == 1
 
 
 def check_whole(lab: Lab, told_before: dict[int, float], kept: int = 2) -> None:
@@ -77,68 +76,73 @@ def told(lab: Lab) -> dict[int, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["everything", "artifacts"])
 def test_a_study_whose_stores_are_full_stops_with_one_message_and_goes_on_once_there_is_room(
-    what, tmp_path, empty_mlflow, small_disk
+    tmp_path, empty_mlflow, small_disk
 ):
-    folder = tmp_path / "lab"
-    folder.mkdir()
-    disk = small_disk(folder) if what == "everything" else folder / "mlruns" / "artifacts"
-    lab = Lab(folder, empty_mlflow, strategy=LONG, metric="loss", checkpoints=KEPT)
-    if what == "artifacts":
-        small_disk(disk)
-    code, _, err = run_into_full(lab, disk)
-    assert code == 1
-    assert "Traceback" not in err
-    assert len(re.findall(r"^error: .*(?:No space left on device|disk is full)", err, flags=re.MULTILINE)) == 1
+    folder = small_disk(tmp_path / "lab")
+    lab = Lab(folder, empty_mlflow, **STUDY, checkpoints=KEPT)
+    # In a process of its own, which ends while the disk is full.
+    command = [str(TWO_TOLD), str(folder), f"study={lab.file}", "budget.trials=4"]
+    process = lab.start_code(Path(full_disk.__file__).read_text(), *command)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    check_error(err)
+    (folder / FILLER).unlink()
     before = told(lab)
     assert len(before) >= 2
     assert lab.run("budget.trials=4") == 0
     check_whole(lab, before)
 
 
-@pytest.mark.slow
-def test_a_full_disk_while_the_winner_is_logged_is_said_in_one_line(tmp_path, empty_mlflow, small_disk):
-    folder = tmp_path / "lab"
-    folder.mkdir()
-    lab = Lab(folder, empty_mlflow, strategy=LONG, metric="loss", checkpoints=KEPT)
-    disk = folder / "mlruns" / "artifacts"
-    disk.mkdir(parents=True)
-    small_disk(disk)
-    # Only one process at a time crowns a winner.
-    with FileLock(folder / "mlruns" / "optuna.db.finish.lock"):
-        process = lab.start("budget.trials=2")
-        lab.wait_until(two_told, process)
-        filler = fill(disk)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 1
+def test_a_study_whose_artifacts_have_no_room_goes_on_once_there_is(tmp_path, empty_mlflow, small_disk, capsys):
+    lab = Lab(tmp_path, empty_mlflow, **STUDY, checkpoints=KEPT)
+    disk = small_disk(tmp_path / "mlruns" / "artifacts")
+    assert run_into_full(lab, disk, TWO_TOLD) == 1
+    check_error(capsys.readouterr().err)
+    before = told(lab)
+    assert len(before) >= 2
+    assert lab.run("budget.trials=4") == 0
+    check_whole(lab, before)
+
+
+def test_a_full_disk_while_the_winner_is_logged_is_said_in_one_line(
+    tmp_path, empty_mlflow, small_disk, monkeypatch, capsys
+):
+    lab = Lab(tmp_path, empty_mlflow, **STUDY, checkpoints=KEPT)
+    disk = small_disk(tmp_path / "mlruns" / "artifacts")
+    crown = lifecycle.crown
+
+    def crowning(*arguments):
+        fill(disk)
+        return crown(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "crown", crowning)
+        assert lab.run("budget.trials=2") == 1
+    err = capsys.readouterr().err
     assert "Traceback" not in err
     assert re.search(r"^error: .*No space left on device.*; make room, then run the same command again$", err, re.M)
     before = told(lab)
-    filler.unlink()
+    assert len(before) == 2
+    (disk / FILLER).unlink()
     assert lab.run("budget.trials=2") == 0
     assert told(lab) == before
     assert lab.parent().info.status == "FINISHED"
 
 
-@pytest.mark.slow
-def test_a_full_disk_while_the_best_are_confirmed_is_no_strategys_failure(tmp_path, empty_mlflow, small_disk):
-    folder = tmp_path / "lab"
-    folder.mkdir()
-    disk = small_disk(folder)
-    lab = Lab(folder, empty_mlflow, strategy=LONG, metric="loss", checkpoints=KEPT)
+def test_a_full_disk_while_the_best_are_confirmed_is_no_strategys_failure(tmp_path, empty_mlflow, small_disk, capsys):
+    folder = small_disk(tmp_path / "lab")
+    lab = Lab(folder, empty_mlflow, **STUDY, checkpoints=KEPT)
     keys = ("confirm.seeds=4", "confirm.top=1")
 
     def scores() -> dict[str, float]:
         confirmed = lab.study.user_attrs.get("confirmations", {})
         return next(iter(confirmed.values()), {})
 
-    code, _, err = run_into_full(lab, disk, *keys, until=lambda _: bool(scores()))
-    assert code == 1
-    assert "Traceback" not in err
-    assert len(re.findall(r"^error: .*(?:No space left on device|disk is full)", err, flags=re.MULTILINE)) == 1
+    assert run_into_full(lab, folder, CONFIRMED_ONCE, *keys) == 1
+    check_error(capsys.readouterr().err)
     before, trials = scores(), told(lab)
-    assert 1 <= len(before) < 4
+    assert len(before) == 1
     assert lab.run("budget.trials=4", *keys) == 0
     check_whole(lab, trials)
     assert scores().items() >= before.items()
@@ -146,31 +150,26 @@ def test_a_full_disk_while_the_best_are_confirmed_is_no_strategys_failure(tmp_pa
     assert None not in scores().values()
 
 
-@pytest.mark.slow
-def test_a_trial_whose_checkpoint_has_no_room_is_tried_again_once_there_is(tmp_path, empty_mlflow, small_disk):
-    lab = Lab(tmp_path, empty_mlflow, strategy=LONG, metric="loss", checkpoints={"keep": 4, "every_minutes": 0})
+def test_a_trial_whose_checkpoint_has_no_room_is_tried_again_once_there_is(tmp_path, empty_mlflow, small_disk, capsys):
+    lab = Lab(tmp_path, empty_mlflow, **STUDY, checkpoints={"keep": 4, "every_minutes": 0})
     disk = small_disk(tmp_path / "mlruns" / "cache")
-    code, _, err = run_into_full(lab, disk)
-    assert code == 1
-    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert run_into_full(lab, disk, TWO_TOLD) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.match(r"error: a checkpoint cannot be written below .*: .*No space left", error)
     before = told(lab)
     assert lab.run("budget.trials=4") == 0
     check_whole(lab, before, kept=4)
 
 
-@pytest.mark.slow
-def test_trials_train_on_where_their_states_have_no_room(tmp_path, empty_mlflow, small_disk):
-    # Long enough for a trial to try, which it does not do more often than its cost allows.
-    lab = Lab(tmp_path, empty_mlflow, strategy=LONG | {"epochs": 30}, metric="loss", checkpoints=KEPT)
+def test_trials_train_on_where_their_states_have_no_room(tmp_path, empty_mlflow, small_disk, capsys):
+    lab = Lab(tmp_path, empty_mlflow, **STUDY, checkpoints=KEPT)
     (tmp_path / "mlruns" / "cache").mkdir()
     disk = small_disk(tmp_path / "mlruns" / "cache" / "running")
-    code, out, err = run_into_full(lab, disk)
-    assert code == 0, err
+    assert run_into_full(lab, disk, TWO_TOLD) == 0
     complaints = re.findall(
-        r"trial (\d+) could not resume from here if it were killed: .*: No space left on device", out
+        r"trial (\d+) could not resume from here if it were killed: .*: No space left on device",
+        capsys.readouterr().out,
     )
-    assert complaints
-    assert len(set(complaints)) == len(complaints)
+    assert complaints == ["2", "3"]
     check_whole(lab, {})
     assert not list(disk.rglob("*.part"))
