@@ -8,9 +8,12 @@ from typing import Any
 import mlflow
 import pytest
 from lab import Lab
+from migrations import read_once
 from mlflow import MlflowClient
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as TrackingStore
+
+read_once()
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,25 @@ from typing import Any
 from search.processes.forkserver import Copy, Forkserver, _end_as_python_does, serve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# What a study imports from its start to its end, and what the tests' servers do.
 _MODULES = (
     "search.run",
     "search.study.lifecycle",
     "search.rerun",
+    "alembic.command",
+    "git",
+    "IPython.display",
+    "matplotlib.backends.backend_agg",
+    "mlflow.models.display_utils",
     "mlflow.pyfunc",
+    "mlflow.pyfunc.scoring_server",
     "mlflow.server",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "mlflow.tracing.export",
+    "mlflow.tracing.processor.otel",
+    "plotly.graph_objects",
     "scipy.stats",
     "sklearn.datasets",
     "timm.optim",
@@ -94,12 +105,16 @@ if __name__ == "__main__":
     import gc
     import importlib
 
+    from migrations import read_once
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+    from sqlalchemy.orm import configure_mappers
 
     for module in sys.argv[2:]:
         importlib.import_module(module)
     # Whoever logs a model has MLflow read the lists of files of all installed packages, once a process.
     warn_dependency_requirement_mismatches(["mlflow"])
+    configure_mappers()
+    read_once()
     # A copy has this thread alone, and whatever the others held would be held for ever.
     assert threading.active_count() == 1, threading.enumerate()
     # Else a copy's garbage collections would look at all that was imported, and so copy its memory.
