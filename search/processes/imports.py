@@ -4,6 +4,9 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Whether this process, or the process that it is a fork of, has come here.
+_done: list[bool] = []
+
 
 @contextmanager
 def importing() -> Iterator[None]:
@@ -12,9 +15,11 @@ def importing() -> Iterator[None]:
     The imports make a million objects and no garbage; a collection would take a second to find that, and a second again
     each later time. The objects that exist after the imports are therefore exempt from later collections.
     """
-    if gc.get_freeze_count() > 0 or not gc.isenabled():
+    # Once a process. Python tells it too, by counting the exempt objects, which takes a tenth of a second.
+    if _done or not gc.isenabled():
         yield
         return
+    _done.append(True)
     gc.disable()
     try:
         yield
