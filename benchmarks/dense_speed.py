@@ -28,7 +28,7 @@ DECODERS = {"segmentation": ["unet", "fcn"], "detection": ["faster_rcnn", "retin
 # Blocks trained, in mixed order.
 DEPTHS = (2, 0, 4, 1, 3)
 FULL = {"limit_train": 480, "limit_val": 160, "limit_test": 80}
-QUICK = {"limit_train": 48, "limit_val": 16, "limit_test": 16}
+QUICK = {"limit_train": 16, "limit_val": 8, "limit_test": 8}
 
 
 def main(arguments: list[str] | None = None) -> None:

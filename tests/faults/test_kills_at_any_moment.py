@@ -1,7 +1,7 @@
 """Commands that are killed at moments drawn uniformly over their whole life, and run again until they are complete.
 
 ``UNFREEZE_KILLS=200 pytest -s tests/faults/test_kills_at_any_moment.py`` kills 200 times, which takes some 20 minutes;
-without the variable there are 20 kills, several in one study's life. A moment is a number of seconds of the command's
+without the variable there are 12 kills, several in one study's life. A moment is a number of seconds of the command's
 own processor time, so that it does not depend on what else the machine does. The kernel ends the process there by a
 signal whose default action is that of ``kill -9``: no handler runs, nothing is written.
 """
@@ -32,7 +32,7 @@ from search.tracking import CHECKPOINT_FILE
 from search.winner import VERDICT
 
 BY_HAND = "UNFREEZE_KILLS" in os.environ
-KILLS = int(os.environ.get("UNFREEZE_KILLS", "20"))
+KILLS = int(os.environ.get("UNFREEZE_KILLS", "12"))
 EPOCHS, KEPT = 2, 2
 STUDY: dict[str, Any] = {
     "strategy": SMALL["strategy"] | {"epochs": EPOCHS},

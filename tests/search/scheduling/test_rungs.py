@@ -45,8 +45,9 @@ def kept(lab) -> list[str]:
 
 def check_ladder(lab, whole) -> None:
     """All four are told once, the two best ran to their end, with the very scores of those that never paused."""
-    told = [trial for trial in lab.trials() if is_counted(trial)]
-    assert all(trial.state.is_finished() for trial in lab.trials())
+    trials, runs = lab.trials(), lab.runs()
+    told = [trial for trial in trials if is_counted(trial)]
+    assert all(trial.state.is_finished() for trial in trials)
     continued = [trial.user_attrs[CONTINUES] for trial in told if CONTINUES in trial.user_attrs]
     assert len(continued) == len(set(continued)), "a trial went on twice"
     ended = {trial.params["lr"]: trial for trial in told if trial.number not in continued}
@@ -56,7 +57,7 @@ def check_ladder(lab, whole) -> None:
         epochs = 4 if place < 2 else 2
         assert trial.intermediate_values == {k: v for k, v in whole[lr].items() if k <= epochs}
         assert outcome_of(trial) == ("complete" if place < 2 else "pruned")
-        run = lab.runs()[trial.number]
+        run = runs[trial.number]
         history = lab.client.get_metric_history(run.info.run_id, "val_loss")
         assert {metric.step: metric.value for metric in history} == trial.intermediate_values
         if place < 2:
