@@ -11,10 +11,12 @@ import lazy_loader
 def _refuse_shadows() -> None:
     """Refuse files of the same names as our packages: ``python -m`` looks into the current folder first."""
     for name in ("strategies", "trainers"):
-        spec, own = find_spec(name), Path(__file__).resolve().parents[1] / name
-        if spec is not None and spec.origin is not None and own not in Path(spec.origin).resolve().parents:
+        spec, here = find_spec(name), Path.cwd()
+        found = Path(spec.origin).resolve() if spec is not None and spec.origin is not None else None
+        # Elsewhere the packages may be apart, as on Ray's workers.
+        if found is not None and here != Path(__file__).resolve().parents[1] and here in found.parents[:2]:
             line = (
-                f"{spec.origin} hides Unfreeze's own package {name!r}: go to another folder, give the file another "
+                f"{found} hides Unfreeze's own package {name!r}: go to another folder, give the file another "
                 "name, or start Python with -P"
             )
             # This is the first word while python -m looks for a command.

@@ -33,13 +33,22 @@ def time_limit(minutes: float | None) -> Iterator[None]:
         yield
         return
 
+    is_over = False
+
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal is_over
+        is_over = True
         raise TrialTimeoutError(over_the_limit(minutes))
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, minutes * 60, _AGAIN_SECONDS)
     try:
         yield
+    except Exception as error:
+        # A library that was interrupted, such as a store in a commit, may tell that by an error of its own.
+        if is_over and not isinstance(error, TrialTimeoutError):
+            raise TrialTimeoutError(over_the_limit(minutes)) from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

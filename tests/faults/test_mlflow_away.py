@@ -151,7 +151,7 @@ def test_where_it_is_still_away_at_the_end_the_same_command_delivers_and_crowns_
     with at_tells({1: lab.server.kill}):
         assert lab.run() == 1
     (waiting,) = lab.waiting()
-    count = len(waiting.read_text().splitlines())
+    count = len(waiting.read_bytes().splitlines())
     assert lab.outcomes() == ["complete", "complete"]
     said = capsys.readouterr()
     assert "MLflow at http://127.0.0.1" in said.err
@@ -262,7 +262,7 @@ def test_a_server_that_takes_requests_and_answers_none_holds_nothing_up(tmp_path
         assert tracker.id_or_key(run) == run
         tracker.close()
     (waiting,) = (tmp_path / "spool").glob("*/*/writes.jsonl")
-    assert [from_line(line).kind for line in waiting.read_text().splitlines()] == ["begin", "log"]
+    assert [from_line(line).kind for line in waiting.read_bytes().splitlines()] == ["begin", "log"]
     mlflow.set_tracking_uri(before)
 
 

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import trainers.embedded
 from trainers import ModelSource, Preprocessing, Weights, decode, find_weights
-from trainers.embedded.distill import Pictures, distill
+from trainers.embedded.distill import Pictures, Teacher, distill
 
 FOLDER = Path(trainers.embedded.__file__).parent
 FILE = FOLDER / "resnet18.safetensors"
@@ -62,7 +62,7 @@ def test_the_script_that_made_it_makes_weights_that_load(tmp_path):
     ImageDraw.Draw(thing).ellipse((8, 8, 56, 56), fill="red")
     noise = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
     pictures = Pictures(scenes=[Image.fromarray(noise)], objects=[thing])
-    distill(pictures, views=16, batch_size=8, lr=1e-3, seed=0, out=tmp_path / "resnet18.safetensors")
+    distill(pictures, Teacher(), views=16, batch_size=8, lr=1e-3, seed=0, out=tmp_path / "resnet18.safetensors")
     assert list(tmp_path.iterdir()) == [tmp_path / "resnet18.safetensors"]
     weights = find_weights("resnet18", [str(tmp_path / "resnet18.safetensors")])
     ModelSource("resnet18", weights, 10, 32)

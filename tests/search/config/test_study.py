@@ -125,7 +125,7 @@ BAD = [
     ({"pruner": {"low_rung_images": 0.0}}, "pruner.low_rung_images: 0.0 is not a number above 0 and at most 1"),
     (
         {"pruner": {"low_rung_images": 0.5}},
-        "pruner.low_rung_images: 0.5 would not be used by pruner.name: median; only rungs has low rungs",
+        "pruner.low_rung_images: 0.5 would not be used by pruner.name: auto; only rungs has low rungs",
     ),
     (
         {"pruner": {"name": "rungs", "first_rung": 5}},
@@ -231,7 +231,7 @@ BAD = [
     ({"retries": -1}, "retries: -1 is not a whole number at least 0"),
     ({"store": {"url": "optuna.db"}}, "store.url: 'optuna.db' is not a database URL"),
     ({"device": "cud"}, "device: 'cud' is not a device; did you mean 'cuda'?"),
-    ({"precision": "fp16"}, "precision: 'fp16' is not one of auto, fp32, bf16"),
+    ({"precision": "fp8"}, "precision: 'fp8' is not one of auto, fp32, bf16, fp16"),
     ({"threads": 0}, "threads: 0 is not a whole number at least 1 and at most 1024, or null"),
     ({"name": 2024}, "name: 2024 is not text, or null; put it in quotes"),
     ({3: 1}, "3: unknown key"),
@@ -301,7 +301,7 @@ def test_costs_are_a_list_in_one_order_and_switch_the_pruner_off_unless_it_was_c
     assert config.costs == ("seconds", "parameters_trained")
     assert (config.pruner.name, config.pruner.patience) == ("none", 3)
     assert build_config({"costs": "seconds"}) == build_config({"costs": ["seconds"], "pruner": {"name": "none"}})
-    assert build_config({"costs": []}).pruner.name == build_config({}).pruner.name == "median"
+    assert build_config({"costs": []}).pruner.name == build_config({}).pruner.name == "auto"
 
 
 @pytest.mark.parametrize(

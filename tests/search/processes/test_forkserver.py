@@ -47,7 +47,7 @@ def printed(folder: Path, code: str, before: str = "") -> tuple[list, str]:
     """What a command prints as JSON, and what there is on its standard error."""
     (folder / "asked.py").write_text(MODULE)
     command = COMMAND.replace("{code}", code.replace("\n", "\n    ")).replace("{before}", before)
-    process = copies().start(command, [], folder, {**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    process = copies().start(command, [], folder, {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{folder}"})
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return json.loads(out), err

@@ -27,6 +27,14 @@ def test_what_waits_for_ever_is_ended(wait):
     assert time.monotonic() - began < 30
 
 
+def test_an_error_of_a_library_that_was_interrupted_is_told_as_the_timeout():
+    with pytest.raises(TrialTimeoutError), time_limit(0.002):
+        try:
+            time.sleep(60)
+        except TrialTimeoutError as error:
+            raise OSError("the commit failed") from error
+
+
 def test_what_ends_in_time_is_left_alone():
     before = signal.getsignal(signal.SIGALRM)
     with time_limit(0.01):

@@ -134,7 +134,7 @@ def test_what_optuna_cannot_do_with_costs_is_refused_by_name(done, capsys, overr
 def test_a_pruner_that_nobody_chose_is_none(done):
     assert done.config().pruner.name == "none"
     assert yaml.safe_load(done.file.read_text())["pruner"] == {}
-    assert done.config("costs=[]").pruner.name == "median"
+    assert done.config("costs=[]").pruner.name == "auto"
 
 
 def test_a_killed_trial_is_tried_again(new_lab):

@@ -40,6 +40,6 @@ def test_snapshots_that_are_damaged_or_do_not_fit_are_named_and_the_trial_starts
     said = " ".join(capsys.readouterr().out.split())
     assert f"trial 2 starts anew: {unfit} does not fit: KeyError" in said
     assert lab.outcomes() == ["killed", "killed", "complete"]
-    history = lab.client.get_metric_history(lab.runs()[2].info.run_id, "seconds")
+    history = lab.client.get_metric_history(lab.runs()[2].info.run_id, "training_seconds")
     assert sorted(metric.step for metric in history) == [1, 2, 3]
     assert not damaged.exists()

@@ -52,7 +52,7 @@ def test_a_killed_trial_goes_on_and_scores_as_if_nothing_had_happened(plain, new
     assert losses(lab, 1) == losses(plain, 0)
     assert again.value == plain.trials()[0].value
     # What it has trained before is not trained again.
-    seconds = lab.client.get_metric_history(lab.runs()[1].info.run_id, "seconds")
+    seconds = lab.client.get_metric_history(lab.runs()[1].info.run_id, "training_seconds")
     assert len(seconds) == EPOCHS
     assert snapshots(lab) == []
 

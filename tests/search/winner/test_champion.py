@@ -215,10 +215,10 @@ def test_images_of_one_patient_are_compared_together(lab, capsys, tmp_path):
                 f"{file.relative_to(tmp_path)},{file.parent.name},{split},{split} {place // size},{split} {place % 6}"
             )
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    data = ["data.source=manifest", f"data.manifest={tmp_path}/labels.csv", "data.columns.group=patient"]
+    data = ["data.source=manifest", f"data.manifest={tmp_path}/labels.csv"]
     data += ["data.limit_train=null", "data.limit_val=null", "data.limit_test=null"]
-    assert promote(lab, "poor", "grouped", *data) == 0
-    assert promote(lab, "good", "grouped", *data) == 0
+    assert promote(lab, "poor", "grouped", *data, "data.columns.group=patient") == 0
+    assert promote(lab, "good", "grouped", *data, "data.columns.group=patient") == 0
     assert " on 100 images of 20 groups (95% interval of the difference +" in capsys.readouterr().out
     assert json.loads(lab.client.get_model_version("grouped", "2").tags[COMPARED])["groups"] == 20
     assert promote(lab, "poor_too", "grouped", *data, "data.columns.group=ward") == 0

@@ -15,6 +15,7 @@ from small_training import DATA, DEVICE, Dice, pretrained
 from search.config import load_space
 from strategies import Strategy, parse_space, sample, without
 from trainers import ActivationStore, ImageData, Reuse, Trainer, choose_device, open_data, unusable_fields
+from trainers.data.places import place_of
 from trainers.data.split import ResidentSplit
 
 SPACE = parse_space(load_space("full"))
@@ -237,15 +238,15 @@ def test_every_view_has_to_pay_for_itself(tmp_path):
 
 def test_an_image_that_was_edited_where_no_sample_sees_it_is_computed_anew(tmp_path, reuse):
     root = tmp_path / "set"
-    options = {
-        name: None for name in inspect.signature(open_data).parameters if name not in ("palette", "masks", "seen")
-    }
+    names = {**inspect.signature(open_data).parameters, **inspect.signature(place_of).parameters}
+    options = {name: None for name in names if name not in ("palette", "masks", "seen", "where")}
     options |= {"task": "classification", "source": "folder", "root": str(root), "image_size": 32, "in_chans": 3}
     options |= {"val_fraction": 0.25, "test_fraction": 0.25, "split_seed": 0, "fold": 0, "workers": 0}
     options |= {
         "on_bad_image": "refuse",
         "on_duplicates": "report",
         "on_seen": "drop",
+        "on_small_class": "refuse",
         "cache": str(tmp_path / "cache"),
         "cache_gib": 0.0,
     }
