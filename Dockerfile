@@ -1,8 +1,8 @@
 # Runs the README's search:
-#   docker build -t unfreeze . && docker run --rm -v "$PWD:/work" unfreeze
+#   docker build -t unfreeze . && docker run --rm -v "$PWD:/searches" unfreeze
 # and with NVIDIA's GPUs:
 #   docker build -t unfreeze --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 .
-#   docker run --rm --gpus all --shm-size=4g -v "$PWD:/work" unfreeze search.run study=resnet_cls data.root=/work/images
+#   docker run --rm --gpus all --shm-size=4g -v "$PWD:/searches" unfreeze search.run study=resnet_cls data.root=/searches/images
 ARG BASE=ubuntu:24.04
 FROM ${BASE}
 RUN apt-get update \
@@ -12,6 +12,6 @@ COPY . /unfreeze
 RUN cd /unfreeze && python3 -m venv .venv && .venv/bin/pip install --no-cache-dir -q -e .
 ENV PATH=/unfreeze/.venv/bin:$PATH
 # The stores are made in the working folder, which is to outlive the container.
-WORKDIR /work
+WORKDIR /searches
 ENTRYPOINT ["python", "-m"]
 CMD ["search.run", "study=resnet_cls"]
