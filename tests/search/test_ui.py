@@ -17,7 +17,13 @@ from search.storage import IDENTITY
 from search.tracking import front_page, page_of
 from search.ui import main
 
-START = "import sys; from search.ui import main; sys.exit(main())"
+# Also where the tests themselves run below nohup, which has all that they start ignore SIGHUP.
+START = """
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from search.ui import main
+sys.exit(main())
+"""
 
 
 @pytest.mark.slow
