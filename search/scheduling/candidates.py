@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from strategies import ConfigError, RandomDraws, Space, Strategy, sample
+
+T = TypeVar("T")
 
 # A neighbour keeps a choice with this probability, and moves a number by this share of its range (standard deviation).
 _KEPT, _STEP = 0.8, 0.15
@@ -66,6 +68,11 @@ class Draws:
         return min(max(value + move * (high - low), low), high)
 
 
+def nth_of_best(best: Sequence[T], place: int) -> T | None:
+    """The strategy that a candidate is drawn around: one of the best for each third candidate, in turn; else None."""
+    return best[place // 3 % len(best)] if best and place % 3 == 0 else None
+
+
 def draw(space: Space, rng: np.random.Generator, near: Mapping[str, Any], exact: bool) -> tuple[Strategy, Draws] | None:
     """A strategy with its parameters; None where the drawn values do not go together."""
     draws = Draws(rng, near, exact)
@@ -95,11 +102,8 @@ def draw_many(
     models = sorted(spaces)
     wanted: list[tuple[str, Mapping[str, Any], bool]] = [(model, params, True) for model, params in given]
     for place in range(count):
-        if best and place % 3 == 0:
-            model, params = best[place // 3 % len(best)]
-            wanted.append((model, params, False))
-        else:
-            wanted.append((models[rng.integers(len(models))], {}, False))
+        model, params = nth_of_best(best, place) or (models[rng.integers(len(models))], {})
+        wanted.append((model, params, False))
     found = []
     for model, near, exact in wanted:
         drawn = draw(spaces[model], rng, near, exact)

@@ -18,7 +18,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.scheduling.candidates import Draws
+from search.scheduling.candidates import Draws, nth_of_best
 from search.scheduling.learned import (
     Candidate,
     LearnedPolicy,
@@ -111,12 +111,10 @@ class LearnedSampler(BaseSampler):
         known = [one for one in trials if search_space.keys() <= one.params.keys() and one.state in _STATES]
         sign = -1 if study.direction == StudyDirection.MINIMIZE else 1
         seen = [self._seen(one, search_space, sign) for one in known]
-        best = sorted(range(len(known)), key=lambda place: -max(seen[place].scores, default=-math.inf))[:_BEST]
+        ranked = sorted(range(len(known)), key=lambda place: -max(seen[place].scores, default=-math.inf))
+        best = [known[place].params for place in ranked[:_BEST]]
         rng = np.random.default_rng([self._seed, trial.number])
-        drawn = [
-            _drawn(search_space, rng, known[best[place // 3 % len(best)]].params if best and place % 3 == 0 else {})
-            for place in range(_CANDIDATES)
-        ]
+        drawn = [_drawn(search_space, rng, nth_of_best(best, place) or {}) for place in range(_CANDIDATES)]
         choice = self._policy.choose(self._task, seen, [self._candidate(params, search_space) for params in drawn])
         assert choice.new is not None, "no trial is paused"
         return drawn[choice.new]

@@ -117,8 +117,7 @@ class Planner:
             seconds_left: Until the hours are over.
         """
         strands = self._strands.of(trials)
-        waiting = {place for place, strand in enumerate(strands) if strand.is_paused and is_kept(strand.last)}
-        done = max((one.best for one in strands if one.last.state == TrialState.COMPLETE), default=float("-inf"))
+        waiting, done = _waiting(strands, is_kept), _best_completed(strands)
         lead = max(waiting, key=lambda place: (strands[place].best, -place), default=None)
         leads = lead is not None and strands[lead].best > done
         candidates = self._candidates(strands)
@@ -152,11 +151,9 @@ class Planner:
         """
         strands = self._strands.of(trials)
         own = next(place for place, strand in enumerate(strands) if strand.last.number == number)
-        done = max((one.best for one in strands if one.last.state == TrialState.COMPLETE), default=float("-inf"))
-        if strands[own].best > done and self._is_late(strands, strands[own], seconds_left):
+        if strands[own].best > _best_completed(strands) and self._is_late(strands, strands[own], seconds_left):
             return True
-        waiting = {place for place, strand in enumerate(strands) if strand.is_paused and is_kept(strand.last)}
-        candidates = self._candidates(strands)
+        waiting, candidates = _waiting(strands, is_kept), self._candidates(strands)
         if not candidates and not waiting:
             return True
         seen, told = as_seen(strands, {*waiting, own}), [one for one, _ in candidates]
@@ -242,3 +239,12 @@ class Planner:
                 ],
             )
         return self._drawn[1]
+
+
+def _waiting(strands: Sequence[Strand], is_kept: Callable[[FrozenTrial], bool]) -> set[int]:
+    """Places of the paused trials that can be resumed."""
+    return {place for place, strand in enumerate(strands) if strand.is_paused and is_kept(strand.last)}
+
+
+def _best_completed(strands: Sequence[Strand]) -> float:
+    return max((one.best for one in strands if one.last.state == TrialState.COMPLETE), default=float("-inf"))

@@ -11,6 +11,9 @@ from search.scheduling import EarlierStudy, ModelFacts, ModelFeatures, Strands, 
 from search.storage import FEATURES, IDENTITY, MODEL_FACTS
 from strategies import Space
 
+#: Multiply-adds a second for computed seconds on a CPU. It is no measurement: from measured seconds a search would draw
+#: other strategies each time.
+CPU_SPEED = 1.5e10
 # The newest studies of a store; older ones cost time at every start.
 _MOST_STUDIES = 20
 
@@ -42,7 +45,7 @@ def told_of_store(storage: BaseStorage, metric: str) -> list[EarlierStudy]:
         metric: The metric.
     """
     # Their seconds are computed for a processor, as those of the tables are measured on one machine each.
-    return own_studies(storage, "", metric, 1.5e10)
+    return own_studies(storage, "", metric, CPU_SPEED)
 
 
 def _is_alike(study: Study, metric: str) -> bool:

@@ -6,15 +6,14 @@ from typing import Any
 from search.config import StudyConfig
 from search.scheduling import Aims, LearnedPolicy, Planner, Work
 from search.storage import FEATURES, MODEL_FACTS, storage_of
-from search.study.own_studies import model_facts, own_studies, task_of
+from search.study.own_studies import CPU_SPEED, model_facts, own_studies, task_of
 from search.study.presets import preset_params
 from search.trials import OpenStudy
 from strategies import Fixed
 from trainers import ModelSource, multiply_adds, parameter_count
 
-# Multiply-adds a second, and seconds to begin or resume a trial. They are no measurements: from measured seconds a
-# search would draw other strategies each time. Predicted seconds are shown after a comparison with measured ones.
-_CPU_SPEED, _GPU_SPEED = 1.5e10, 2e12
+# As CPU_SPEED, and seconds to begin or resume a trial. What is shown was compared with measured seconds.
+_GPU_SPEED = 2e12
 _SWITCH_SECONDS = 0.5
 #: The default of ``budget.min_improvement`` with the learnt policy.
 MIN_IMPROVEMENT = 0.001
@@ -45,13 +44,13 @@ def planner_of(open_study: OpenStudy) -> Planner | None:
         name: model_facts(name, attrs[MODEL_FACTS][name], attrs[FEATURES], open_study.spaces[name])
         for name in materials.sources
     }
-    speed = _GPU_SPEED if materials.device.torch.type == "cuda" else _CPU_SPEED
+    speed = _GPU_SPEED if materials.device.torch.type == "cuda" else CPU_SPEED
     aims = Aims(
         trials=config.budget.trials,
         min_improvement=config.budget.min_improvement or MIN_IMPROVEMENT,
         seed=config.seed,
         reports_per_epoch=config.pruner.reports_per_epoch,
-        amp=materials.device.bf16,
+        amp=materials.device.precision != "fp32",
     )
 
     def presets() -> Sequence[tuple[str, Mapping[str, Any]]]:
