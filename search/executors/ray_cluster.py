@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,12 +215,9 @@ def connected(config: StudyConfig) -> Iterator[RayExecutor]:
     except ImportError as error:
         raise ConfigError("executor.name: ray needs Ray; pip install -e '.[ray]'") from error
     with ExitStack() as cleanup:
-        folder = None
-        if address is None:
-            place = short_place()
-            drop_left_over(place)
-            folder = cleanup.enter_context(temporary_folder(place))
-        _connect(ray, config, address, folder)
+        place = short_place()
+        drop_left_over(place)
+        _connect(ray, config, address, cleanup.enter_context(temporary_folder(place)))
         cleanup.callback(ray.shutdown)
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # it has no types
         refuse_files(config, (node["NodeManagerHostname"] for node in nodes))
@@ -233,8 +230,8 @@ def short_place() -> Path:
     return found if len(os.fsencode(found)) <= _MOST_PATH_BYTES else Path("/tmp")
 
 
-def _connect(ray: Any, config: StudyConfig, address: str | None, folder: Path | None) -> None:
-    """Join the cluster at an address, or start one, which has its files in a folder."""
+def _connect(ray: Any, config: StudyConfig, address: str | None, folder: Path) -> None:
+    """Join the cluster at an address, or start one, which has its files in an empty folder."""
     here = Path(__file__).resolve().parents[2]
     packages = [str(here / name) for name in ("search", "strategies", "studies", "trainers")]
     options: dict[str, Any] = {"runtime_env": {"py_modules": packages, "excludes": ["__pycache__"]}}
@@ -251,7 +248,10 @@ def _connect(ray: Any, config: StudyConfig, address: str | None, folder: Path | 
         _probe(address)
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address or "local", logging_level=logging.ERROR, **options)
+        # Workers look for modules in the folder of this call first, before they look into our packages: in that of the
+        # user a file may have the name of one of them.
+        with chdir(folder):
+            ray.init(address or "local", logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray raises unrelated types of errors for a wrong address
         raise ConfigError(f"executor.address: {address or 'null'}: {first_line(error)}") from error
     finally:

@@ -15,6 +15,7 @@ from .rank_group import RankGroup as RankGroup
 from .rank_group import RankLostError as RankLostError
 from .signals import stop_if_asked as stop_if_asked
 from .signals import stopped_by_signals as stopped_by_signals
+from .starting import fresh_python as fresh_python
 from .temporary import drop_left_over as drop_left_over
 from .temporary import temporary_files_in as temporary_files_in
 from .temporary import temporary_folder as temporary_folder

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO
 from urllib.error import URLError
 
+from search.processes import fresh_python
 from strategies import ConfigError
 
 # Only this machine can open the pages.
@@ -91,9 +91,10 @@ def serve_optuna(url: str, port: int) -> PageServer:
 
 def _served(name: str, port: int, words: Sequence[str], variables: Mapping[str, str]) -> PageServer:
     log = tempfile.TemporaryFile()  # noqa: SIM115, it is open as long as the server runs
+    command, environment = fresh_python(words, variables)
     process = subprocess.Popen(
-        [sys.executable, *words],
-        env={**os.environ, **variables},
+        command,
+        env=environment,
         # It ends when this process has ended, however that was.
         stdin=subprocess.PIPE,
         stdout=log,

@@ -125,6 +125,8 @@ def lose_a_node(lab: Lab, process: Started, cluster: Cluster) -> int:
 @pytest.mark.slow
 def test_a_study_on_ray_that_loses_a_worker_ctrl_c_and_a_node_goes_on_to_its_end(new_lab, request):
     lab = new_lab(**LONG)
+    # A file of the user's that has the name of our package, which workers are not to take for it.
+    (lab.folder / "search.py").write_text("raise SystemExit('not the package')")
     process = lab.start("budget.trials=1", "executor=ray", "executor.workers=1", leads=True)
     lab.wait_until(lambda trials: trained(trials) is not None, process)
     command, *everyone = family_of(process.pid)
