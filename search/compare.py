@@ -9,7 +9,7 @@ from search.command_line import check_output, exit_code, say, set_up_logging, un
 from search.config import for_output
 from search.processes import importing
 from search.reporting import as_csv, as_json, rows_of, searched_fields, table_of
-from strategies import ConfigError
+from strategies import ConfigError, counted
 
 _USAGE = """\
 A study is named as for search.run, or by its name in the store; without one, all studies of the store are shown. A
@@ -52,7 +52,7 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise unwritable("--out", out, error) from error
-    say(f"{len(rows)} trials written to {out}")
+    say(f"{counted(len(rows), 'trial')} written to {out}")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from search.command_line import FAILED, check_output, exit_code, report_fault, say, set_up_logging, unwritable
 from search.config import StudyConfig, compose_jobs
 from search.processes import importing
-from strategies import ConfigError, TrialError, UnfreezeError, first_line
+from strategies import ConfigError, TrialError, UnfreezeError, counted, first_line
 
 if TYPE_CHECKING:
     from search.study import Night
@@ -152,7 +152,7 @@ def _code(night: "Night") -> int:
 def _title(nights: Sequence["Night"]) -> str:
     failed = sum(bool(night.problem) for night in nights)
     new = sum(night.verdict is not None and night.verdict.is_promoted for night in nights)
-    what = [f"{new} new champion{'s' if new > 1 else ''}"] if new else []
+    what = [counted(new, "new champion")] if new else []
     what += [f"{failed} failed"] if failed else []
     return f"Unfreeze: {', '.join(what) or 'no new champion'}"
 

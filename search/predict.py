@@ -7,7 +7,7 @@ from pathlib import Path
 
 from search.command_line import FAILED, check_output, exit_code, say, set_up_logging, whole_number
 from search.winner import answers_of, find_images, find_model, load, with_mask_files, write_answers
-from strategies import ConfigError
+from strategies import ConfigError, counted
 
 _USAGE = """\
 MODEL is a study, whose champion answers, else its winner; or what a search prints (models:/m-...), another version
@@ -59,7 +59,7 @@ def predict(options: argparse.Namespace) -> int:
     for problem in bad:
         say(f"left out: {problem}", sys.stderr)
     if options.out is not None:
-        say(f"{len(table):,} images answered in {options.out}")
+        say(f"{counted(len(table), 'image')} answered in {options.out}")
     return FAILED if bad else 0
 
 

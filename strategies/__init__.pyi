@@ -13,6 +13,7 @@ from .errors import DataError as DataError
 from .errors import TrialError as TrialError
 from .errors import UnfreezeError as UnfreezeError
 from .errors import WeightsError as WeightsError
+from .errors import counted as counted
 from .errors import first_line as first_line
 from .errors import nearest as nearest
 from .extras import check_installed as check_installed

@@ -29,6 +29,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 trial``, ``2,000 trials``; the noun is given in the singular."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint naming the known word closest to ``word``, in upper or lower case, or all of them when none is close.
 

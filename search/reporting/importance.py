@@ -11,6 +11,7 @@ from optuna import Study
 from optuna.trial import TrialState
 
 from search.storage import score_of
+from strategies import counted
 
 # From so many trials on, a field that decides the score is named in most cases: see benchmarks/importance.py.
 _LEAST_TRIALS = 20
@@ -46,12 +47,12 @@ class Importances:
         """What can be said, without the shares."""
         start = "Which fields mattered"
         if self.by_chance is None:
-            return f"{start}: cannot be told from {self.trials} trials ({self.reason})."
+            return f"{start}: cannot be told from {counted(self.trials, 'trial')} ({self.reason})."
         if not self.shares:
             return f"{start}: none stands out from chance in {self.trials} trials."
         return (
-            f"{start} (share of the order of {self.trials} trials by score that a field explains; chance reaches "
-            f"{self.by_chance:.0%})"
+            f"{start} (share of the order of {counted(self.trials, 'trial')} by score that a field explains; "
+            f"chance reaches {self.by_chance:.0%})"
         )
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strategies import Strategy
+from strategies import Strategy, counted
 
 if TYPE_CHECKING:
     from search.reporting.summary import Summary
@@ -30,6 +30,7 @@ def build(summary: "Summary") -> str:
     figures = {name: draw(summary) for name, draw in FIGURES.items()}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page.filters["counted"] = counted
     page.filters["words"] = lambda name: str(name).replace("_", " ")
     return page.get_template("report.html").render(
         summary=summary,

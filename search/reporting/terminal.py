@@ -29,6 +29,7 @@ from search.reporting.time_left import TimeLeft
 from search.storage import DEPTH, ENDINGS, MODEL, REASON, STRATEGY, outcome_of, score_of
 from search.tracking import EpochEnded, Event, TrialEnded, TrialStarted
 from search.winner import TRIAL, Confirmed, Winner
+from strategies import counted
 
 # For a large space, a table of all fields would be wider than any terminal. MLflow has everything.
 _MAX_FIELDS = 8
@@ -257,8 +258,7 @@ class Terminal:
 
 def title_of(winner: Winner) -> str:
     """The title of the table of strategies with new seeds."""
-    count = len(winner.confirmed[0].scores)
-    seeds = f"{count} new seed{'s' if count > 1 else ''}"
+    seeds = counted(len(winner.confirmed[0].scores), "new seed")
     return f"The best with {seeds}, by their mean validation {winner.metric.replace('_', ' ')}"
 
 

@@ -2,6 +2,8 @@
 
 import math
 
+from strategies import counted
+
 # Seconds between two lines in a log.
 _LINE_SECONDS = 600.0
 
@@ -36,7 +38,7 @@ class TimeLeft:
         if not left or now - self._said < _LINE_SECONDS:
             return ""
         self._said = now
-        return f"{self._done} trials in {_in_words(now - self._began)}, {left}"
+        return f"{counted(self._done, 'trial')} in {_in_words(now - self._began)}, {left}"
 
     def in_words(self, now: float) -> str:
         """``about 12 min left``; empty as long as nothing is known."""

@@ -7,6 +7,7 @@ from search.config import StudyConfig, values_of
 from search.storage import IDENTITY
 from search.study.begun import begun
 from search.trials import Watcher
+from strategies import counted
 from trainers import LEAST_SIZE, ImageData, Weights, short_side_of, trained_size
 
 # Most architectures halve their maps five times, and patches are 14 to 32 pixels wide.
@@ -59,7 +60,8 @@ def remarks(config: StudyConfig, data: ImageData, weights: Mapping[str, Weights]
     if updates < _FEW_UPDATES:
         needed = math.ceil(_FEW_UPDATES / math.ceil(len(data.train) / batch))
         yield (
-            f"Updates {updates} in {epochs} epochs of {len(data.train):,} images, which may be too few to learn from; "
+            f"Updates {updates} in {counted(epochs, 'epoch')} of {counted(len(data.train), 'image')}, which may be too "
+            "few to learn from; "
             f"strategy.epochs={needed} gives {_FEW_UPDATES}, and so does a smaller strategy.batch_size"
         )
 

@@ -39,7 +39,18 @@ from search.study.presets import check_presets
 from search.study.similar import features_of
 from search.tracking import Tracker, TrialRuns, best_first, datasets_of, git_commit, new_run_key
 from search.trials import Materials, OpenStudy, Watcher, model_tags, rank_group_of
-from strategies import ConfigError, Entry, Fixed, FloatRange, Space, Strategy, UnfreezeError, first_line, without
+from strategies import (
+    ConfigError,
+    Entry,
+    Fixed,
+    FloatRange,
+    Space,
+    Strategy,
+    UnfreezeError,
+    counted,
+    first_line,
+    without,
+)
 from trainers import TASKS, Trainer, unusable_fields
 
 # Seconds after which images that were decoded stay when the study is refused.
@@ -220,7 +231,7 @@ def _say_what_was_opened(
 ) -> None:
     # Without those that are queued.
     trials = Ledger(study).counted
-    watcher.say(f"Study   {study.study_name}: {trials} trials so far, {materials.device.description}")
+    watcher.say(f"Study   {study.study_name}: {counted(trials, 'trial')} so far, {materials.device.description}")
     watcher.say(f"Data    {materials.data.summary()}")
     for line in remarks(config, materials.data, {name: one.weights for name, one in materials.sources.items()}):
         watcher.say(line)

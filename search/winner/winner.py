@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from strategies import counted
+
 TRIAL, WISE_FT, UNIFORM_SOUP, GREEDY_SOUP = "trial", "wise_ft alpha={:g}", "uniform_soup", "greedy_soup"
 
 
@@ -127,9 +129,9 @@ class Winner:
     @property
     def _images(self) -> str:
         """The test images in words."""
-        images = f"{self.test_images:,} images"
+        images = counted(self.test_images, "image")
         if self.test_groups is not None:
-            images += f" of {self.test_groups:,} group{'s' if self.test_groups > 1 else ''}"
+            images += f" of {counted(self.test_groups, 'group')}"
         if self.test_seen:
             images += f", not counting {self.test_seen:,} that its first weights or its teacher were made with"
         return images

@@ -126,7 +126,7 @@ def test_a_size_that_is_not_given_follows_from_images_and_model_and_stays(new_la
     said = capsys.readouterr().out
     assert "Size    data.image_size=96: the weights were trained at 160 px, " in said
     assert "the images' median short side is 110 px" in said
-    assert "Updates 1 in 1 epochs of " in said
+    assert "Updates 1 in 1 epoch of " in said
     assert lab.study.user_attrs[IDENTITY]["data.image_size"] == 96
     # A study that began with another size keeps it: that of earlier versions was 64.
     lab.train("budget.trials=1", "name=earlier", "data.image_size=64")
@@ -159,7 +159,7 @@ def test_default_presets_are_moved_with_a_word_and_those_of_another_depth_are_le
     assert "(preset full)" in said
     lab.train("strategy.depth=1.0", "strategy.lr.high=1e-3", "budget.trials=1")
     # Not counting the preset that is queued.
-    assert "lab: 1 trials so far" in capsys.readouterr().out
+    assert "lab: 1 trial so far" in capsys.readouterr().out
 
 
 def test_the_best_probe_of_a_sweep_keeps_its_own_values_also_when_it_is_tried_again(new_lab):

@@ -156,8 +156,8 @@ def test_a_study_of_2000_trials_makes_a_page_below_10_mb(searched):
         )
     page = build(summarize(StoredStudy(many, searched.mlflow_uri)))
     assert len(page.encode()) < 10e6
-    assert "of 2000 trials" in Page(page).text
-    assert "Which fields mattered (share of the order of 2000 trials" in Page(page).text
+    assert "of 2,000 trials" in Page(page).text
+    assert "Which fields mattered (share of the order of 2,000 trials" in Page(page).text
     assert Page(page).figures["plot-importances"]["data"][0]["y"] == ["lr"]
     assert len(rows_of(StoredStudy(many, searched.mlflow_uri), top=None)) == 2000
 

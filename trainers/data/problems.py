@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from strategies import DataError
+from strategies import DataError, counted
 from trainers.data.cache import Progress
 from trainers.data.found import SPLITS, Found, ImageRef, listing, natural
 from trainers.data.pixels import Preprocessing
@@ -48,7 +48,7 @@ def without_small_classes(
     lines = [f"class folder {folder} has no images{others}" for folder, others in found.empty.items()]
     needed = _needed(found, folds)
     lines += [
-        f"class {name!r} has {count} image{'' if count == 1 else 's'}, but {needed} are needed, one for each split"
+        f"class {name!r} has {counted(count, 'image')}, but {needed} are needed, one for each split"
         for name, count in small.items()
     ]
     if not lines:

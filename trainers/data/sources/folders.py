@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from strategies import DataError
+from strategies import DataError, counted
 from trainers.data.found import SPLIT_WORDS, Found, Place, listing, natural, quoted
 from trainers.data.pixels import HEIC_SUFFIXES, reads_heic
 from trainers.data.sources.checks import check_task, checked_root, shown
@@ -121,9 +121,7 @@ def warn_of(others: Sequence[Path], root: Path) -> tuple[str, ...]:
 def passed_over(others: Sequence[Path]) -> str:
     """Files that are not images by their suffix, such as ``3 .HEIC files, 1 suffixless file``."""
     counts = Counter(path.suffix for path in others)
-    parts = [
-        f"{count} {suffix or 'suffixless'} file{'s' if count > 1 else ''}" for suffix, count in sorted(counts.items())
-    ]
+    parts = [counted(count, f"{suffix or 'suffixless'} file") for suffix, count in sorted(counts.items())]
     has_heic = any(suffix.lower() in HEIC_SUFFIXES for suffix in counts)
     return ", ".join(parts) + ("; pip install pillow-heif reads HEIC" if has_heic else "")
 
