@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -22,11 +23,28 @@ def test_license_and_citation_agree_with_the_package():
 
 def test_the_container_runs_the_search_of_the_readme():
     lines = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
-    facts = {line.partition(" ")[0]: line.partition(" ")[2] for line in lines if line and not line.startswith("#")}
+    steps = [line.partition(" ")[::2] for line in lines if line and not line.startswith("#")]
+    facts = dict(steps)
     words = [*yaml.safe_load(facts["ENTRYPOINT"]), *yaml.safe_load(facts["CMD"])]
     (command,) = re.findall(r"<!-- run: search -->\n```bash\n(.*)\n", (ROOT / "README.md").read_text())
     assert command.endswith(" ".join(words))
     assert "pip install -q -e . && " in command
+    # All that pip needs is copied, to the folder in which it installs, whose programs are found.
+    source, folder = facts["COPY"].split()
+    assert source == "."
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    for name in ("pyproject.toml", *PROJECT["license-files"], PROJECT["readme"], "search", "strategies", "trainers"):
+        assert (ROOT / name).exists()
+        assert not [pattern for pattern in ignored if fnmatch(name, pattern.removeprefix("**/"))], name
+    *_, install = facts["RUN"].split(" && ")
+    assert facts["RUN"].startswith(f"cd {folder} && python3 -m venv .venv && ")
+    assert install == ".venv/bin/pip install --no-cache-dir -q -e ."
+    variables = dict(value.split("=", 1) for step, value in steps if step == "ENV")
+    assert variables == {"PATH": f"{folder}/.venv/bin:$PATH", "PYTHONSAFEPATH": "1"}
+    # On a CPU and on a GPU it is the same Ubuntu, whose Python is new enough.
+    bases = re.findall(r"BASE=(\S+)", "\n".join(lines))
+    assert len(bases) == 2
+    assert all(re.search(r"ubuntu:?24\.04$", base) for base in bases)
     # What its comment says to run can be composed.
     for line in re.findall(r"search\.run (study=.*)$", "\n".join(lines), re.MULTILINE):
         assert compose_study(shlex.split(line)).data.source == "folder"

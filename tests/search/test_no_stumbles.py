@@ -50,6 +50,22 @@ def test_a_file_with_the_name_of_one_of_our_packages_is_named(name, tmp_path):
         assert f"{tmp_path / name}.py hides Unfreeze's own package '{name}'" in done.stderr
 
 
+def test_without_the_current_folder_files_there_are_not_taken_for_our_packages(tmp_path):
+    for name in ("search", "strategies", "studies", "trainers"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not the package')")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "search.run", "--list"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resnet_cls" in done.stdout
+    assert "`python -P -m search.run`" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "losses"),
     [
