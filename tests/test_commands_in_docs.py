@@ -1,4 +1,7 @@
-"""Every command and every row of a table that README and docs show is taken from their text and tried."""
+"""Every command and every row of a table that README and docs show is taken from their text and composed.
+
+``tests/search/test_documented_commands.py`` runs them.
+"""
 
 import importlib
 import io
@@ -10,66 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documented import ROOT, TABLES, asked_for, commands, completed, filled, rows_of
 from PIL import Image
 
 from search import compose_study
 from search.config import compose_jobs
 from trainers import open_data
 
-ROOT = Path(__file__).parent.parent
-# The commands for clusters are in test_docs.py, with something for what a shell would fill in.
-PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "cluster")]
-SPAN = re.compile(r"`([^`]+)`")
-# Places in the text of what a reader fills in.
-FILLED = {"$STORE_URL": "sqlite:///mlruns/optuna.db", "...": "hub", "RUN_ID": "0123"}
 
-
-def filled(text: str) -> str:
-    """The text with something in those places."""
-    for place, something in FILLED.items():
-        text = text.replace(place, something)
-    return text
-
-
-def rows_of(page: Path, heading: str) -> list[list[str]]:
-    """The cells of the rows of the table whose first heading is this."""
-    lines = page.read_text().splitlines()
-    start = next(k for k, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
-    assert rows
-    return rows
-
-
-def asked_for(cell: str) -> list[list[str]]:
-    """The words of each override in a cell; ``=x`` after ``key=y`` is ``key=x``, as is ``x`` after a space's name."""
-    found: list[list[str]] = []
-    for span in SPAN.findall(cell):
-        words = shlex.split(span)
-        last = found[-1][-1] if found else ""
-        if span.startswith("="):
-            words = [last.partition("=")[0] + span]
-        elif len(words) == 1 and last.startswith("strategy=") and "=" not in span and "/" not in span:
-            words = [f"strategy={span}"]
-        if all(re.match(r"[a-z_.]+=", word) or word == "--multirun" for word in words):
-            found.append(words)
-    return found
-
-
-def completed(words: list[str], own: Path) -> list[str]:
-    """The words of a command for what a row asks for, with the data that the row speaks of and does not name again."""
-    words = [filled(word.replace("/path/mine.yaml", str(own))) for word in words]
-    keys = {word.partition("=")[0] for word in words}
-    if not any(key in keys for key in ("data.manifest", "data.annotations", "data.shards", "data.dataset")):
-        is_of_rows = "task" in keys or any(key.startswith("data.columns") for key in keys)
-        words = [*words, *(["data.manifest=labels.csv"] if is_of_rows else [])]
-    return words if "study" in keys else ["study=resnet_cls", *words]
-
-
-@pytest.mark.parametrize("heading", ["your data", "what you may want to change"])
+@pytest.mark.parametrize("heading", TABLES)
 def test_every_row_of_the_readmes_tables_is_a_command(heading, tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("seed: 1\n")
@@ -77,7 +29,7 @@ def test_every_row_of_the_readmes_tables_is_a_command(heading, tmp_path):
     tried = 0
     for _, how in rows:
         for words in asked_for(how):
-            jobs = compose_jobs([w for w in completed(words, own) if w != "--multirun"], "--multirun" in words)
+            jobs = compose_jobs([filled(w) for w in completed(words, own) if w != "--multirun"], "--multirun" in words)
             assert all(job.space() for job in jobs), words
             tried += 1
     assert tried >= len(rows)
@@ -151,22 +103,6 @@ def test_the_data_of_the_readmes_rows_are_opened(sets, tmp_path, monkeypatch):
             assert len(data.classes) >= 1
             opened[words[0]] = config.data.source
     assert opened == OPENED
-
-
-def commands() -> list[tuple[str, str]]:
-    """Page and command line of each command in fenced blocks and in code spans of README and docs."""
-    found = []
-    for page in PAGES:
-        text = page.read_text().replace("\\\n", " ")
-        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        lines = [line.split(" #")[0] for block in blocks for line in block.splitlines()]
-        outside = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-        lines += SPAN.findall(outside)
-        for line in lines:
-            match = re.search(r"python3? -m (search\.\w+[^|;>&)]*)", line)
-            if match is not None:
-                found.append((page.name, match[1].removesuffix('",').strip()))
-    return found
 
 
 def test_every_command_of_the_pages_is_composed_and_has_the_options_that_it_is_given(capsys, monkeypatch, tmp_path):

@@ -106,27 +106,8 @@ class Lab:
         return main([f"study={self.file}", *overrides])
 
     def train(self, *overrides: str) -> None:
-        """Run or resume the study in this process as far as its last trial.
-
-        What ends a study (winner, logged model, plots, report) takes longer than trials as small as these. Tests that
-        look at the end call :meth:`run`.
-        """
-        config = self.config(*overrides)
-        with Terminal(config.metric, costs=config.costs) as terminal:
-            open_study = prepare(config, terminal)
-            try:
-                recover_trials(open_study)
-                reconcile_runs(open_study)
-                queue_lost(open_study)
-                sweep_probes(open_study)
-                _queue_presets(open_study)
-                ledger = Ledger(open_study.study)
-                terminal.study_started(ledger.counted, config.budget.trials)
-                run_trials(open_study, ledger, lambda: True, terminal.say)
-                open_study.tracker.finish(open_study.parent_run, "complete")
-                open_study.tracker.flush()
-            finally:
-                open_study.tracker.close()
+        """Run or resume the study in this process as far as its last trial; see :func:`train`."""
+        train(self.config(*overrides))
 
     def config(self, *overrides: str) -> StudyConfig:
         return compose_study([f"study={self.file}", *overrides])
@@ -230,6 +211,29 @@ class Lab:
         self.client.delete_tag(run.info.run_id, "unfreeze.outcome")
         self.client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return run
+
+
+def train(config: StudyConfig) -> None:
+    """Run or resume a study in this process as far as its last trial.
+
+    What ends a study (winner, logged model, plots, report) takes longer than trials as small as these. Tests that look
+    at the end call :meth:`Lab.run`.
+    """
+    with Terminal(config.metric, costs=config.costs) as terminal:
+        open_study = prepare(config, terminal)
+        try:
+            recover_trials(open_study)
+            reconcile_runs(open_study)
+            queue_lost(open_study)
+            sweep_probes(open_study)
+            _queue_presets(open_study)
+            ledger = Ledger(open_study.study)
+            terminal.study_started(ledger.counted, config.budget.trials)
+            run_trials(open_study, ledger, lambda: True, terminal.say)
+            open_study.tracker.finish(open_study.parent_run, "complete")
+            open_study.tracker.flush()
+        finally:
+            open_study.tracker.close()
 
 
 @contextmanager
