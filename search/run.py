@@ -10,7 +10,16 @@ from typing import NoReturn
 from omegaconf import OmegaConf
 
 from search.command_line import BAD_INPUT, FAILED, LogFormatter, exit_code, in_words, report_fault, say, set_up_logging
-from search.config import StudyConfig, compose_jobs, for_output, list_spaces, list_studies, load_study, schema_keys
+from search.config import (
+    StudyConfig,
+    compose_jobs,
+    for_output,
+    for_reading,
+    list_spaces,
+    list_studies,
+    load_study,
+    schema_keys,
+)
 from search.processes import importing
 from strategies import ConfigError, TrialError, UnfreezeError, nearest
 
@@ -142,10 +151,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         known = ["--help", "--list", "--cfg", "--multirun", "--verbose"]
         raise ConfigError(f"{unknown[0]}: unknown option; {nearest(unknown[0], known)}")
     if options.help:
-        say(help_text())
+        say(for_reading(help_text()))
         return 0
     if options.list:
-        say(listing())
+        say(for_reading(listing()))
         return 0
     configs = compose_jobs(options.overrides, options.multirun)
     if options.cfg:

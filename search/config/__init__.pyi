@@ -30,3 +30,5 @@ from .study_files import load_space as load_space
 from .study_files import load_study as load_study
 from .urls import sqlite_file as sqlite_file
 from .urls import without_password as without_password
+from .wrapping import fitted as fitted
+from .wrapping import for_reading as for_reading

@@ -66,7 +66,9 @@ class DataConfig(Section):
     annotations: Files = Field(
         None, description="COCO JSON file; or a file for each split: {train: a.json, val: b.json}"
     )
-    shards: Files = Field(None, description="WebDataset tars, such as train-{000..012}.tar; or tars for each split")
+    shards: Files = Field(
+        None, description="WebDataset tars, such as 'train-{000..012}.tar' in quotes; or tars for each split"
+    )
     columns: dict[str, Any] = Field(
         default_factory=dict, description="names of the columns image, label (or a list), split and group"
     )

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from search.config import Cost, printable
+from search.config import Cost, fitted, printable
 from search.reporting.console import SafeConsole
 from search.reporting.importance import Importances
 from search.reporting.time_left import TimeLeft
@@ -92,7 +92,16 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(escape(text), soft_wrap=True)
+        self._print(Text(text))
+
+    def _print(self, line: Text) -> None:
+        """Print a line; on a terminal, one that is too wide is broken between words."""
+        if self._console.is_terminal:
+            shown = Text(fitted(line.plain, self._console.width))
+            # Styles are of a line's first words, which stay where they are.
+            shown.spans = line.spans
+            line = shown
+        self._console.print(line, soft_wrap=True)
 
     def reading(self, what: str, done: int, total: int) -> None:
         """Show how many images have been read, or how far another preparation is."""
@@ -147,12 +156,11 @@ class Terminal:
         resumed = f"resumes trial {event.continues}" if event.continues is not None else ""
         preset = f"preset {event.preset}" if event.preset and not event.reason else ""
         note = ", ".join(filter(None, (resumed, event.chosen, event.reason, preset)))
-        self._console.print(
-            f"trial {event.number:>3}  [{ENDINGS[event.outcome].style}]{event.outcome:<8}[/]  {score:<16}  "
-            f"{event.seconds:6.1f} s  {escape(self._labels.pop(event.number, ''))}"
-            + (f"  ({escape(note)})" if note else ""),
-            soft_wrap=True,
+        label = self._labels.pop(event.number, "")
+        line = Text.assemble(
+            f"trial {event.number:>3}  ", (f"{event.outcome:<8}", ENDINGS[event.outcome].style), f"  {score:<16}  "
         )
+        self._print(line.append(f"{event.seconds:6.1f} s  {label}" + (f"  ({note})" if note else "")))
         if self._study_bar is not None:
             # A trial that resumes another is not counted again: the paused one was.
             counts = 0 if event.continues is not None else 1
@@ -204,7 +212,7 @@ class Terminal:
 
     def importances(self, found: Importances) -> None:
         """Print the fields that stand out from chance with their shares, or why there are none."""
-        self._console.print(found.headline, soft_wrap=True)
+        self.say(found.headline)
         width = max(map(len, found.shares), default=0)
         for name, share in found.shares.items():
             self._console.print(f"  {name:<{width}} {share:4.0%}  {'█' * round(share * 30)}")
@@ -213,10 +221,10 @@ class Terminal:
         """Print the number of trials of each outcome, and the reason of each failed one."""
         outcomes = [outcome_of(trial) for trial in trials]
         parts = [f"{outcomes.count(o)} {o}" for o in ENDINGS if outcomes.count(o)]
-        self._console.print("Trials: " + (", ".join(parts) or "none"))
+        self.say("Trials: " + (", ".join(parts) or "none"))
         for trial in trials:
             if outcome_of(trial) == "failed":
-                self._console.print(f"  trial {trial.number} failed: {escape(trial.user_attrs.get(REASON, ''))}")
+                self.say(f"  trial {trial.number} failed: {trial.user_attrs.get(REASON, '')}")
 
     def winner(self, winner: Winner) -> None:
         """Print the winner's test score and its model's address."""
@@ -226,16 +234,13 @@ class Terminal:
             self._candidates(winner)
         trials = f"trial{'s' if len(winner.trials) > 1 else ''} {', '.join(map(str, winner.trials or (winner.trial,)))}"
         name = trials if winner.kind == TRIAL else f"{winner.kind} ({trials})"
-        self._console.print(
-            f"Winner: {name}, test {winner.metric} {winner.test_score:.4f} ({winner.interval})", soft_wrap=True
-        )
+        self.say(f"Winner: {name}, test {winner.metric} {winner.test_score:.4f} ({winner.interval})")
         if (found := winner.calibration) is not None:
-            self._console.print(
+            self.say(
                 f"Calibration: temperature {found.temperature:.3g}, expected calibration error on the test images "
-                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}{winner.calibration_interval}",
-                soft_wrap=True,
+                f"{found.test_ece:.4f} -> {found.test_ece_calibrated:.4f}{winner.calibration_interval}"
             )
-        self._console.print(f"Model:  {winner.model_uri}")
+        self.say(f"Model:  {winner.model_uri}")
 
     def next_steps(self, disk: Sequence[str], commands: Sequence[str]) -> None:
         """Print the disk space that the search took, and commands for its results, in lines that can be pasted."""

@@ -5,12 +5,14 @@ import logging
 import os
 import pty
 import sys
+from pathlib import Path
 
 import pytest
 
 from search.command_line import LogFormatter, exit_code, say
-from search.config import for_output
+from search.config import fitted, for_output, for_reading
 from search.reporting import SafeConsole, Terminal, print_table
+from search.run import help_text
 from strategies import ConfigError
 
 # A title for the window, a link, red, and the order of letters turned round.
@@ -63,3 +65,28 @@ def test_data_is_changed_on_a_terminal_alone(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "stdout", file)
         assert for_output(RAW) == PLAIN
     os.close(ours)
+
+
+def test_lines_for_a_terminal_are_broken_between_words_below_their_second_column():
+    long = "Study   pets: 12 trials so far, CPU"
+    assert fitted(long, 80) == long
+    assert fitted(long, 24) == "Study   pets: 12 trials\n        so far, CPU"
+    assert fitted("a word and  more", 12) == "a word and\nmore"
+    # Addresses and commands stay whole.
+    command = "  python -m search.predict pets photos/  # the answers"
+    assert fitted(command, 20) == command
+    assert fitted("see https://example.org/long/address", 20) == "see\nhttps://example.org/long/address"
+
+
+def test_help_is_as_wide_as_the_terminal_that_reads_it(monkeypatch):
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "80")
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        shown = for_reading(help_text())
+    os.close(ours)
+    assert all(len(line) <= 80 or line.startswith("  python -m ") for line in shown.splitlines())
+    assert "  -m, --multirun   run every combination of key=a,b and key=range(1,4), one after\n" + " " * 19 in shown
+    with Path(os.devnull).open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert for_reading(help_text()) == help_text()
