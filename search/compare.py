@@ -39,8 +39,11 @@ def compare(words: Sequence[str], form: str, top: int | None, everything: bool, 
             console.print("No trial has completed yet")
             return 0
         names = ", ".join(stored.name for stored in studies)
-        columns = table_of(rows, searched_fields(studies), compares=True)
-        print_table(console, f"Trials of {names}, the best first", columns, verbatim=True)
+        searched = searched_fields(studies)
+        columns = table_of(rows, searched, compares=True)
+        # Depth and learning rate say most.
+        spare = [name for name in searched if name not in ("model", "lr")]
+        print_table(console, f"Trials of {names}, the best first", columns, verbatim=True, spare=spare)
         if "data" in columns:
             console.print("Scores on other images cannot be compared: the column data tells the sets apart")
         return 0

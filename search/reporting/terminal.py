@@ -187,12 +187,15 @@ class Terminal:
         """
         shown = trials[:count]
         ranks = {"rank": [str(rank + 1) for rank in range(len(shown))]}
-        print_table(self._console, f"Best strategies by validation {self._metric}", ranks | self._columns(shown, names))
+        title = f"Best strategies by validation {self._metric}"
+        print_table(self._console, title, ranks | self._columns(shown, names), spare=names)
 
     def front(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> None:
         """Print the Pareto front: trial, score, the searched fields in which the trials differ, and costs."""
         objectives = " and ".join((self._metric, *self._costs)).replace("_", " ")
-        print_table(self._console, f"Pareto front of validation {objectives}", self._columns(trials, names))
+        print_table(
+            self._console, f"Pareto front of validation {objectives}", self._columns(trials, names), spare=names
+        )
 
     def _columns(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, list[str]]:
         searched = {name: [_searched_value(trial, name) for trial in trials] for name in names}
@@ -309,7 +312,13 @@ def widened(console: Console) -> Console:
     return console
 
 
-def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]], verbatim: bool = False) -> None:
+def print_table(
+    console: Console,
+    title: str,
+    columns: Mapping[str, Sequence[str]],
+    verbatim: bool = False,
+    spare: Sequence[str] = (),
+) -> None:
     """Print a table by its columns; its words and numbers are never cut, however narrow the terminal.
 
     Args:
@@ -317,23 +326,37 @@ def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str
         title: The line above.
         columns: Cells by heading.
         verbatim: Whether headings keep their underscores, to be pasted into a command.
+        spare: Columns that are left out, the last first, where the terminal is too narrow for all; a line names them.
     """
     # rich would break a table's own title at the width of a narrow table.
     console.print(escape(title), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    needed = 0
     # Spelled out here already, since control characters have no width.
-    texts = {printable(heading): [printable(cell) for cell in cells] for heading, cells in columns.items()}
-    for heading, cells in texts.items():
-        # Spaces let a narrow terminal break headings and names in two lines.
-        shown = heading if verbatim else heading.replace("_", " ")
-        width = max(map(len, " ".join((shown, *cells)).split()))
-        needed += width + 2
-        table.add_column(escape(shown), justify="right", min_width=width)
-    for row in zip(*texts.values(), strict=True):
+    texts = {
+        name: [printable(cell) for cell in (name if verbatim else name.replace("_", " "), *cells)]
+        for name, cells in columns.items()
+    }
+    # Spaces let a narrow terminal break headings and names in two lines.
+    widths = {name: max(map(len, " ".join(cells).split())) for name, cells in texts.items()}
+    left_out: list[str] = []
+    for name in reversed([name for name in columns if name in spare]):
+        if console.is_terminal and _width_of(widths) > console.width:
+            left_out.insert(0, name)
+            del widths[name]
+    for name, width in widths.items():
+        table.add_column(escape(texts[name][0]), justify="right", min_width=width)
+    for row in zip(*(texts[name][1:] for name in widths), strict=True):
         table.add_row(*map(escape, row))
     before = console.width
     # The terminal breaks lines that are still too wide; rich would cut words.
-    console.width = max(before, needed)
+    console.width = max(before, _width_of(widths))
     console.print(table, crop=False)
     console.width = before
+    if left_out:
+        names = ", ".join(left_out)
+        console.print(fitted(f"Not shown, as the terminal is too narrow: {escape(names)}", before), soft_wrap=True)
+
+
+def _width_of(widths: Mapping[str, int]) -> int:
+    # Three spaces between two columns, and one at each end.
+    return sum(width + 3 for width in widths.values()) - 1

@@ -212,6 +212,20 @@ def test_a_table_that_is_wider_than_the_terminal_has_every_word_in_whole():
     assert console.width == 30
 
 
+def test_a_terminal_that_is_too_narrow_for_a_table_gets_its_first_fields_and_the_names_of_the_others():
+    fields = [f"field_{place}" for place in range(9)]
+    columns = {"rank": ["1"], **{name: ["12345678"] for name in fields}, "seconds": ["1.0"]}
+    screen = Screen(is_terminal=True)
+    print_table(screen.terminal._console, "Wide", columns, spare=fields)
+    header = next(line for line in screen.lines if "rank" in line)
+    assert header.split() == ["rank", *["field"] * 5, "seconds"]
+    assert max(map(len, screen.lines)) <= 80
+    assert screen.lines[-1] == "Not shown, as the terminal is too narrow: field_5, field_6, field_7, field_8"
+    log = Screen(is_terminal=False)
+    print_table(log.terminal._console, "Wide", columns, spare=fields)
+    assert "Not shown" not in log.text
+
+
 def test_the_size_of_a_download_is_said_once_and_its_bar_counts_megabytes(log):
     with log.terminal as terminal:
         for done in (0, 23_400_000, 46_800_000):
