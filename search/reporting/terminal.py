@@ -135,7 +135,8 @@ class Terminal:
             case TrialStarted():
                 self._trial_started(event)
             case EpochEnded() if event.worker in self._trial_bars:
-                note = f"{self._newest[event.worker]}  {self._metric} {event.score:.4f}"
+                # A narrow terminal cuts the end.
+                note = f"{self._metric} {event.score:.4f}  {self._newest[event.worker]}"
                 self._progress.update(self._trial_bars[event.worker], completed=event.result.epoch, note=note)
             case TrialEnded():
                 self._trial_ended(event)
