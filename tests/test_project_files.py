@@ -63,3 +63,9 @@ def test_the_pictures_of_the_readme_are_there_and_small():
 def test_extras_are_installed_from_the_checkout_while_no_index_has_the_package():
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("s*/**/*.py"), *ROOT.glob("trainers/**/*.py")):
         assert "pip install 'unfreeze[" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_readme_explains_its_words():
+    (glossary,) = re.findall(r"^\| word \| meaning \|\n(.*?)\n\n", (ROOT / "README.md").read_text(), re.M | re.S)
+    explained = re.findall(r"^\| (\w+) \| ", glossary, re.MULTILINE)
+    assert {"block", "depth", "preset", "generation", "champion"} <= {*explained}

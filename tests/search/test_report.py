@@ -188,3 +188,16 @@ def test_the_interval_of_a_depths_mean_ends_where_scores_do_and_few_trials_have_
     # 0.9 plus and minus 2.571 * 0.1.
     assert means.error_y.array == (pytest.approx(0.1), None)
     assert means.error_y.arrayminus == (pytest.approx(0.2571, abs=1e-3), None)
+
+
+def test_pictures_of_masks_have_a_legend_of_the_colours_of_classes(searched):
+    plain = summarize(open_stored([str(searched.file)])[0])
+    colours = {"sky": "transparent", "<cat>": "#0072b2", "(not counted)": "#808080"}
+    page = build(replace(plain, pictures=[b"picture"], legend=colours))
+    (legend,) = re.findall(r'<ul class="legend".*?</ul>', page, re.DOTALL)
+    assert re.findall(r"background: (.*?)\"></span>(.*?)</li>", legend) == [
+        ("transparent", "sky"),
+        ("#0072b2", "&lt;cat&gt;"),
+        ("#808080", "(not counted)"),
+    ]
+    assert 'class="legend"' not in build(plain)

@@ -32,8 +32,8 @@ def root(tmp_path):
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
-def test_a_manifest_with_semicolons_or_tabs_is_read(separator, root, tmp_path):
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_manifest_with_semicolons_or_tabs_is_read_which_is_said(separator, name, root, tmp_path, caplog):
     names = sorted(root.rglob("*.png"))
     rows = [("path", "label", "price"), *((path, path.relative_to(root).parts[0], "1,5") for path in names)]
     file = tmp_path / "labels.csv"
@@ -41,6 +41,7 @@ def test_a_manifest_with_semicolons_or_tabs_is_read(separator, root, tmp_path):
     data = opened(tmp_path / "cache", source="manifest", manifest=str(file))
     assert data.classes == ("cat", "große hunde")
     assert len(data.train) + len(data.val) + len(data.test) == 12
+    assert caplog.messages.count(f"{file}: columns are separated by {name}") == 1
 
 
 def test_images_of_a_manifest_that_are_not_there_are_refused_with_the_folder_they_were_looked_for_in(root, tmp_path):

@@ -1,6 +1,7 @@
 """Columns of a CSV or Parquet file."""
 
 import csv
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from trainers.data.sources.checks import shown
 
 _T = TypeVar("_T")
 
+log = logging.getLogger(__name__)
+
 # Of equals the first counts.
-_SEPARATORS = (",", ";", "\t")
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ def _csv_columns(path: Path, names: Sequence[str]) -> Table:
     rows: list[list[str]] = []
     with path.open(newline="", encoding="utf-8-sig") as lines:
         reader = _reader(lines)
+        if reader.dialect.delimiter != ",":
+            log.warning("%s: columns are separated by %s", shown(path), _SEPARATORS[reader.dialect.delimiter])
         header = [name.strip() for name in next(reader)]
         positions = [header.index(name) for name in names]
         for cells in filter(any, reader):
