@@ -19,6 +19,8 @@ from search.winner import bounds_of, mean_interval
 # Colours that people with any colour vision can tell apart (Okabe and Ito, 2008), on light and dark.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#888888"
 _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
+# Seen on light and dark, the best most; the ends of plotly's own scales are lost on one of them.
+_FROM_WORST = [GREY, ORANGE, VERMILION]
 _OF_OUTCOME = {"complete": BLUE, "pruned": ORANGE, "failed": VERMILION, "killed": PURPLE}
 
 # More than these could not be told apart.
@@ -99,7 +101,12 @@ def parallel(summary: Summary) -> go.Figure | None:
     axes.append({"label": summary.metric, "values": scores})
     figure = go.Figure(
         go.Parcoords(
-            line={"color": scores, "colorscale": "Viridis", "reversescale": summary.is_lower_better, "showscale": True},
+            line={
+                "color": scores,
+                "colorscale": _FROM_WORST,
+                "reversescale": summary.is_lower_better,
+                "showscale": True,
+            },
             dimensions=axes,
         )
     )
