@@ -125,3 +125,14 @@ def test_every_command_of_the_pages_is_composed_and_has_the_options_that_it_is_g
         is_search = module in ("search.run", "search.nightly") and "study=NAME" not in overrides
         if is_search and any(word.startswith("study=") for word in overrides):
             compose_jobs(overrides, module == "search.nightly" or "--multirun" in options)
+
+
+def test_the_benchmarks_of_the_pages_have_the_options_that_they_are_given():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/*.md")]
+    lines = [line for page in pages for line in page.read_text().splitlines()]
+    asked = [found for line in lines for found in re.findall(r"python -m benchmarks\.(\w+)([^`]*)", line)]
+    assert len(asked) > 30
+    for module, words in asked:
+        source = (ROOT / "benchmarks" / f"{module}.py").read_text()
+        for option in re.findall(r"(?<!\S)--[a-z-]+", words):
+            assert f'"{option}"' in source, (module, option)
