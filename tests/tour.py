@@ -213,7 +213,8 @@ def tables(tour: Tour) -> None:
             brightness = float(np.asarray(Image.open(path)).mean())
             labels = "|".join(filter(None, [name, "odd" if k % 3 else ""]))
             rows.writerow([f"flat/{path.name}", name, labels, brightness, f"patient {k // 2}"])
-    expect_all(tour.search("semicolons", "data.manifest=labels.csv"), "of 2 classes at 64 px")
+    said = tour.search("semicolons", "data.manifest=labels.csv")
+    expect_all(said, "of 2 classes at 64 px", "labels.csv: columns are separated by semicolons")
     words = ["data.manifest=labels.csv", "data.columns.label=labels", "task=multilabel"]
     expect_all(tour.search("several", *words), "mean_average_precision")
     words = ["data.manifest=labels.csv", "data.columns.label=brightness", "task=regression"]
