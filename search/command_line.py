@@ -5,18 +5,27 @@ import os
 import re
 import sys
 import traceback
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from search.config import printable
+from search.config import fitted, printable
 from strategies import ConfigError, UnfreezeError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 _RESUME = "the same command resumes the study"
+# Ends of lines within a paragraph; indented lines are those of a list.
+_WITHIN_PARAGRAPHS = re.compile(r"(?<=[^\n:])\n(?=\S)")
+
+
+class HelpFormatter(RawDescriptionHelpFormatter):
+    """Help whose paragraphs are as wide as the terminal, and whose lists stay lists."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return fitted(_WITHIN_PARAGRAPHS.sub(" ", text), width)
 
 
 def in_words(value: Any) -> str:

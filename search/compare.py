@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import check_output, exit_code, say, set_up_logging, unwritable, whole_number
+from search.command_line import HelpFormatter, check_output, exit_code, say, set_up_logging, unwritable, whole_number
 from search.config import for_output
 from search.processes import importing
 from search.reporting import as_csv, as_json, rows_of, searched_fields, table_of
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.compare",
         description="Show the trials of one study or several side by side, the best first.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="studies, and where their stores are")
     parser.add_argument(

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import check_output, exit_code, say, set_up_logging
+from search.command_line import HelpFormatter, check_output, exit_code, say, set_up_logging
 from search.winner import check_destination, export_model, find_model, push
 from strategies import ConfigError
 
@@ -14,9 +14,9 @@ MODEL is a study, whose champion is meant, else its winner; or what a search pri
 (models:/NAME/3). A study is named as for search.run, or by its name in the store; store.url=... and tracking.uri=...
 say where that is.
 The ending of --out says what is written:
-  .onnx    for ONNX Runtime and others (pip install -e '.[onnx]')
-  .pt2     a torch.export program, which torch alone can run
-  a folder a timm model: timm.create_model('local-dir:FOLDER') loads it, and --push uploads it to the Hugging Face hub
+  .onnx     for ONNX Runtime and others (pip install -e '.[onnx]')
+  .pt2      a torch.export program, which torch alone can run
+  a folder  a timm model: timm.create_model('local-dir:FOLDER') loads it, and --push uploads it to the Hugging Face hub
 
 A file takes any number of images (N, C, S, S) as floats between 0 and 1, and gives probabilities, numbers, or a score
 for each class and pixel. A JSON file beside it says what its inputs and outputs mean. Before a file or folder is kept,
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.export",
         description="Write a logged model for other programs.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="a study, or a model's address in MLflow")
     parser.add_argument("keys", nargs="*", metavar="key=value", help="where the study's stores are")

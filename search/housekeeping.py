@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import exit_code, say, set_up_logging
+from search.command_line import HelpFormatter, exit_code, say, set_up_logging
 from search.config import HousekeepingConfig, check_section
 from search.processes import importing
 from search.study import tidy
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.housekeeping",
         description="Remove old checkpoints, and cached images and activations that were not used for long.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="studies, and where their stores are")
     parser.add_argument("--days", type=float, metavar="N", help="remove what was last used more than N days ago")

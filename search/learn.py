@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import check_output, exit_code, say, set_up_logging, unwritable
+from search.command_line import HelpFormatter, check_output, exit_code, say, set_up_logging, unwritable
 from search.processes import importing
 from strategies import ConfigError
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.learn",
         description=__doc__,
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--table", type=Path, nargs="+", required=True, help="Parquet files of learning curves")
     parser.add_argument("--store", help="URL of Optuna's storage whose studies are learnt from too")

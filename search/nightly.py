@@ -9,7 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.command_line import FAILED, check_output, exit_code, report_fault, say, set_up_logging, unwritable
+from search.command_line import (
+    FAILED,
+    HelpFormatter,
+    check_output,
+    exit_code,
+    report_fault,
+    say,
+    set_up_logging,
+    unwritable,
+)
 from search.config import StudyConfig, compose_jobs
 from search.processes import importing
 from strategies import ConfigError, TrialError, UnfreezeError, counted, first_line
@@ -163,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.nightly",
         description="Resume studies for so many hours, and promote winners that are better.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for search.run; study=a,b for several")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the night's summary there, as Markdown")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import FAILED, check_output, exit_code, say, set_up_logging, whole_number
+from search.command_line import FAILED, HelpFormatter, check_output, exit_code, say, set_up_logging, whole_number
 from search.winner import answers_of, find_images, find_model, load, with_mask_files, write_answers
 from strategies import ConfigError, counted
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.predict",
         description="Run a study's model, or any logged model, on images.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="a study, or a model's address in MLflow")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, patterns and URLs")

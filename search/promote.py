@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from search.command_line import exit_code, say, set_up_logging
+from search.command_line import HelpFormatter, exit_code, say, set_up_logging
 from search.processes import importing
 from strategies import ConfigError
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.promote",
         description="Make a study's winner the model that is served, if it is better than the present one.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("words", nargs="+", metavar="STUDY or key=value", help="the study, and keys to change")
     parser.add_argument(

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import check_output, exit_code, say, set_up_logging, unwritable
+from search.command_line import HelpFormatter, check_output, exit_code, say, set_up_logging, unwritable
 from search.processes import importing
 from search.reporting import build
 from strategies import ConfigError
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.report",
         description="Write one page about a study: the result, what led to it, and how to reproduce it.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("words", nargs="+", metavar="STUDY or key=value", help="studies, and where their stores are")
     parser.add_argument("--out", type=Path, metavar="FILE", help="STUDY-report.html in the working folder by default")

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from search.command_line import FAILED, exit_code, set_up_logging
+from search.command_line import FAILED, HelpFormatter, exit_code, set_up_logging
 from search.config import compose_study, tracking_uri
 from search.processes import importing, temporary_folder
 from strategies import ConfigError
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.rerun",
         description=(__doc__ or "").split("\n\n")[1].strip(),
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("run", help="id of a trial's run in MLflow")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the study to give anew")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from search.command_line import exit_code, say, set_up_logging, whole_number
+from search.command_line import HelpFormatter, exit_code, say, set_up_logging, whole_number
 from search.config import StoreConfig, check_section, without_password
 from strategies import ConfigError, first_line
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.store",
         description="Let many workers use one database through one process.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="store.url=URL", help="the database, SQLite's by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at, 127.0.0.1 by default")

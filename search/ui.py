@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from search.command_line import FAILED, exit_code, port_number, set_up_logging
+from search.command_line import FAILED, HelpFormatter, exit_code, port_number, set_up_logging
 from search.reporting import (
     PageServer,
     end_servers,
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m search.ui",
         description="Serve MLflow's pages, and Optuna's, for the stores of a study.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="the study, or the stores, to show")
     parser.add_argument("--port", type=port_number, help=f"MLflow's port; {_MLFLOW_PORT}, or a free one")

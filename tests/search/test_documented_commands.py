@@ -1,8 +1,9 @@
 """Commands, table rows and Python of README and docs, taken from their text and run, each as small as it can be.
 
-Instead of the text's numbers there are one trial of one epoch (two trials in the study that is searched to its end),
-48 images a split, and this CPU; ``pets`` is ``resnet_cls``, and addresses of the web are left out. The README's own
-search and tests are run in full by ``.ci/run``. Rows that do not exclude each other are one study.
+Instead of the text's numbers there are one trial of one epoch (two trials in the studies that are searched to their
+ends), 48 images a split, timm's smallest model, and this CPU; the tutorial's ``pets`` is ``resnet_cls``, and addresses
+of the web are left out. Rows that do not exclude each other are one study. The README's own search and tests are run in
+full by ``.ci/run``.
 
 What is composed or compiled alone, in ``tests/test_commands_in_docs.py``, and why:
 
@@ -16,6 +17,7 @@ What is composed or compiled alone, in ``tests/test_commands_in_docs.py``, and w
 | `search.run ... --multirun` | three dots are no command; the row of a sweep is run |
 | `search.promote resnet_cls --rollback` | needs a champion that has replaced another: `test_champion.py` has one |
 | `search.nightly study=resnet_cls,vit_cls` | sends mail: `test_nightly.py` has two studies, and an inbox |
+| `search.nightly study=resnet_cls budget.hours=8 --summary` | is the night without, which is run: `test_nightly.py` |
 | `search.nightly study=resnet_cls name=pets` | is the other night with other images |
 | `search.export resnet_cls --out model.onnx` | takes long: `test_export.py` |
 | `search.export resnet_cls --out model.pt2` | takes long: `test_export.py` |
@@ -29,6 +31,7 @@ What is composed or compiled alone, in ``tests/test_commands_in_docs.py``, and w
 | `model.weights=hub` | needs the hub |
 | `model.weights=[hub, embedded]` | needs the hub; without one the README's search, which `.ci/run` runs, has it |
 | `model.weights=package:efficientnet-lite0` | is of another model than the row's study: the study quickstart has both |
+| `confirm.seeds=3` | counts at the end of a search, which trains nine times then: `test_confirmation.py` |
 | `executor.gpus_per_trial=4` | needs four GPUs: `test_rank_group.py` has ranks on a CPU |
 | `executor.trials_per_device=4` | starts four processes: `test_pool.py` starts two |
 | `executor.trials_per_device=auto` | measures for a while: `test_pool.py` |
@@ -65,8 +68,11 @@ from strategies import ConfigError
 NOT_RUN = dict(re.findall(r"^\| `(.+?)` \| (.+) \|$", __doc__, re.MULTILINE))
 TINY = {"device": "cpu", "threads": "1", "probe_sweep": "0", "strategy.epochs": "1"}
 TINY |= {f"data.limit_{split}": "48" for split in ("train", "val", "test")}
-# Without a message of the hub's; a ViT has no embedded weights.
-WEIGHTS = "model.weights=[embedded, none]"
+MODEL = {"model.name": "test_resnet", "model.weights": "none"}
+# Rows with which the study's own model is trained.
+OF_RESNET18 = ("model.weights=embedded", "model.weights=/")
+
+OF_TUTORIAL = {"pets": "resnet_cls", "pets/": "photos/"}
 
 
 def rows() -> list[list[str]]:
@@ -86,10 +92,9 @@ def tiny(words: Sequence[str], trials: int = 1) -> list[str]:
     """The words of a search, with budgets as small as they can be."""
     kept = [word for word in words if key_of(word) not in ("budget.trials", "budget.hours")]
     given = {key_of(word) for word in kept}
-    own = {f"{key}={value}" for key, value in TINY.items() if key not in given}
-    is_of_weights = any(word.startswith(("study=resnet_cls", "study=vit_cls")) for word in kept)
-    weights = [WEIGHTS] if is_of_weights and "model.weights" not in given else []
-    return [*kept, *sorted(own), *weights, f"budget.trials={trials}"]
+    is_smallest = "study=unet_seg" not in kept and not any(word.startswith(OF_RESNET18) for word in kept)
+    own = TINY | (MODEL if is_smallest else {})
+    return [*kept, *(f"{key}={value}" for key, value in own.items() if key not in given), f"budget.trials={trials}"]
 
 
 def sweep() -> list[str]:
@@ -146,24 +151,24 @@ def places(there) -> dict[str, str]:
 
 
 def test_the_commands_for_a_study_that_was_searched_do_what_they_say(there, places, capsys):
-    run = []
+    run: list[tuple[str, list[str]]] = []
     for command in dict.fromkeys(command for _, command in commands()):
         module, *words = shlex.split(filled(command, places))
         is_search = module == "search.run" and not {"--help", "--list"} & {*words}
         if is_left_out(command) or is_search:
             continue
-        words = [re.sub(r"^pets$", "resnet_cls", word) for word in words if not word.startswith("https://")]
+        words = [OF_TUTORIAL.get(word, word) for word in words if not word.startswith("https://")]
         if module == "search.nightly":
             words = [*tiny(words, trials=2), "budget.hours=8"]
-        assert import_module(module).main(words) == 0, command
-        assert capsys.readouterr().out, command
+        if (module, words) not in run:
+            assert import_module(module).main(words) == 0, command
+            assert capsys.readouterr().out, command
+            run.append((module, words))
         if "--out" in words:
             assert Path(words[words.index("--out") + 1]).exists(), command
-        run.append(module)
     assert Path("resnet_cls-report.html").is_file()
-    assert {"promote", "predict", "compare", "export", "housekeeping", "rerun", "nightly"} <= {
-        module.removeprefix("search.") for module in run
-    }
+    names = {"run", "report", "promote", "predict", "compare", "export", "housekeeping", "rerun", "nightly"}
+    assert {module for module, _ in run} == {f"search.{name}" for name in names}
 
 
 def searches(places: dict[str, str]) -> list[list[str]]:
@@ -175,7 +180,7 @@ def searches(places: dict[str, str]) -> list[list[str]]:
             found.append(words)
     for words in rows():
         if not is_left_out(" ".join(words)) and "--multirun" not in words:
-            found.append(completed([filled(word, places) for word in words], Path("mine.yaml")))
+            found.append([filled(word, places) for word in completed(words, Path("mine.yaml"))])
     return found
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import pty
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,17 @@ def test_help_is_as_wide_as_the_terminal_that_reads_it(monkeypatch):
     with Path(os.devnull).open("w") as file:
         monkeypatch.setattr(sys, "stdout", file)
         assert for_reading(help_text()) == help_text()
+
+
+@pytest.mark.parametrize("module", ["search.export", "search.nightly", "search.ui"])
+def test_what_follows_the_options_is_as_wide_as_the_terminal_too(module, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        import_module(module).main(["--help"])
+    _, _, epilog = capsys.readouterr().out.rpartition("\n  -")
+    lines = epilog.splitlines()
+    assert max(map(len, lines)) <= 80
+    # Of a paragraph all lines but the last are full.
+    assert [line for line in lines if len(line) > 60]
+    if module == "search.export":
+        assert "  .onnx     for ONNX Runtime and others (pip install -e '.[onnx]')" in lines
