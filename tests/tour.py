@@ -288,6 +288,7 @@ def archives(tour: Tour) -> None:
         return
     import datasets
 
+    datasets.disable_progress_bars()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))})
     columns = {"image": list(map(str, images)), "label": [k % 2 for k in range(len(images))]}
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tour.folder / "saved")
