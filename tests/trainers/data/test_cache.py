@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from copies import copies
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -390,8 +391,8 @@ def progress(what, done, total):
     if what not in said:
         said.add(what)
         print(what, flush=True)
-print("ready", flush=True)
-sys.stdin.readline()
+while not Path(sys.argv[3]).exists():
+    time.sleep(0.001)
 reading.read_images(paths, Preprocessing(16), cache=Path(sys.argv[2]), max_bytes=2**30, progress=progress)
 """
 
@@ -399,21 +400,16 @@ reading.read_images(paths, Preprocessing(16), cache=Path(sys.argv[2]), max_bytes
 @contextmanager
 def slow_readers(root, cache, count=1):
     """Processes that decode a set, 10 ms an image, and that begin together."""
-    command = [sys.executable, "-c", SLOWLY, str(root), str(cache)]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **streams) for _ in range(count)]
+    begin = cache.parent / "begin"
+    arguments = [str(root), str(cache), str(begin)]
+    processes = [copies().start(SLOWLY, arguments, cache.parent, os.environ) for _ in range(count)]
     try:
-        for process in processes:
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
+        begin.touch()
         yield processes
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 def wait_for(condition, process):
