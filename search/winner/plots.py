@@ -29,9 +29,11 @@ def confusion(evidence: Mapping[str, Any]) -> Figure | None:
         axes.set_yticks(range(len(classes)), classes)
     if len(classes) <= _MOST_NUMBERS:
         for row, of_row in enumerate(counts):
+            # A zero for each pair that is never confused would hide the others, and take half of the drawing's time.
             for column, count in enumerate(of_row):
-                color = "white" if shares[row][column] > 0.5 else "black"
-                axes.text(column, row, count, ha="center", va="center", color=color)
+                if count:
+                    color = "white" if shares[row][column] > 0.5 else "black"
+                    axes.text(column, row, count, ha="center", va="center", color=color)
     return figure
 
 

@@ -1,17 +1,21 @@
 """Processes that begin with everything imported: copies of one that has done so once, which saves each some seconds.
 
-As a script this is that one process. What it is asked for it forks into; a copy has its own folder, variables, output
-and exit code, is signalled and killed like any process, and runs what Python runs at its end.
+As a script this is that one process, which all processes of a run of the tests share. For each of them it has a fork,
+which forks into what it is asked for. A copy has its own folder, variables, output and exit code, is signalled and
+killed like any process, and runs what Python runs at its end.
 """
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,21 +70,28 @@ class Started:
 
 
 class Copies:
-    """The process that is copied.
+    """The process that is copied, started unless another process of this run of the tests has started it.
 
     Args:
         modules: What it imports.
     """
 
     def __init__(self, *modules: str) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()], env=environment
-        )
-        theirs.close()
-        self._nursery = Forkserver(ours, self._process.pid)
+        # The tests' processes of one run share an address.
+        address = f"\0unfreeze-copies-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+        kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel = socket.socket(*kind)
+        with socket.socket(*kind) as listener:
+            # Where the address is taken, another process has started it, or is about to.
+            with suppress(OSError):
+                listener.bind(address)
+                listener.listen()
+                environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+                environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+                command = [sys.executable, __file__, str(listener.fileno()), *modules]
+                self._process = subprocess.Popen(command, pass_fds=[listener.fileno()], env=environment)
+            _connect(channel, address)
+        self._nursery = Forkserver(channel, 0)
 
     def start(self, code: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Started:
         """Run Python code in a folder, with these arguments and variables."""
@@ -90,8 +101,20 @@ class Copies:
 
 @cache
 def copies() -> Copies:
-    """The one of this test process; it ends with it."""
+    """The one of this run; it ends with the last process that has asked for it."""
     return Copies(*_MODULES)
+
+
+def _connect(channel: socket.socket, address: str) -> None:
+    """Connect, perhaps after a moment: who has just taken the address may not listen yet."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return channel.connect(address)
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _become(request: Mapping[str, Any]) -> None:
@@ -99,6 +122,32 @@ def _become(request: Mapping[str, Any]) -> None:
     # A shell may have started the tests with Ctrl-C switched off.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     exec(compile(request["code"], "<copy>", "exec"), {"__name__": "__main__"})
+
+
+def _channel(listener: socket.socket) -> socket.socket:
+    """Fork for each process that connects, and return its channel in the fork; without any such fork, end."""
+    poll, forks = select.poll(), dict[int, int]()
+    poll.register(listener, select.POLLIN)
+    while True:
+        for file, _ in poll.poll():
+            if file in forks:
+                poll.unregister(file)
+                os.waitpid(forks.pop(file), 0)
+                os.close(file)
+                if not forks:
+                    os._exit(0)
+                continue
+            channel, _ = listener.accept()
+            pid = os.fork()
+            if pid == 0:
+                listener.close()
+                for other in forks:
+                    os.close(other)
+                return channel
+            channel.close()
+            ended = os.pidfd_open(pid)
+            forks[ended] = pid
+            poll.register(ended, select.POLLIN)
 
 
 if __name__ == "__main__":
@@ -120,7 +169,8 @@ if __name__ == "__main__":
     # Else a copy's garbage collections would look at all that was imported, and so copy its memory.
     gc.collect()
     gc.freeze()
-    asked = serve(socket.socket(fileno=int(sys.argv[1])))
-    if asked is not None:
-        # Python itself would take modules apart for some 3 s of a core.
-        _end_as_python_does(lambda: _become(asked))
+    asked = serve(_channel(socket.socket(fileno=int(sys.argv[1]))))
+    # Python itself would take modules apart for some 3 s of a core.
+    if asked is None:
+        os._exit(0)
+    _end_as_python_does(lambda: _become(asked))

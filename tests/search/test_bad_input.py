@@ -5,8 +5,6 @@ import pickle
 import shutil
 import sqlite3
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import optuna
 import pytest
 import torch
 import yaml
-from lab import REPOSITORY, SMALL
+from lab import SMALL
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -319,16 +317,23 @@ def test_a_store_of_another_program_is_refused(lab, refused, tmp_path):
     assert leftovers(lab) == []
 
 
+# As with HF_HUB_OFFLINE and HF_HOME, which the hub's library reads when it is imported.
+OFFLINE = """
+import sys
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE = True, sys.argv.pop(1)
+from search.run import main
+sys.exit(main())
+"""
+
+
 @pytest.mark.slow
 def test_a_hub_out_of_reach_says_which_file_to_pass_and_the_process_ends_with_2(lab, tmp_path):
     settings = yaml.safe_load(lab.file.read_text())
     lab.file.write_text(yaml.safe_dump(settings | {"model": {"name": "test_resnet", "weights": "hub"}}))
-    # Read when the hub's library is imported, so in a process that begins without anything.
-    hub = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-    words = [sys.executable, "-m", "search.run", f"study={lab.file}"]
-    done = subprocess.run(words, cwd=lab.folder, env=os.environ | hub, capture_output=True, text=True, check=False)
-    out, err = done.stdout, done.stderr
-    assert done.returncode == 2
+    process = lab.start_code(OFFLINE, str(tmp_path), f"study={lab.file}")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 2
     assert err.startswith("error: model.weights: none available for test_resnet: hub: could not reach the hub")
     assert "pass model.weights=/path/to/model.safetensors" in err
     assert err.count("\n") == 1

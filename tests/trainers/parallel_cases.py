@@ -37,7 +37,7 @@ FROZEN = {"batch_norm": "frozen_stats"}
 
 #: By case: the model, the task, and what of the strategy matters.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "plain": ("test_resnet", CLASSES, {"optimizer": SGD, "epochs": 3}),
+    "plain": ("test_resnet", CLASSES, {"optimizer": SGD, "epochs": 2}),
     # 13 images: 7 for one rank and 6 for the other.
     "uneven batches": ("test_resnet", CLASSES, {"batch_size": 13, "optimizer": SGD}),
     "gradual unfreezing": ("test_resnet", CLASSES, {"depth": 2, "unfreeze_epochs": 1, "epochs": 2, **FROZEN}),
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def _halves(task: str) -> ImageData:
     """Noise, bright in the upper half for class 0 and in the lower for class 1."""
     splits = {}
-    for seed, (name, count) in enumerate((("train", 52), ("val", 21), ("test", 21))):
+    for seed, (name, count) in enumerate((("train", 26), ("val", 11), ("test", 11))):
         generator = torch.Generator().manual_seed(seed)
         half = torch.arange(count) % 2
         pixels = torch.randint(0, 100, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)

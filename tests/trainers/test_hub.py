@@ -14,13 +14,14 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import timm
 import torch
 from copies import copies
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
 
 from strategies import WeightsError
@@ -389,7 +390,9 @@ def test_a_connection_that_breaks_off_is_resumed_where_it_was(find, tmp_path, we
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1_000_000, 11_000_000])
-def test_a_body_that_is_cut_again_and_again_is_given_up(find, tmp_path, size):
+def test_a_body_that_is_cut_again_and_again_is_given_up(find, tmp_path, size, monkeypatch):
+    # The library waits a second before it asks for the rest.
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
     weights, _ = find(files={address(): bytes(size + 100_000)}, broken=size, resumes=False)
     assert "hub: could not download from the hub (" in weights.refused[0]
     assert blobs(tmp_path) == [], "no part of it is left, to be taken for the whole"

@@ -58,6 +58,16 @@ def test_python_m_runs_the_same_command_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, "error: budget.trails: unknown key; did you mean 'trials'?\n")
 
 
+# Loads what computes on torch's threads, without torch itself, which takes seconds.
+LOADED = """
+import ctypes, importlib.util, search.run
+from pathlib import Path
+(place,) = importlib.util.find_spec("torch").submodule_search_locations
+beside = Path(place).parent
+ctypes.CDLL(str(next(path for kind in ("torch", "torch.libs") for path in (beside / kind).rglob("libgomp*.so*"))))
+"""
+
+
 @pytest.mark.parametrize(
     ("wishes", "spins"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
@@ -65,7 +75,7 @@ def test_python_m_runs_the_same_command_line(tmp_path):
 def test_threads_of_torch_do_not_spin_for_long_unless_one_wishes_so(wishes, spins):
     unset = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     environment = unset | {"PYTHONPATH": str(REPOSITORY), "OMP_DISPLAY_ENV": "verbose"} | wishes
-    command = [sys.executable, "-c", "import search.run, torch"]
+    command = [sys.executable, "-c", LOADED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     # So says libgomp itself as it is loaded.
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

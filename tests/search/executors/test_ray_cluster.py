@@ -73,7 +73,9 @@ def test_files_of_one_host_are_refused_as_stores_of_several():
 @pytest.fixture(scope="module")
 def cluster():
     """A head that trains nothing and two nodes for one worker each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    # By default Ray asks a node that does not answer five times, in 15 s.
+    settings = {"num_cpus": 0, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
+    cluster = Cluster(initialize_head=True, head_node_args=settings)
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     yield cluster

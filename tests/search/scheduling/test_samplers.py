@@ -109,17 +109,15 @@ def mixed(new_lab):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sampler_searches(mixed, name):
     before = len(mixed.trials())
-    mixed.train(f"budget.trials={before + 2}", f"sampler.name={name}", "sampler.startup_trials=1")
-    assert mixed.outcomes()[before:] == ["complete", "complete"]
+    mixed.train(f"budget.trials={before + 1}", f"sampler.name={name}", "sampler.startup_trials=1")
+    assert mixed.outcomes()[before:] == ["complete"]
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_every_pruner_watches(mixed, name):
     before = len(mixed.trials())
     settings = [f"pruner.name={name}", "pruner.startup_trials=0", "pruner.warmup_epochs=0", "pruner.patience=0"]
-    mixed.train(f"budget.trials={before + 2}", *settings, "strategy.epochs=2")
-    added = mixed.trials()[before:]
-    assert {outcome_of(trial) for trial in added} <= {"complete", "pruned"}
-    assert all(len(t.intermediate_values) == (2 if outcome_of(t) == "complete" else 1) for t in added)
-    if name == "none":
-        assert mixed.outcomes()[before:] == ["complete", "complete"]
+    mixed.train(f"budget.trials={before + 1}", *settings, "strategy.epochs=2")
+    (added,) = mixed.trials()[before:]
+    assert outcome_of(added) in (("complete",) if name == "none" else ("complete", "pruned"))
+    assert len(added.intermediate_values) == (2 if outcome_of(added) == "complete" else 1)

@@ -70,8 +70,8 @@ def test_where_one_rank_has_no_memory_all_go_on_in_parts(folder):
 
 
 def test_a_batch_of_fewer_images_than_ranks_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="a batch of 52 images cannot be divided among 53 processes"):
-        trainer_of("whole set", data_of("classification", tmp_path), tmp_path, Ranks(0, 53))
+    with pytest.raises(ConfigError, match="a batch of 26 images cannot be divided among 27 processes"):
+        trainer_of("whole set", data_of("classification", tmp_path), tmp_path, Ranks(0, 27))
 
 
 def test_parts_of_a_batch_differ_by_one_image_at_most():

@@ -26,7 +26,7 @@ def test_what_a_space_leaves_at_its_default_needs_no_reason():
         ({"sampling": "balanced"}, {"task": "regression"}, "task regression has no classes"),
         ({"batch_norm": {"choices": ["train", "frozen"]}}, {"name": "test_vit"}, "test_vit has no BatchNorm"),
         ({"stochastic_norm": 0.5}, {"name": "test_convnext"}, "test_convnext has no BatchNorm"),
-        ({"drop_path": 0.1}, {"name": "vgg11"}, "vgg11 has no residual branches to leave out"),
+        ({"drop_path": 0.1}, {"name": "densenet121"}, "densenet121 has no residual branches to leave out"),
         ({"grow_from": 0.5}, {"name": "test_vit"}, "test_vit cannot take images of 16 px"),
         ({"image_scale": {"low": 0.1, "high": 1.0}}, {"name": "test_vit"}, "test_vit cannot take images of 16 px"),
     ],

@@ -94,7 +94,7 @@ COMMONS = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(draw=st.data(), common=COMMONS)
 def test_each_gives_what_it_gives_alone(name, draw, common):
     common = {**common, "image_scale": 1.0} if name == "test_vit" else common

@@ -14,8 +14,8 @@ from trainers import ModelSource, Teacher, Trainer, Weights, unusable_fields
 from trainers.models import normaliser
 
 SPACE = parse_space(load_space("full"))
-# Strategies for each family: each choice of the longest list, which has six, is in two of them.
-DRAWS = 12
+# Strategies for each family: each choice of the longest list, which has six, is in one of them.
+DRAWS = 6
 
 
 class Spread:
