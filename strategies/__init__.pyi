@@ -26,6 +26,7 @@ from .losses import class_weights as class_weights
 from .losses import distillation as distillation
 from .losses import sampling_order as sampling_order
 from .model import HEAD as HEAD
+from .model import Block as Block
 from .model import Blocks as Blocks
 from .model import Plan as Plan
 from .model import StochNorm2d as StochNorm2d

@@ -122,6 +122,11 @@ def without(monkeypatch):
             ["peft"],
             "strategy.parameters: lora takes peft; pip install -e '.[lora]'",
         ),
+        (
+            ["study=resnet_cls", "model.name=transformers:vit"],
+            ["transformers"],
+            "model.name: transformers: takes transformers; pip install -e '.[transformers]'",
+        ),
     ],
 )
 def test_a_study_without_its_extra_is_refused_before_anything_is_opened(

@@ -28,6 +28,7 @@ from .models import Weights as Weights
 from .models import check_model_name as check_model_name
 from .models import create_classifier as create_classifier
 from .models import dress as dress
+from .models import facts_of_blocks as facts_of_blocks
 from .models import find_weights as find_weights
 from .models import multiply_adds as multiply_adds
 from .models import normaliser as normaliser
@@ -35,6 +36,7 @@ from .models import parameter_count as parameter_count
 from .models import top_of as top_of
 from .models import trained_size as trained_size
 from .models import unusable_fields as unusable_fields
+from .models import zoo_named as zoo_named
 from .probes import Features as Features
 from .probes import ProbeResult as ProbeResult
 from .probes import Probes as Probes

@@ -57,19 +57,37 @@ def model_file(model_name: str, progress: Progress | None = None) -> tuple[str, 
     return repo, _cached(repo, names, revision) or _download(repo, names, revision, progress)
 
 
+def repository_file(repo: str, names: Sequence[str], progress: Progress | None = None) -> Path:
+    """The first of some files that a repository has, from the library's cache or downloaded into it.
+
+    Args:
+        repo: The repository.
+        names: The files, the preferred first.
+        progress: As for :func:`model_file`.
+
+    Raises:
+        HubError: There is no such file, or it may not be read, or it cannot be downloaded or written.
+    """
+    return _cached(repo, names, None) or _download(repo, names, None, progress)
+
+
 def hub_obstacle() -> str | None:
     """The reason why the hub cannot be reached, in at most about three seconds; None if it answers."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    endpoint = constants.ENDPOINT
-    outcome = [f"{endpoint} did not answer within {_PROBE_SECONDS:g} s"]
+    return obstacle_at(constants.ENDPOINT)
+
+
+def obstacle_at(address: str) -> str | None:
+    """The reason why a server cannot be reached, in at most about three seconds; None if it answers."""
+    outcome = [f"{address} did not answer within {_PROBE_SECONDS:g} s"]
 
     def probe() -> None:
         try:
-            status = huggingface_hub.get_session().head(endpoint, timeout=_PROBE_SECONDS).status_code
-            outcome[0] = f"{endpoint} answered with status {status}" if status >= 500 else ""
+            status = huggingface_hub.get_session().head(address, timeout=_PROBE_SECONDS).status_code
+            outcome[0] = f"{address} answered with status {status}" if status >= 500 else ""
         except Exception as error:
-            outcome[0] = f"{endpoint}: {_first_line(error)}"
+            outcome[0] = f"{address}: {_first_line(error)}"
 
     # In a thread: no HTTP library's time-out covers the look-up of a host name, which can take half a minute.
     thread = threading.Thread(target=probe, daemon=True)

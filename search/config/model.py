@@ -18,7 +18,9 @@ class ModelConfig(Section):
     """Which model, or which models to choose from, and from which weights."""
 
     name: Text | tuple[Text, ...] = Field(
-        "resnet18", description="any timm classifier with a group_matcher, or a list of them"
+        "resnet18",
+        description="any timm classifier with a group_matcher, or ZOO:NAME with the zoo torchvision, transformers or "
+        "module, or a list of them",
     )
     decoder: Text | None = Field(
         None,
@@ -28,8 +30,8 @@ class ModelConfig(Section):
     in_chans: int = Field(3, ge=1, le=1024, description="channels of the images: 1 for grey, 3 for RGB, or any other")
     weights: tuple[str, ...] = Field(
         ("hub",),
-        description="the first available of: hub, embedded, none, package:efficientnet-lite0, a file, "
-        "models:/name@alias, runs:/id/path",
+        description="the first available of: hub, embedded, none, torchvision:IMAGENET1K_V2, "
+        "package:efficientnet-lite0, a file, models:/name@alias, runs:/id/path",
     )
 
     @property
@@ -41,11 +43,12 @@ class ModelConfig(Section):
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
-            return value
+            return _bare(value)
         if not value or not all(isinstance(name, str) and name for name in value):
-            raise problems(f"model.name: {list(value)!r} is not a timm model, nor a list of at least one")
-        refuse_twice("model.name", value)
-        return tuple(value) if len(value) > 1 else value[0]
+            raise problems(f"model.name: {list(value)!r} is not a model, nor a list of at least one")
+        names = tuple(map(_bare, value))
+        refuse_twice("model.name", names)
+        return names if len(names) > 1 else names[0]
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -61,14 +64,21 @@ class ModelConfig(Section):
         return tuple(map(at_home, listed))
 
 
+def _bare(name: Any) -> Any:
+    """The name, for timm's models without the zoo: studies name them so."""
+    return name.removeprefix("timm:") if isinstance(name, str) else name
+
+
 def weights_problem(form: Any) -> str | None:
     """What is wrong with a form of weights; None for a valid form."""
     packages = tuple(f"package:{name}" for name in WEIGHTS_PACKAGES)
     if isinstance(form, str):
         if form in ("hub", "embedded", "none", *packages) or form.lower().endswith(WEIGHTS_SUFFIXES):
             return None
+        if form.startswith("torchvision:") and form != "torchvision:":
+            return None
         if form.startswith(("models:/", "runs:/")) and len(form.split(":/", 1)[1]) > 0:
             return None
     files = ", ".join(WEIGHTS_SUFFIXES)
-    allowed = f"hub, embedded, none, {', '.join(packages)}, a file ({files}), models:/... or runs:/..."
+    allowed = f"hub, embedded, none, {', '.join(packages)}, torchvision:..., a file ({files}), models:/... or runs:/..."
     return f"{form!r} is not one of {allowed}"

@@ -28,6 +28,7 @@ def identity(config: StudyConfig, data: ImageData, sources: Sequence[ModelSource
     """
     digests = {source.name: source.weights.digest for source in sorted(sources, key=lambda source: source.name)}
     names: list[str] = list(digests)
+    code = {source.name: source.architecture for source in sources if source.code is not None}
     return {
         "task": config.task,
         "metric": config.metric,
@@ -40,6 +41,7 @@ def identity(config: StudyConfig, data: ImageData, sources: Sequence[ModelSource
         "data (fingerprint)": data.fingerprint,
         "model.name": names if len(names) > 1 else names[0],
         **({"model.decoder": config.model.decoder} if config.model.decoder is not None else {}),
+        **({"model.name (the user's files)": code} if code else {}),
         "model.in_chans": config.model.in_chans,
         "model.weights (digest)": digests if len(names) > 1 else digests[names[0]],
     }

@@ -66,9 +66,8 @@ def facts_of(source: ModelSource) -> dict[str, Any]:
     """A model's parameters, multiply-adds of an image of its usual size, and of the study's image in each block."""
     model = source.build(0)
     blocks = multiply_adds(source)
-    usual = getattr(model, "pretrained_cfg", {}).get("input_size", (3, source.image_size))[-1]
     return {
         "parameters": parameter_count(model),
-        "flops": sum(blocks) * (usual / source.image_size) ** 2,
+        "flops": sum(blocks) * (source.usual_size / source.image_size) ** 2,
         "blocks": list(blocks),
     }

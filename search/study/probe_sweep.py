@@ -2,7 +2,6 @@
 
 import csv
 import io
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -49,8 +48,6 @@ _PASSED_ON = tuple(name for name in _TRIED if name not in ("batch_size", "epochs
 #: Name of the preset that is the best probe of the sweep.
 BEST_PROBE = "probe_sweep"
 
-logger = logging.getLogger(__name__)
-
 
 def probe_space(space: Space) -> Space:
     """The sweep's space: its own range of rates, and the study's entries for all other fields of a linear probe."""
@@ -70,7 +67,9 @@ def sweep_probes(open_study: OpenStudy) -> None:
         return
     source = open_study.first_source
     if not has_linear_head(source):
-        logger.info("probe_sweep: %s does not end in one linear layer, so there is no sweep", source.name)
+        reason = f"{source.name} does not end in one linear layer"
+        open_study.watcher.say(f"Probes  none: {reason}")
+        open_study.tracker.log(open_study.parent_run, tags={"unfreeze.probe_sweep": f"no sweep: {reason}"})
         return
     size = feature_bytes(source, open_study.materials.data)
     if size > _MAX_FEATURE_BYTES:

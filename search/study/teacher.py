@@ -23,12 +23,14 @@ class TeacherFiles:
         card: The facts of it that its search wrote down.
         state: Its weights, on the CPU.
         lineage: The images that it was made with.
+        code: Its copy of the user's file that makes the model, where there is one.
     """
 
     uri: str
     card: dict[str, Any]
     state: dict[str, Tensor]
     lineage: Lineage
+    code: Path | None = None
 
 
 def fetch_teacher(uri: str, tracking_uri: str, in_chans: int) -> TeacherFiles:
@@ -46,7 +48,9 @@ def fetch_teacher(uri: str, tracking_uri: str, in_chans: int) -> TeacherFiles:
         folder = fetch_uri(uri, tracking_uri)
         lineage = lineage_of(uri, folder)
         card, weights = (_only(folder, pattern) for pattern in (CARD_FILE, "*.safetensors"))
-        found = TeacherFiles(uri, json.loads(card.read_text()), load_weights(weights), lineage)
+        told = json.loads(card.read_text())
+        code = card.with_name(told["code"]) if "code" in told else None
+        found = TeacherFiles(uri, told, load_weights(weights), lineage, code)
     except (WeightsError, OSError, ValueError, DamagedFileError) as error:
         raise ConfigError(f"teacher: {uri}: {error}") from error
     _check_alike(uri, "channels", found.card["preprocessing"]["in_chans"], in_chans)
@@ -67,7 +71,7 @@ def load_teacher(found: TeacherFiles, classes: Sequence[str], device: Device) ->
     card = found.card
     _check_alike(found.uri, "classes", card["classes"], list(classes))
     image_size, in_chans = card["preprocessing"]["image_size"], card["preprocessing"]["in_chans"]
-    model = create_classifier(card["model"], len(classes), image_size, in_chans)
+    model = create_classifier(card["model"], len(classes), image_size, in_chans, found.code)
     model.load_state_dict(found.state)
     normalise = normaliser(card["mean"], card["std"], device)
     return Teacher(model, normalise, card.get("shown_size", image_size), device)

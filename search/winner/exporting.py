@@ -165,7 +165,7 @@ def export_timm(served: Any, folder: Path) -> float:
         The largest difference between its outputs and the model's, on random images.
 
     Raises:
-        ConfigError: timm has no model for the task, or the folder cannot be written.
+        ConfigError: timm has no model for the task, the model is of another zoo, or the folder cannot be written.
         TrialError: The loaded model gives other outputs than the model.
     """
     import timm
@@ -174,6 +174,8 @@ def export_timm(served: Any, folder: Path) -> float:
 
     if served.task.dense is not None:
         raise ConfigError(f"--out: timm knows no model for {served.task.name}; choose .onnx or .pt2")
+    if ":" in served.card["model"]:
+        raise ConfigError(f"--out: a folder is a timm model, and {served.card['model']} is none; choose .onnx or .pt2")
     how, card = served.preprocessing, served.card
     config = {
         "num_classes": len(served.classes),

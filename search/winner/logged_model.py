@@ -102,7 +102,7 @@ def log_model(
             artifacts={name: str(path) for name, path in files.items()},
             code_paths=[_copied(package, folder) for package in (strategies, trainers)],
             input_example=[_example_image(open_study)],
-            pip_requirements=_requirements(open_study.config.model.decoder),
+            pip_requirements=_requirements(open_study.config.model.decoder, source.packages),
             tags={_CONTENT_TAG: _UNFINISHED},
         )
         # The signature comes from the type hints of predict, which cannot name the output columns. Only its outputs
@@ -130,8 +130,12 @@ def _write_files(
     """Write the model's files, and return their paths by the names that the served model knows them by."""
     task = TASKS[open_study.materials.data.task]
     scale = task.scale(open_study.materials.data.train.targets)
+    files: dict[str, Path] = {}
+    if source.code is not None:
+        files["code"] = Path(shutil.copy(source.code, folder))
     card = {
         "model": source.name,
+        **{name: file.name for name, file in files.items()},
         "decoder": open_study.config.model.decoder,
         "task": task.name,
         "classes": list(open_study.materials.data.classes),
@@ -158,7 +162,7 @@ def _write_files(
     np.save(seen_file, np.unique(np.concatenate([*own, open_study.materials.lineage.seen])))
     weights_file = folder / "weights.safetensors"
     save_weights(weights, weights_file)
-    return {"weights": weights_file, "card": card_file, "seen": seen_file}
+    return {"weights": weights_file, "card": card_file, "seen": seen_file, **files}
 
 
 def _about(open_study: OpenStudy) -> dict[str, Any]:
@@ -232,8 +236,8 @@ def _example_image(open_study: OpenStudy) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _requirements(decoder: str | None) -> list[str]:
+def _requirements(decoder: str | None, packages: Sequence[str] = ()) -> list[str]:
     """Packages that the logged model needs, at the installed versions."""
-    needed = (*_NEEDED, "segmentation_models_pytorch") if decoder in SMP_SEGMENTERS else _NEEDED
+    needed = (*_NEEDED, *packages, *(("segmentation_models_pytorch",) if decoder in SMP_SEGMENTERS else ()))
     # Package indexes do not have versions with a local part, such as +cu132.
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in needed]

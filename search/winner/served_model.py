@@ -80,7 +80,8 @@ class _Images:
         self.computing = Device(self.device, card.get("precision", "fp32"))
         self.fitting = Fitting(_BATCH)
         self.mean, self.std = (torch.tensor(card[k], device=self.device).view(1, -1, 1, 1) for k in ("mean", "std"))
-        model = create_classifier(card["model"], len(self.classes), how.image_size, how.in_chans)
+        code = Path(context.artifacts["code"]) if "code" in context.artifacts else None
+        model = create_classifier(card["model"], len(self.classes), how.image_size, how.in_chans, code)
         top = top_of(card["task"], card.get("decoder"), len(self.classes), how.image_size)
         if top is not None:
             model = dress(model, how.image_size, how.in_chans, top)

@@ -1,4 +1,4 @@
-"""A timm model as a sequence of blocks, the units of unfreezing."""
+"""A model as a sequence of blocks, the units of unfreezing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class Blocks:
 
 
 def split_blocks(model: nn.Module) -> Blocks:
-    """Divide a timm classifier into blocks.
+    """Divide a classifier with the methods of timm's into blocks.
 
-    A block is one group of timm's ``group_matcher(coarse=False)``, in its order, without the classifier's parameters.
+    A block is one group of its ``group_matcher(coarse=False)``, in its order, without the classifier's parameters.
     The head is the classifier. Leaf modules without parameters (dropout, drop path, activations) belong to the block
     that their name matches, so that a frozen block can be put into eval mode whole; without a match, to the head.
 

@@ -1,4 +1,4 @@
-"""A timm model with its weights: found, created, given a head or feature maps, and what can be applied to it.
+"""A model of timm or another zoo with its weights: found, created, given a head or maps, and what can be applied to it.
 
 What stands on feature maps is in :mod:`trainers.decoders`.
 """

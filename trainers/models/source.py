@@ -4,18 +4,18 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cached_property
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from strategies import ConfigError, WeightsError, split_blocks
 from trainers.models.dense import Top, dress
-from trainers.models.weights import Weights, check_model_name
-
-__all__ = ["ModelSource", "check_model_name", "create_classifier", "parameter_count"]
+from trainers.models.weights import Weights
+from trainers.models.zoo import Shape, digest_of_file, zoo_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,16 @@ _TOLERATED_UNUSED = 0.1
 class ModelSource:
     """Builds the same pretrained model over and over, each time with a classifier drawn anew.
 
-    The weights are fitted to the architecture once, here, by timm's own loading: its checkpoint filters, its
-    resizing of position embeddings to ``image_size`` and its adaption of the first convolution to ``in_chans``. A
-    file that was saved from a model with ``in_chans`` channels is not adapted.
+    The weights are fitted to the architecture once, here, by the loading of the model's zoo: names of an earlier time,
+    position embeddings for ``image_size``, a first convolution for ``in_chans``. A file that was saved from a model
+    with ``in_chans`` channels is not adapted.
 
     ``mean`` and ``std`` normalise images with pixels in 0 ... 1, a number a channel: the model's own for red, green and
     blue; their average for one channel; red, green, blue, red, ... in turn for any other number. ``num_blocks`` is the
     number of blocks that can be unfrozen.
 
     Args:
-        name: A timm model, with or without a pretrained tag.
+        name: A model, with its zoo where that is not timm: ``resnet50``, ``torchvision:resnet50``.
         weights: From :func:`trainers.models.weights.find_weights`.
         num_classes: Outputs of the classifier.
         image_size: Height and width of the images in pixels.
@@ -45,7 +45,7 @@ class ModelSource:
         top: The layers on the model's feature maps; None for a classifier (:mod:`trainers.models.dense`).
 
     Raises:
-        ConfigError: timm knows no such model, the model cannot take images of this size and so many channels, gives no
+        ConfigError: There is no such model, the model cannot take images of this size and so many channels, gives no
             feature maps where they are needed, or its blocks are not known.
         WeightsError: The weights do not fit the model.
     """
@@ -59,7 +59,8 @@ class ModelSource:
         in_chans: int = 3,
         top: Top | None = None,
     ) -> None:
-        check_model_name(name)
+        self._zoo, self._own_name = zoo_of(name)
+        self._zoo.check(self._own_name)
         self.name = name
         self.weights = weights
         self.num_classes = num_classes
@@ -67,8 +68,9 @@ class ModelSource:
         self.in_chans = in_chans
         self._top = top
         twin = self._create_twin()
-        self.mean = _per_channel(twin.pretrained_cfg["mean"], in_chans)
-        self.std = _per_channel(twin.pretrained_cfg["std"], in_chans)
+        self._facts = self._zoo.facts(self._own_name, weights.source)
+        self.mean = _per_channel(self._facts.mean, in_chans)
+        self.std = _per_channel(self._facts.std, in_chans)
         self._template = None if weights.state_dict is None else self._fit(weights.state_dict, twin)
         self.num_blocks = len(split_blocks(self._dressed(twin, _TWIN_SEED)))
 
@@ -76,6 +78,26 @@ class ModelSource:
         self.probes: dict[tuple[Any, ...], dict[str, Tensor]] = {}
         #: For Co-Tuning, the relationship between the weights' classes and a data set's.
         self.relationships: dict[tuple[Any, ...], Tensor] = {}
+
+    @property
+    def usual_size(self) -> int:
+        """Side in pixels of the images that the model's published weights were trained on."""
+        return self._facts.image_size
+
+    @property
+    def code(self) -> Path | None:
+        """The user's file that makes the model; None for a model of a library."""
+        return self._zoo.code(self._own_name)
+
+    @property
+    def packages(self) -> Sequence[str]:
+        """Packages that build the model, besides those that every model needs."""
+        return self._zoo.packages(self._own_name)
+
+    @cached_property
+    def architecture(self) -> str:
+        """Equal for models that compute the same with the same weights: the name, and a digest of the user's file."""
+        return self.name if self.code is None else f"{self.name} {digest_of_file(self.code)}"
 
     def fit_outputs(self, num_classes: int, top: Top | None) -> None:
         """Change the number of classes, since weights are checked before images are read.
@@ -135,7 +157,7 @@ class ModelSource:
         """Whether the architecture takes a rate of dropped residual branches."""
         try:
             with torch.device("meta"):
-                create_classifier(self.name, self.num_classes, self.image_size, self.in_chans, drop_path_rate=0.1)
+                self._zoo.create(self._own_name, self._shape, drop_path_rate=0.1)
         except TypeError:
             return False
         return True
@@ -146,13 +168,13 @@ class ModelSource:
             return True
         if self._top is not None:
             return False
-        if self._create_twin().pretrained_cfg.get("fixed_input_size"):
+        if self._facts.fixed_size:
             return False
         model = self.build(_TWIN_SEED).eval()
         try:
             with torch.inference_mode():
                 model(torch.zeros(1, self.in_chans, size, size))
-        except Exception:  # timm's architectures refuse sizes by assertions, RuntimeError, ValueError ...
+        except Exception:  # architectures refuse sizes by assertions, RuntimeError, ValueError ...
             return False
         return True
 
@@ -160,7 +182,7 @@ class ModelSource:
         """Weight (S, D) and bias (S,) of the classifier in the pretrained weights; None if they have no classifier."""
         if self._top is not None:
             return None
-        names = [f"{name}.weight" for name in _classifier_names(self._create_twin())]
+        names = [f"{name}.weight" for name in self._zoo.classifiers(self._create_twin())]
         state = self.weights.state_dict or {}
         weights = [name for name in names if name in state and state[name].flatten(1).shape[0] > 1]
         if len(weights) != 1:
@@ -174,9 +196,13 @@ class ModelSource:
         drawn = self._dressed(self._create(seed), seed).state_dict()
         model.load_state_dict({name: tensor for name, tensor in drawn.items() if name in names}, strict=False)
 
+    @property
+    def _shape(self) -> Shape:
+        return Shape(self.num_classes, self.image_size, self.in_chans)
+
     def _create(self, seed: int, **how: Any) -> Any:
         with _seeded(seed):
-            return create_classifier(self.name, self.num_classes, self.image_size, self.in_chans, **how)
+            return self._zoo.create(self._own_name, self._shape, **how)
 
     def _create_twin(self) -> Any:
         """The model without weights, after a check that it can classify an image of this size."""
@@ -184,7 +210,9 @@ class ModelSource:
             twin = self._create(_TWIN_SEED)
             with torch.inference_mode():
                 logits = twin.eval()(torch.zeros(1, self.in_chans, self.image_size, self.image_size))
-        except Exception as error:  # timm's architectures refuse sizes by assertions, RuntimeError, ValueError ...
+        except ConfigError:
+            raise
+        except Exception as error:  # architectures refuse sizes by assertions, RuntimeError, ValueError ...
             key = "data.image_size" if self.in_chans == _RGB else "data.image_size or model.in_chans"
             shape = f"{self.image_size} px with {self.in_chans} channels"
             raise ConfigError(f"{key}: {self.name} cannot take images of {shape}: {_head(error)}") from error
@@ -193,36 +221,17 @@ class ModelSource:
         return twin.train()
 
     def _fit(self, state_dict: Mapping[str, Tensor], twin: Any) -> Any:
-        # With a number of classes that no model has, timm always leaves the file's classifier out.
-        overlay: dict[str, Any] = {"state_dict": dict(state_dict), "num_classes": -1}
-        if self._has_channels(state_dict, twin):
-            # With a first convolution named, timm 1.0.22 drops it unless it has 3 channels, and 1.0.31 warns of it.
-            overlay["first_conv"] = None
         try:
-            model = self._create(_TWIN_SEED, pretrained=True, pretrained_cfg_overlay=overlay)
-        except Exception as error:  # a checkpoint filter may raise any error on a foreign file
+            with _seeded(_TWIN_SEED):
+                model = self._zoo.load(self._own_name, self._shape, state_dict, twin)
+        except Exception as error:  # a foreign file may raise any error
             raise self._unfit(_head(error)) from error
-        # timm keeps the overlay, tensors included, in the model's configuration.
-        model.pretrained_cfg = model.default_cfg = twin.pretrained_cfg
         self._check_loaded(model, twin, state_dict)
         return model
 
-    def _has_channels(self, state_dict: Mapping[str, Tensor], twin: Any) -> bool:
-        """Whether the file's first layers already take ``in_chans`` channels, and not red, green and blue."""
-        own = twin.state_dict()
-        for name in _first_weights(twin):
-            if name not in state_dict or not state_dict[name].ndim == own[name].ndim == 4:
-                return False  # timm's filter may rename and reshape the file's tensors first
-            channels, wanted = state_dict[name].shape[1], own[name].shape[1]
-            # Some stems fold pixels into channels, so that both numbers are multiplied.
-            if channels == wanted * _RGB / self.in_chans:
-                return False
-            if channels != wanted:
-                raise self._unfit(f"its {name} takes {channels} channels, model.in_chans is {self.in_chans}")
-        return True
-
     def _check_loaded(self, model: Any, twin: Any, state_dict: Mapping[str, Tensor]) -> None:
         """Check that the file filled the model; timm does not check if the numbers of classes differ."""
+        first = set(self._zoo.first_weights(twin))
         loaded, random = model.state_dict(), twin.state_dict()
         wanted = _weight_names(model)
         # A tensor that is the same constant in a random model and in the file is not missing.
@@ -231,12 +240,12 @@ class ModelSource:
             for name in wanted
             if torch.equal(loaded[name], random[name]) and not _holds(state_dict, name, loaded[name])
         ]
-        if missing and set(missing) <= set(_first_weights(twin)) & state_dict.keys():
+        if missing and set(missing) <= first & state_dict.keys():
             raise self._unfit(f"its {missing[0]} cannot be adapted to {self.in_chans} channels")
         if missing:
             raise self._unfit(f"{len(missing)} of {len(wanted)} weight tensors missing, first: {missing[0]}")
         if not all(name in state_dict for name in wanted):
-            return  # timm's filter renamed the file's tensors, so names do not tell which were used
+            return  # the zoo renamed the file's tensors, so names do not tell which were used
         file_weights = [name for name, tensor in state_dict.items() if tensor.ndim >= 2]
         unused = [name for name in file_weights if name not in loaded]
         if len(unused) > _TOLERATED_UNUSED * len(file_weights):
@@ -251,33 +260,9 @@ class ModelSource:
         return WeightsError(f"model.weights: {self.weights.source} does not fit {self.name}: {reason}")
 
 
-def create_classifier(name: str, num_classes: int, image_size: int, in_chans: int = 3, **how: Any) -> nn.Module:
-    """Timm's model of that name, made for images of ``image_size`` pixels if its architecture depends on the size.
-
-    Args:
-        name: A timm model.
-        num_classes: Outputs of the classifier.
-        image_size: Height and width of the images in pixels.
-        in_chans: Channels of the images.
-        how: Further arguments of ``timm.create_model``.
-    """
-    pretrained_cfg = timm.get_pretrained_cfg(name)
-    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        how["img_size"] = image_size
-    model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **how)
-    assert isinstance(model, nn.Module)
-    return model
-
-
 def parameter_count(model: nn.Module) -> int:
     """Number of the model's parameters, trainable or not."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _classifier_names(model: Any) -> tuple[str, ...]:
-    """Names of the classifier's module or modules, from a timm model's configuration."""
-    names = model.pretrained_cfg.get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _weight_names(model: Any) -> list[str]:
@@ -299,12 +284,6 @@ def _seeded(seed: int) -> Iterator[None]:
         # Not torch.manual_seed: it would also seed the accelerators, whose state is not forked here.
         torch.default_generator.manual_seed(seed)
         yield
-
-
-def _first_weights(model: Any) -> list[str]:
-    """Names of the weights of the first layers, whose inputs are the image's channels."""
-    layers = model.pretrained_cfg.get("first_conv") or ()
-    return [f"{layer}.weight" for layer in ((layers,) if isinstance(layers, str) else layers)]
 
 
 def _holds(state_dict: Mapping[str, Tensor], name: str, values: Tensor) -> bool:

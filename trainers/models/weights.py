@@ -8,7 +8,6 @@ import pickle
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +15,10 @@ import timm
 import torch
 from torch import Tensor
 
-from strategies import ConfigError, WeightsError, nearest
+from strategies import WeightsError, nearest
 from trainers.checked_files import load_weights
-from trainers.hub import HubError, Progress, model_file
+from trainers.hub import HubError, Progress
+from trainers.models.zoo import check_model_name, zoo_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ StateDict = dict[str, Tensor]
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
+# Side in pixels of the images that the embedded weights saw.
+_EMBEDDED_SIZE = 96
 # In the order of preference: averaged weights before raw weights, as in timm.
-# Sides of images in pixels: what the embedded weights saw, and what most of timm saw.
-_EMBEDDED_SIZE, _USUAL_SIZE = 96, 224
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
@@ -39,7 +39,8 @@ class Weights:
 
     Args:
         source: The place of the weights: ``hub:timm/resnet18.a1_in1k``, ``embedded:resnet18``,
-            ``package:efficientnet-lite0``, ``file:/x/y.pth``, ``models:/name@alias``, ``runs:/id/path`` or ``none``.
+            ``torchvision:IMAGENET1K_V2``, ``package:efficientnet-lite0``, ``file:/x/y.pth``, ``models:/name@alias``,
+            ``runs:/id/path`` or ``none``.
         digest: :func:`digest` of the tensors; ``random`` without tensors.
         state_dict: Names and tensors on the CPU, converted to float32; None for random initialisation.
         refused: The reasons why earlier preferences were not taken, one line each.
@@ -83,9 +84,9 @@ def find_weights(
     """Read the first of the preferred weights that is available.
 
     Args:
-        model_name: A timm model, with or without a pretrained tag.
-        preferences: Each ``hub``, ``embedded``, a path to a file, ``package:<name>``, ``models:/...``,
-            ``runs:/...`` or ``none``.
+        model_name: A model, with its zoo where that is not timm.
+        preferences: Each ``hub``, which is what the model's zoo publishes, ``embedded``, ``torchvision:<name>``,
+            a path to a file, ``package:<name>``, ``models:/...``, ``runs:/...`` or ``none``.
         resolve_uri: Downloads a ``models:/`` or ``runs:/`` URI and returns a local file, or a folder holding
             exactly one ``.safetensors``; raises WeightsError or OSError if there is nothing to download.
         progress: Told of a download from the hub: what, bytes done, bytes in all. Without it the hub's library
@@ -94,7 +95,7 @@ def find_weights(
             other model is an error.
 
     Raises:
-        ConfigError: timm knows no such model.
+        ConfigError: There is no such model.
         WeightsError: No preference is available, a preference is of no known kind, or its file is malformed or unsafe.
     """
     check_model_name(model_name)
@@ -117,23 +118,6 @@ def find_weights(
         single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
         return Weights(source, digest(single), single, tuple(refused))
     raise WeightsError(f"model.weights: none available for {model_name}: " + "; ".join(refused))
-
-
-def check_model_name(name: str) -> None:
-    """Refuse a name that timm cannot build, and suggest the nearest name that it can.
-
-    Raises:
-        ConfigError: The architecture or its pretrained tag is unknown.
-    """
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        close = get_close_matches(architecture, timm.list_models(), n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() names them all"
-        raise ConfigError(f"model.name: timm has no model {name!r}; {hint}")
-    tagged = timm.list_models(architecture, include_tags=True) if tag else []
-    if tag and name not in tagged:
-        hint = nearest(name, tagged) if tagged else "it has no tags"
-        raise ConfigError(f"model.name: timm has no pretrained tag {tag!r} for {architecture}; {hint}")
 
 
 def digest(state_dict: Mapping[str, Tensor]) -> str:
@@ -242,8 +226,8 @@ def _finder(preference: str) -> Finder:
     if preference.endswith(FILE_SUFFIXES):
         return _from_file
     raise WeightsError(
-        f"model.weights: {preference!r} is none of hub, embedded, none, package:<name>, models:/<name>@<alias>, "
-        f"runs:/<id>/<path> or a path ending in {', '.join(FILE_SUFFIXES)}"
+        f"model.weights: {preference!r} is none of hub, embedded, none, package:<name>, torchvision:<name>, "
+        f"models:/<name>@<alias>, runs:/<id>/<path> or a path ending in {', '.join(FILE_SUFFIXES)}"
     )
 
 
@@ -308,11 +292,22 @@ def _rename_by_order(state_dict: StateDict, model_name: str, source: str) -> Sta
 
 
 def _from_hub(model_name: str, preference: str, helpers: _Helpers) -> Found:
+    return _published(model_name, None, helpers)
+
+
+def _from_torchvision(model_name: str, preference: str, helpers: _Helpers) -> Found:
+    if zoo_of(model_name)[0].prefix != "torchvision":
+        raise _UnavailableError("these are weights of torchvision's models; write torchvision: before the model's name")
+    return _published(model_name, preference.partition(":")[2], helpers)
+
+
+def _published(model_name: str, which: str | None, helpers: _Helpers) -> Found:
+    zoo, own = zoo_of(model_name)
     try:
-        repo, path = model_file(model_name, helpers.progress)
+        source, path = zoo.published(own, which, helpers.progress)
     except HubError as reason:
         raise _UnavailableError(str(reason)) from reason
-    return f"hub:{repo}", read_state_dict(path)
+    return source, read_state_dict(path)
 
 
 def _from_embedded(model_name: str, preference: str, helpers: _Helpers) -> Found:
@@ -325,6 +320,7 @@ def _from_embedded(model_name: str, preference: str, helpers: _Helpers) -> Found
 
 _EXACT: dict[str, Finder] = {"hub": _from_hub, "embedded": _from_embedded, "none": _from_nothing}
 _SCHEMES: dict[str, Finder] = {
+    "torchvision": _from_torchvision,
     "package": _from_package,
     "models": _from_uri,
     "runs": _from_uri,
@@ -336,10 +332,10 @@ def trained_size(name: str, weights: Weights) -> int:
     """Side in pixels of the images that weights were trained on, as far as is known.
 
     Args:
-        name: A timm model.
+        name: A model, with its zoo where that is not timm.
         weights: Its weights.
     """
     if weights.source.startswith("embedded:"):
         return _EMBEDDED_SIZE
-    found = timm.get_pretrained_cfg(name)
-    return int(found.input_size[-1]) if found is not None and found.input_size else _USUAL_SIZE
+    zoo, own = zoo_of(name)
+    return zoo.facts(own, weights.source).image_size

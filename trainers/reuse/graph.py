@@ -1,6 +1,7 @@
 """A timm classifier's forward pass as a graph that can be cut at any block."""
 
 import logging
+import operator
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -147,6 +148,16 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as it is."""
         return m not in self._through
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Of a comparison of number formats, that they are equal: a cut that this makes wrong is found when checked.
+
+        Transformers' models convert images to the format of their weights, which the images have.
+        """
+        node = obj.node
+        if node.target in (operator.eq, operator.ne) and any(isinstance(arg, torch.dtype) for arg in node.args):
+            return node.target is operator.eq
+        return super().to_bool(obj)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A node for a leaf module, else the traced forward pass."""

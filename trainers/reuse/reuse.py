@@ -119,7 +119,7 @@ class Setting:
             how["augmentation"] = view.description
         return Content(
             weights=weights,
-            architecture=self.source.name,
+            architecture=self.source.architecture,
             in_chans=self.source.in_chans,
             image_size=self.source.image_size,
             cut=cut.description,

@@ -1,5 +1,6 @@
 """Values of a forward pass as rows, one for each image, for storing in the activation cache."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -92,7 +93,8 @@ def describe(first: Any, second: Any, batch_sizes: tuple[int, int]) -> Descripti
     if isinstance(first, tuple | list) and isinstance(second, tuple | list) and len(first) == len(second):
         parts = [describe(a, b, batch_sizes) for a, b in zip(first, second, strict=True)]
         return parts if isinstance(first, list) else tuple(parts)
-    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+    # Outputs of Transformers are dicts with attributes, which are not made anew from their parts.
+    if type(first) in (dict, OrderedDict) and first.keys() == second.keys():
         return {key: describe(value, second[key], batch_sizes) for key, value in first.items()}
     if same(first, second):
         return Constant(first)

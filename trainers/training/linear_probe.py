@@ -44,11 +44,13 @@ def probe_head(
         features: :func:`features_of` the split, if they are known already.
 
     Raises:
-        TrialError: The model has several classifiers.
+        TrialError: The model has several classifiers, or a classifier of maps.
     """
     classifier = classifier_of(model)
     if features is None:
         features = features_of(model, split, normalise, device)
+    if features.ndim != 2:
+        raise TrialError("strategy.probe_epochs: the classifier takes maps and not rows of features")
     scale = task.scale(split.targets)
     targets = (split.targets if scale is None else scale.standardise(split.targets)).to(device.torch)
     loss = LOSSES[task.name][strategy.loss]
