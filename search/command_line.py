@@ -5,8 +5,8 @@ import os
 import re
 import sys
 import traceback
-from argparse import ArgumentTypeError
-from collections.abc import Callable
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +17,9 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 _RESUME = "the same command resumes the study"
+
+# Set by the shell's code for completion, which argcomplete writes.
+_SHELL_ASKS = "_ARGCOMPLETE"
 
 
 def in_words(value: Any) -> str:
@@ -44,6 +47,52 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 #: The type of an option that takes a port.
 port_number = whole_number(1, 65535)
+
+
+def is_asked_by_shell() -> bool:
+    """Whether a shell has called this process to be told which words could be typed next."""
+    return _SHELL_ASKS in os.environ
+
+
+def read_words(parser: ArgumentParser, words: Sequence[str] | None) -> Namespace:
+    """Parse the words of a command; options may stand between the others.
+
+    Args:
+        parser: The command's parser.
+        words: The words; None for those of this process.
+    """
+    answer_shell(parser)
+    return parser.parse_intermixed_args(words)
+
+
+def answer_shell(parser: ArgumentParser) -> None:
+    """Where a shell asks which words could be typed next, print them and end the process; else do nothing."""
+    if is_asked_by_shell():
+        from argcomplete import autocomplete
+
+        # Options are named once a word begins with a dash: there are far more keys.
+        autocomplete(parser, always_complete_options=False, default_completer=_next_words)
+
+
+def _next_words(prefix: str, action: Action, **_: Any) -> Mapping[str, str] | Sequence[str]:
+    """The words that can stand where an argument of a command is typed, with their help."""
+    from argcomplete.completers import FilesCompleter
+
+    from search.config import keys_to_set, studies_to_name, values_to_give
+
+    files = FilesCompleter()
+    takes = f"{action.metavar or action.dest}"
+    key, equals, value = prefix.partition("=")
+    if equals:
+        found = values_to_give(key) or files(value)
+        return [f"{key}={word}" for word in found]
+    words = studies_to_name() if "STUDY" in takes or takes == "MODEL" else {}
+    if "=" in takes or takes == "overrides":
+        # Where studies are named, there are hundreds of keys that are hardly ever meant.
+        words |= keys_to_set() if prefix or not words else {}
+    if takes.lower() in ("file", "folder", "images", "model", "out", "path", "table"):
+        words |= dict.fromkeys(files(prefix), "")
+    return words
 
 
 def check_output(option: str, file: Path) -> None:

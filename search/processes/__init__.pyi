@@ -1,6 +1,7 @@
 from .forkserver import start_process as start_process
 from .forkserver import warm_forkserver as warm_forkserver
 from .imports import importing as importing
+from .imports import with_this_package as with_this_package
 from .orders import Orders as Orders
 from .orders import RankOrders as RankOrders
 from .ownership import is_gone as is_gone

@@ -30,6 +30,8 @@ from typing import IO, Any
 import threadpoolctl
 import torch
 
+from search.processes.imports import with_this_package
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LONGEST_REQUEST = 2**20
 
@@ -199,16 +201,13 @@ def start_process(
         environment: Variables besides those of this process.
         folder: Working folder; None for that of this process.
     """
-    here = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    variables = {**os.environ, "PYTHONPATH": paths, **environment}
+    variables = {**os.environ, "PYTHONPATH": with_this_package(), **environment}
     if _open and folder is None:
         request = {"module": module, "environment": variables, "folder": str(Path.cwd()), "leads": True}
         # Without an answer the forkserver was killed, and the process is started as usual.
         with suppress(OSError):
             return _open[0].start(request, ("stdin", "stdout"))
     return subprocess.Popen(
-        # Without the current folder, where a file of the user's may have the name of one of our packages.
         [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,8 +1,10 @@
-"""Faster imports of large libraries."""
+"""Imports: faster ones of large libraries, and those of this package in processes that are started."""
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Whether this process, or the process that it is a fork of, has come here.
 _done: list[bool] = []
@@ -26,3 +28,13 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def with_this_package() -> str:
+    """A PYTHONPATH with which a started Python finds this package, wherever it is installed.
+
+    It is to be started with ``-P`` as well: in the current folder, a file of the user's may have the name of one of our
+    packages.
+    """
+    here = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))

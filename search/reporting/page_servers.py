@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import IO
 from urllib.error import URLError
 
+from search.processes import with_this_package
 from strategies import ConfigError
 
 # Only this machine can open the pages.
@@ -92,8 +93,8 @@ def serve_optuna(url: str, port: int) -> PageServer:
 def _served(name: str, port: int, words: Sequence[str], variables: Mapping[str, str]) -> PageServer:
     log = tempfile.TemporaryFile()  # noqa: SIM115, it is open as long as the server runs
     process = subprocess.Popen(
-        [sys.executable, *words],
-        env={**os.environ, **variables},
+        [sys.executable, "-P", *words],
+        env={**os.environ, "PYTHONPATH": with_this_package(), **variables},
         # It ends when this process has ended, however that was.
         stdin=subprocess.PIPE,
         stdout=log,
