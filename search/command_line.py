@@ -70,8 +70,10 @@ def answer_shell(parser: ArgumentParser) -> None:
     if is_asked_by_shell():
         from argcomplete import autocomplete
 
+        # A function will do; it is typed as a class of argcomplete's.
+        completer: Any = _next_words
         # Options are named once a word begins with a dash: there are far more keys.
-        autocomplete(parser, always_complete_options=False, default_completer=_next_words)
+        autocomplete(parser, always_complete_options=False, default_completer=completer)
 
 
 def _next_words(prefix: str, action: Action, **_: Any) -> Mapping[str, str] | Sequence[str]:

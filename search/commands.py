@@ -69,7 +69,7 @@ def completion(words: Sequence[str]) -> int:
     )
     parser.add_argument("shell", choices=_SHELLS)
     options = read_words(parser, words)
-    from argcomplete import shellcode
+    from argcomplete.shell_integration import shellcode
 
     say(shellcode([SCRIPT], shell=options.shell))
     return 0

@@ -180,10 +180,11 @@ def _answer(about: _Study, trials: Sequence[_Trial]) -> Layers:
     columns = [cuts_of([fields.get(name, Absent) for fields in drawn]) for name in names]
     scores, depths = np.array([trial.score for trial in trials]), np.array([trial.depth for trial in trials])
     effects = DepthEffects(scores, depths, np.concatenate([np.zeros((len(trials), 0), bool), *columns], axis=1))
+    told: list[Told] = []
     if len(effects.groups) < 2:
         low, high = effects.groups[0]
         what = f"{low}" if low == high else f"{low} to {high}"
-        sentences, told = [f"That cannot be told: nearly all of {len(trials)} trials train {what} blocks."], []
+        sentences = [f"That cannot be told: nearly all of {len(trials)} trials train {what} blocks."]
     else:
         sentences, told = _on_depth(about, effects, len(trials))
     if about.model:
