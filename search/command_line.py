@@ -5,8 +5,8 @@ import os
 import re
 import sys
 import traceback
-from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,15 +28,8 @@ class HelpFormatter(RawDescriptionHelpFormatter):
         return fitted(_WITHIN_PARAGRAPHS.sub(" ", text), width)
 
 
-def in_words(value: Any) -> str:
-    """A default as it would be written on the command line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {in_words(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(in_words, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value) or "''"
+# Set by the shell's code for completion, which argcomplete writes.
+_SHELL_ASKS = "_ARGCOMPLETE"
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -53,6 +46,54 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 #: The type of an option that takes a port.
 port_number = whole_number(1, 65535)
+
+
+def is_asked_by_shell() -> bool:
+    """Whether a shell has called this process to be told which words could be typed next."""
+    return _SHELL_ASKS in os.environ
+
+
+def read_words(parser: ArgumentParser, words: Sequence[str] | None) -> Namespace:
+    """Parse the words of a command; options may stand between the others.
+
+    Args:
+        parser: The command's parser.
+        words: The words; None for those of this process.
+    """
+    answer_shell(parser)
+    return parser.parse_intermixed_args(words)
+
+
+def answer_shell(parser: ArgumentParser) -> None:
+    """Where a shell asks which words could be typed next, print them and end the process; else do nothing."""
+    if is_asked_by_shell():
+        from argcomplete import autocomplete
+
+        # A function will do; it is typed as a class of argcomplete's.
+        completer: Any = _next_words
+        # Options are named once a word begins with a dash: there are far more keys.
+        autocomplete(parser, always_complete_options=False, default_completer=completer)
+
+
+def _next_words(prefix: str, action: Action, **_: Any) -> Mapping[str, str] | Sequence[str]:
+    """The words that can stand where an argument of a command is typed, with their help."""
+    from argcomplete.completers import FilesCompleter
+
+    from search.config import keys_to_set, studies_to_name, values_to_give
+
+    files = FilesCompleter()
+    takes = f"{action.metavar or action.dest}"
+    key, equals, value = prefix.partition("=")
+    if equals:
+        found = values_to_give(key) or files(value)
+        return [f"{key}={word}" for word in found]
+    words = studies_to_name() if "STUDY" in takes or takes == "MODEL" else {}
+    if "=" in takes or takes == "overrides":
+        # Where studies are named, there are hundreds of keys that are hardly ever meant.
+        words |= keys_to_set() if prefix or not words else {}
+    if takes.lower() in ("file", "folder", "images", "model", "out", "path", "table"):
+        words |= dict.fromkeys(files(prefix), "")
+    return words
 
 
 def check_output(option: str, file: Path) -> None:

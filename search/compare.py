@@ -5,8 +5,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import HelpFormatter, check_output, exit_code, say, set_up_logging, unwritable, whole_number
-from search.config import for_output
+from search.command_line import (
+    HelpFormatter,
+    check_output,
+    exit_code,
+    read_words,
+    say,
+    set_up_logging,
+    unwritable,
+    whole_number,
+)
+from search.config import for_output, spelled
 from search.processes import importing
 from search.reporting import as_csv, as_json, rows_of, searched_fields, table_of
 from strategies import ConfigError, counted
@@ -74,7 +83,7 @@ def _form_of(options: argparse.Namespace) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.compare",
+        prog=spelled("compare"),
         description="Show the trials of one study or several side by side, the best first.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -86,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="also trials that were pruned, killed or failed")
     parser.add_argument("--format", choices=("table", "csv", "json"), help="table by default, or the ending of --out")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write csv or json there")
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(
         lambda: compare(options.words, _form_of(options), options.top or None, options.all, options.out),

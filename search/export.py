@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import HelpFormatter, check_output, exit_code, say, set_up_logging
+from search.command_line import HelpFormatter, check_output, exit_code, read_words, say, set_up_logging
+from search.config import spelled
 from search.winner import check_destination, export_model, find_model, push
 from strategies import ConfigError
 
@@ -46,7 +47,7 @@ def export(model: str, keys: Sequence[str], out: Path, uri: str | None, reposito
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.export",
+        prog=spelled("export"),
         description="Write a logged model for other programs.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file.onnx, file.pt2, or a folder")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hugging Face hub")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store, as tracking.uri=URI")
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(
         lambda: export(options.model, options.keys, options.out, options.tracking_uri, options.push), "nothing is kept"

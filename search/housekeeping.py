@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import HelpFormatter, exit_code, say, set_up_logging
-from search.config import HousekeepingConfig, check_section
+from search.command_line import HelpFormatter, exit_code, read_words, say, set_up_logging
+from search.config import HousekeepingConfig, check_section, spelled
 from search.processes import importing
 from search.study import tidy
 from strategies import ConfigError
@@ -47,7 +47,7 @@ def housekeeping(words: Sequence[str], cache: Path, days: float | None, gib: flo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.housekeeping",
+        prog=spelled("housekeeping"),
         description="Remove old checkpoints, and cached images and activations that were not used for long.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cache", type=Path, default=Path(_CACHE), metavar="FOLDER", help=f"{_CACHE} by default")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(
         lambda: housekeeping(options.words, options.cache, options.days, options.gib, options.dry_run),

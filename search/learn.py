@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import HelpFormatter, check_output, exit_code, say, set_up_logging, unwritable
+from search.command_line import HelpFormatter, check_output, exit_code, read_words, say, set_up_logging, unwritable
+from search.config import spelled
 from search.processes import importing
 from strategies import ConfigError
 
@@ -60,7 +61,7 @@ def learn(tables: Sequence[Path], store: str | None, metric: str, out: Path) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.learn",
+        prog=spelled("learn"),
         description=__doc__,
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", help="URL of Optuna's storage whose studies are learnt from too")
     parser.add_argument("--metric", default="accuracy", help="metric of the store's studies")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    options = parser.parse_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(lambda: learn(options.table, options.store, options.metric, options.out), "nothing was written")
 

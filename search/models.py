@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from fnmatch import fnmatch
 
-from search.command_line import exit_code, say, set_up_logging, whole_number
+from search.command_line import HelpFormatter, exit_code, read_words, say, set_up_logging, whole_number
+from search.config import spelled
 from search.processes import importing
 from strategies import ConfigError
 
@@ -78,17 +79,17 @@ def show_zoo(prefix: str, wanted: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.models",
+        prog=spelled("models"),
         description="Show the blocks of a model, or the models of a zoo.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the model whose blocks are shown")
     parser.add_argument("--size", type=whole_number(1, 4096), metavar="PX", help="the model's usual size by default")
     parser.add_argument("--channels", type=whole_number(1, 1024), default=3, metavar="N", help="of the images; 3")
     parser.add_argument("--zoo", metavar="ZOO", help="list the models of timm, torchvision or transformers")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only names with this in them; * for any text")
-    options = parser.parse_args(arguments)
+    options = read_words(parser, arguments)
     if (options.name is None) == (options.zoo is None):
         parser.error("name a model, or a zoo by --zoo")
     set_up_logging()

@@ -14,12 +14,13 @@ from search.command_line import (
     HelpFormatter,
     check_output,
     exit_code,
+    read_words,
     report_fault,
     say,
     set_up_logging,
     unwritable,
 )
-from search.config import StudyConfig, compose_jobs
+from search.config import StudyConfig, compose_jobs, spelled
 from search.processes import importing
 from strategies import ConfigError, TrialError, UnfreezeError, counted, first_line
 
@@ -169,7 +170,7 @@ def _title(nights: Sequence["Night"]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.nightly",
+        prog=spelled("nightly"),
         description="Resume studies for so many hours, and promote winners that are better.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -179,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--notify", action="append", default=[], metavar="URL", help="send the summary there, by apprise"
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(
         lambda: nightly(options.overrides, options.summary, options.notify), "the next night resumes from here"

@@ -5,7 +5,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import FAILED, HelpFormatter, check_output, exit_code, say, set_up_logging, whole_number
+from search.command_line import (
+    FAILED,
+    HelpFormatter,
+    check_output,
+    exit_code,
+    read_words,
+    say,
+    set_up_logging,
+    whole_number,
+)
+from search.config import spelled
 from search.winner import answers_of, find_images, find_model, load, with_mask_files, write_answers
 from strategies import ConfigError, counted
 
@@ -66,7 +76,7 @@ def predict(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.predict",
+        prog=spelled("predict"),
         description="Run a study's model, or any logged model, on images.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -80,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store, as tracking.uri=URI")
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(lambda: predict(options), "nothing was written")
 

@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from search.command_line import HelpFormatter, exit_code, say, set_up_logging
+from search.command_line import HelpFormatter, exit_code, read_words, say, set_up_logging
+from search.config import spelled
 from search.processes import importing
 from strategies import ConfigError
 
@@ -49,7 +50,7 @@ def promote(words: Sequence[str], is_back: bool) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.promote",
+        prog=spelled("promote"),
         description="Make a study's winner the model that is served, if it is better than the present one.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rollback", action="store_true", help="make the version champion that the present champion replaced"
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(lambda: promote(options.words, options.rollback), "the champion is as it was")
 

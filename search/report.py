@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.command_line import HelpFormatter, check_output, exit_code, say, set_up_logging, unwritable
+from search.command_line import HelpFormatter, check_output, exit_code, read_words, say, set_up_logging, unwritable
+from search.config import spelled
 from search.processes import importing
 from search.reporting import build
 from strategies import ConfigError
@@ -45,14 +46,14 @@ def write(words: Sequence[str], out: Path | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.report",
+        prog=spelled("report"),
         description="Write one page about a study: the result, what led to it, and how to reproduce it.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
     )
     parser.add_argument("words", nargs="+", metavar="STUDY or key=value", help="studies, and where their stores are")
     parser.add_argument("--out", type=Path, metavar="FILE", help="STUDY-report.html in the working folder by default")
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(lambda: write(options.words, options.out), "nothing was written")
 

@@ -8,8 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from search.command_line import FAILED, HelpFormatter, exit_code, set_up_logging
-from search.config import compose_study, tracking_uri
+from search.command_line import FAILED, HelpFormatter, exit_code, read_words, set_up_logging
+from search.config import compose_study, spelled, tracking_uri
 from search.processes import importing, temporary_folder
 from strategies import ConfigError
 
@@ -62,7 +62,7 @@ def rerun(run_id: str, overrides: Sequence[str], tolerance: float) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.rerun",
+        prog=spelled("rerun"),
         description=(__doc__ or "").split("\n\n")[1].strip(),
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tolerance", type=float, default=_TOLERANCE, help=f"difference that is none, {_TOLERANCE:g} by default"
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(lambda: rerun(options.run, options.overrides, options.tolerance), "nothing was written")
 

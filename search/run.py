@@ -9,7 +9,17 @@ from typing import NoReturn
 
 from omegaconf import OmegaConf
 
-from search.command_line import BAD_INPUT, FAILED, LogFormatter, exit_code, in_words, report_fault, say, set_up_logging
+from search.command_line import (
+    BAD_INPUT,
+    FAILED,
+    LogFormatter,
+    answer_shell,
+    exit_code,
+    in_words,
+    report_fault,
+    say,
+    set_up_logging,
+)
 from search.config import (
     StudyConfig,
     compose_jobs,
@@ -19,6 +29,7 @@ from search.config import (
     list_studies,
     load_study,
     schema_keys,
+    spelled,
 )
 from search.processes import importing
 from strategies import ConfigError, TrialError, UnfreezeError, nearest
@@ -56,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="python -m search.run", add_help=False, allow_abbrev=False)
+    parser = _Parser(prog=spelled("run"), add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--list", action="store_true")
@@ -71,7 +82,7 @@ def help_text() -> str:
     rows = []
     for key in schema_keys():
         rows.append(f"  {key.name} = {in_words(key.default)}\n      {key.help}\n      [{key.expected}]")
-    return _USAGE + "\n".join(rows)
+    return _USAGE.replace("python -m search.run", spelled("run")) + "\n".join(rows)
 
 
 def listing() -> str:
@@ -146,7 +157,9 @@ def _set_up_logging(verbose: int) -> None:
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    options, unknown = _parser().parse_known_intermixed_args(arguments)
+    parser = _parser()
+    answer_shell(parser)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         known = ["--help", "--list", "--cfg", "--multirun", "--verbose"]
         raise ConfigError(f"{unknown[0]}: unknown option; {nearest(unknown[0], known)}")

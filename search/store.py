@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from search.command_line import HelpFormatter, exit_code, say, set_up_logging, whole_number
-from search.config import StoreConfig, check_section, without_password
+from search.command_line import HelpFormatter, exit_code, read_words, say, set_up_logging, whole_number
+from search.config import StoreConfig, check_section, spelled, without_password
 from strategies import ConfigError, first_line
 
 _USAGE = """\
@@ -59,7 +59,7 @@ def run_store(overrides: Sequence[str], host: str, port: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.store",
+        prog=spelled("store"),
         description="Let many workers use one database through one process.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="store.url=URL", help="the database, SQLite's by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at, 127.0.0.1 by default")
     parser.add_argument("--port", type=whole_number(0, 65535), default=13000, help="13000 by default")
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(lambda: run_store(options.overrides, options.host, options.port), "workers wait for some minutes")
 

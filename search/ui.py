@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from search.command_line import FAILED, HelpFormatter, exit_code, port_number, set_up_logging
+from search.command_line import FAILED, HelpFormatter, exit_code, port_number, read_words, set_up_logging
+from search.config import spelled
 from search.reporting import (
     PageServer,
     end_servers,
@@ -102,7 +103,7 @@ def _keep_serving(servers: Sequence[PageServer], studies: Sequence[str], console
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m search.ui",
+        prog=spelled("ui"),
         description="Serve MLflow's pages, and Optuna's, for the stores of a study.",
         epilog=_USAGE,
         formatter_class=HelpFormatter,
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="the study, or the stores, to show")
     parser.add_argument("--port", type=port_number, help=f"MLflow's port; {_MLFLOW_PORT}, or a free one")
     parser.add_argument("--optuna-port", type=port_number, help=f"Optuna's port; {_OPTUNA_PORT}, or a free one")
-    options = parser.parse_intermixed_args(arguments)
+    options = read_words(parser, arguments)
     set_up_logging()
     return exit_code(lambda: show(options.words, (options.port, options.optuna_port)), "the servers have ended")
 

@@ -11,8 +11,8 @@ from search import compose_study
 from search.config import ChampionConfig, Cost, DataConfig, ExecutorConfig, HousekeepingConfig, SamplerConfig
 from search.config.defaults import TASK_METRICS
 from search.config.executor import EXECUTOR_KEYS
+from search.config.reference import PAGES, with_reference
 from search.config.sections import ONE_OBJECTIVE_SAMPLERS, AfterConfig, ConfirmConfig
-from search.reference import PAGES, with_reference
 from strategies import CHOICES, TASK_LOSSES
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_table_of_strategies_says_what_the_code_says():
     for name, what in PAGES.items():
         page = (ROOT / name).read_text()
-        assert page == with_reference(page, what), "python -m search.reference makes the tables anew"
+        assert page == with_reference(page, what), "python -m search.config.reference makes the tables anew"
     page = (ROOT / "docs" / "strategies.md").read_text()
     for name, choices in CHOICES.items():
         assert f"| `strategy.{name}` |" in page

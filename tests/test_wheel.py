@@ -88,3 +88,11 @@ def test_nothing_of_the_checkout_is_imported_there(installed, tmp_path):
     assert done.stdout.split() == [
         str(installed / name / "__init__.py") for name in ("search", "strategies", "trainers")
     ]
+
+
+def test_the_console_script_needs_no_checkout_and_minds_no_file_of_the_working_folder(installed, tmp_path):
+    for name in ("search", "strategies", "trainers"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    done = away(installed, tmp_path, str(installed / "bin" / "unfreeze"), "run", "study=resnet_cls", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "name: resnet_cls" in done.stdout

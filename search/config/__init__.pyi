@@ -1,4 +1,7 @@
 from .checks import values_of as values_of
+from .completing import keys_to_set as keys_to_set
+from .completing import studies_to_name as studies_to_name
+from .completing import values_to_give as values_to_give
 from .compose import compose_jobs as compose_jobs
 from .compose import compose_study as compose_study
 from .compose import configure as configure
@@ -10,6 +13,8 @@ from .executor import MOST_RAY_WORKERS as MOST_RAY_WORKERS
 from .executor import MOST_WORKERS as MOST_WORKERS
 from .executor import ExecutorConfig as ExecutorConfig
 from .extras import check_extras as check_extras
+from .invocation import SCRIPT as SCRIPT
+from .invocation import spelled as spelled
 from .places import ChampionConfig as ChampionConfig
 from .places import HousekeepingConfig as HousekeepingConfig
 from .places import StoreConfig as StoreConfig

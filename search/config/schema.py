@@ -35,12 +35,14 @@ class Key:
         expected: The accepted values in words.
         default: Value where neither study file nor command line gives one.
         help: One line.
+        words: The accepted words, where they can be listed.
     """
 
     name: str
     expected: str
     default: Any
     help: str
+    words: tuple[str, ...] = ()
 
 
 def schema_keys() -> Iterator[Key]:
@@ -49,10 +51,10 @@ def schema_keys() -> Iterator[Key]:
         section = _section(field)
         if section is not None:
             for below, inner in section.model_fields.items():
-                yield Key(f"{name}.{below}", expected(inner), _default(inner), inner.description or "")
+                yield _key(f"{name}.{below}", inner, _default(inner))
         else:
             default = {} if name == "strategy" else _default(field)
-            yield Key(name, expected(field), default, field.description or "")
+            yield _key(name, field, default)
         if name == "strategy":
             yield from _strategy_keys()
 
@@ -60,7 +62,23 @@ def schema_keys() -> Iterator[Key]:
 def _strategy_keys() -> Iterator[Key]:
     defaults = Strategy().to_dict() | DEFAULT_SPACE
     for name, choices in CHOICES.items():
-        yield Key(f"strategy.{name}", choices.expected(), defaults[name], choices.help)
+        words = _words(bool) if choices.kinds == (bool,) else choices.options
+        yield Key(f"strategy.{name}", choices.expected(), defaults[name], choices.help, words)
+
+
+def _key(name: str, field: FieldInfo, default: Any) -> Key:
+    return Key(name, expected(field), default, field.description or "", _words(field.annotation))
+
+
+def _words(kind: Any) -> tuple[str, ...]:
+    """The words that a value of a type is written with; none of numbers, texts and mappings."""
+    if kind is bool:
+        return "true", "false"
+    inside = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return tuple(map(str, inside))
+    # A union, or a list of words.
+    return tuple(dict.fromkeys(word for member in inside for word in _words(member)))
 
 
 def _default(field: FieldInfo) -> Any:

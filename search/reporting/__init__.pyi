@@ -1,5 +1,6 @@
 from .console import SafeConsole as SafeConsole
 from .importance import importances as importances
+from .layers import which_layers as which_layers
 from .mlflow_note import write_note as write_note
 from .next_steps import disk_lines as disk_lines
 from .next_steps import next_commands as next_commands

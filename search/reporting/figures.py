@@ -42,13 +42,14 @@ def by_depth(summary: Summary) -> go.Figure | None:
     means = [mean(groups[depth]) for depth in depths]
     shown = [groups[depth] if len(groups[depth]) >= _LEAST_OF_DEPTH else [] for depth in depths]
     ends = [mean_interval(scores, bounds) or (None, None) for scores in shown]
-    figure = _figure("blocks trained, counted from the head", f"validation {summary.metric}")
+    figure = _of_scores("blocks trained, counted from the head", summary)
     figure.add_scatter(
         x=[row["depth_blocks"] for row in rows],
         y=[row["score"] for row in rows],
         text=[_about(row) for row in rows],
         hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
         mode="markers",
+        cliponaxis=False,
         marker={"color": GREY, "opacity": 0.5, "size": 6},
         name="trials",
     )
@@ -62,6 +63,7 @@ def by_depth(summary: Summary) -> go.Figure | None:
             "thickness": 1.5,
         },
         mode="lines+markers",
+        cliponaxis=False,
         line={"color": BLUE},
         marker={"size": 8},
         name="mean, 95% interval over trials",
@@ -143,13 +145,14 @@ def history(summary: Summary) -> go.Figure | None:
     complete = sorted((row for row in summary.complete if _is_finite(row["score"])), key=lambda row: row["trial"])
     if not complete:
         return None
-    figure = _figure("trial", f"validation {summary.metric}")
+    figure = _of_scores("trial", summary)
     figure.add_scatter(
         x=[row["trial"] for row in complete],
         y=[row["score"] for row in complete],
         text=[_about(row) for row in complete],
         hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
         mode="markers",
+        cliponaxis=False,
         marker={"color": BLUE, "size": 7},
         name="complete",
     )
@@ -173,6 +176,7 @@ def history(summary: Summary) -> go.Figure | None:
             text=[f"trial {curve.trial}: {curve.label}<br>pruned at step {curve.steps[-1]}" for curve in stopped],
             hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
             mode="markers",
+            cliponaxis=False,
             marker={"color": ORANGE, "symbol": "x", "size": 7},
             name="pruned, its last score",
         )
@@ -185,13 +189,14 @@ def against_seconds(summary: Summary) -> go.Figure | None:
     rows = [row for row in summary.complete if row.get(cost) is not None and _is_finite(row["score"])]
     if len(rows) < 2:
         return None
-    figure = _figure(_words(cost), f"validation {summary.metric}")
+    figure = _of_scores(_words(cost), summary)
     figure.add_scatter(
         x=[row[cost] for row in rows],
         y=[row["score"] for row in rows],
         text=[_about(row) for row in rows],
         hovertemplate="%{text}<br>%{y:.4f}, " + _words(cost) + " %{x:,.4g}<extra></extra>",
         mode="markers",
+        cliponaxis=False,
         marker={"color": GREY, "size": 7},
         name="trials",
     )
@@ -202,6 +207,7 @@ def against_seconds(summary: Summary) -> go.Figure | None:
         text=[_about(row) for row in front],
         hovertemplate="%{text}<br>%{y:.4f}, " + _words(cost) + " %{x:,.4g}<extra></extra>",
         mode="lines+markers",
+        cliponaxis=False,
         line={"color": VERMILION, "shape": "hv"},
         marker={"size": 9},
         name="Pareto front",
@@ -217,7 +223,7 @@ def learning_curves(summary: Summary) -> go.Figure | None:
     others = others[:: max(1, math.ceil(len(others) / _MOST_CURVES))]
     if not best:
         return None
-    figure = _figure("step", f"validation {summary.metric}")
+    figure = _of_scores("step", summary)
     for curve in others:
         _add_curve(figure, curve, {"color": GREY, "width": 1}, opacity=0.5, showlegend=False)
     for curve, color in zip(best, _COLORS, strict=False):
@@ -241,18 +247,19 @@ def predictions(summary: Summary) -> go.Figure | None:
     """Scores against what the learnt policy predicted before each trial."""
     if not summary.foreseen:
         return None
-    figure = _figure("predicted", f"validation {summary.metric}")
-    found = summary.foreseen
+    figure = _of_scores("predicted", summary)
+    found, (least, most) = summary.foreseen, bounds_of(summary.metric, summary.is_lower_better)
     figure.add_scatter(
         x=[one.predicted for one in found],
         y=[one.score for one in found],
         mode="markers",
+        cliponaxis=False,
         marker={"color": BLUE, "size": 8},
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [one.high - one.predicted for one in found],
-            "arrayminus": [one.predicted - one.low for one in found],
+            "array": [max(0.0, min(one.high, most) - one.predicted) for one in found],
+            "arrayminus": [max(0.0, one.predicted - max(one.low, least)) for one in found],
             "color": GREY,
         },
         text=[_about(summary.row(one.trial)) for one in found],
@@ -391,6 +398,14 @@ def _figure(x: str, y: str) -> go.Figure:
     # Long names of classes need room.
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
+    return figure
+
+
+def _of_scores(x: str, summary: Summary) -> go.Figure:
+    """A figure with scores upwards, whose axis ends where the metric does: no share is above 1."""
+    figure = _figure(x, f"validation {summary.metric}")
+    low, high = (end if math.isfinite(end) else None for end in bounds_of(summary.metric, summary.is_lower_better))
+    figure.update_yaxes(autorangeoptions={"clipmin": low, "clipmax": high})
     return figure
 
 

@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 from search.storage import score_of
 from strategies import counted
 
-# From so many trials on, a field that decides the score is named in most cases: see benchmarks/importance.py.
-_LEAST_TRIALS = 20
+#: From so many trials on, a field that decides the score is named in most cases: see benchmarks/importance.py.
+LEAST_TRIALS = 20
 _TREES, _LEVELS, _LEAST_OF_LEAF, _MOST_CUTS, _MOST_OF_TREE = 16, 3, 3, 15, 1000
 # A field is named if its share is above that of the luckiest field in all but one of so many shuffles: p <= 0.02.
 _SHUFFLES = 99
@@ -84,24 +84,24 @@ def importances(study: Study) -> Importances:
 @lru_cache(maxsize=8)
 def _importances(scores: Sequence[float], drawn: Sequence[Drawn]) -> Importances:
     count = len(scores)
-    if count < _LEAST_TRIALS:
-        return Importances(count, {}, None, f"{_LEAST_TRIALS} complete ones are needed")
+    if count < LEAST_TRIALS:
+        return Importances(count, {}, None, f"{LEAST_TRIALS} complete ones are needed")
     if len(set(scores)) == 1:
         return Importances(count, {}, None, "all have the same score")
     trials = [dict(params) for params in drawn]
     names = dict.fromkeys(name for trial in trials for name in trial)
-    fields = {name: [trial.get(name, _Absent) for trial in trials] for name in names}
-    below = {name: cuts for name, values in fields.items() if (cuts := _cuts(values)).size}
+    fields = {name: [trial.get(name, Absent) for trial in trials] for name in names}
+    below = {name: cuts for name, values in fields.items() if (cuts := cuts_of(values)).size}
     if not below:
         return Importances(count, {}, None, "they do not differ in any field")
-    is_drawn = {name: np.array([value is not _Absent for value in fields[name]]) for name in below}
+    is_drawn = {name: np.array([value is not Absent for value in fields[name]]) for name in below}
     shares = _shares(_ranks(scores), list(below.values()), list(is_drawn.values()))
     by_chance = float(np.sort(shares[1:].max(1))[-2])
     named = {name: float(share) for name, share in zip(below, shares[0], strict=True) if share > by_chance}
     return Importances(count, dict(sorted(named.items(), key=lambda item: -item[1])), max(0.0, by_chance), "")
 
 
-class _Absent:
+class Absent:
     """Stands for a field that a trial did not draw."""
 
 
@@ -113,15 +113,15 @@ def _ranks(scores: Sequence[float]) -> Floats:
     return found
 
 
-def _cuts(values: Sequence[Any]) -> Bools:
+def cuts_of(values: Sequence[Any]) -> Bools:
     """All ways to cut the trials in two by a field, (N, S): a number is low, anything else is one of the choices."""
-    present = [value for value in values if value is not _Absent]
+    present = [value for value in values if value is not Absent]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         limits = np.unique(np.array(present, float))[:-1]
         if len(limits) > _MOST_CUTS:
             levels = np.arange(1, _MOST_CUTS + 1) / (_MOST_CUTS + 1)
             limits = np.unique(np.quantile(np.array(present, float), levels, method="lower"))
-        numbers = np.array([np.nan if value is _Absent else value for value in values], float)
+        numbers = np.array([np.nan if value is Absent else value for value in values], float)
         return numbers[:, None] <= limits
     choices = sorted(set(present), key=repr)
     # Of two choices, the second is where the first is not.

@@ -7,6 +7,7 @@ from optuna.trial import FrozenTrial
 
 from search.processes import temporary_folder
 from search.reporting.importance import importances
+from search.reporting.layers import which_layers
 from search.reporting.page import build
 from search.reporting.rows import rows_of
 from search.reporting.summary import summarize
@@ -64,7 +65,7 @@ def _pin(open_study: OpenStudy, winner: FrozenTrial) -> None:
 
 
 def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
-    """The winner, a link to the report, and the best strategies, as Markdown with links into MLflow's pages."""
+    """The winner, a link to the report, the best strategies and what mattered, as Markdown with links into MLflow."""
     rows = rows_of(stored, top=_BEST)
     metric = open_study.config.metric.replace("_", " ")
     # The link to the report comes first: MLflow folds all but the first lines.
@@ -82,7 +83,8 @@ def note(open_study: OpenStudy, stored: StoredStudy, winner: Winner) -> str:
             name = f"[{name}]({_page(open_study, row['run'])})"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.append(f"| {row['rank']} | {name} | {row['score']:.4f} | {seconds} |")
-    return "\n\n".join([*above, "\n".join(table), *_confirmed(winner), importances(open_study.study).sentence])
+    told = [plain(which_layers(open_study.study).paragraph), importances(open_study.study).sentence]
+    return "\n\n".join([*above, "\n".join(table), *_confirmed(winner), *told])
 
 
 def _confirmed(winner: Winner) -> list[str]:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from search.config import StudyConfig, without_password
+from search.config import StudyConfig, spelled, without_password
 from search.storage import stores_of
 
 # From so many bytes on, the end of a search says how to free some.
@@ -16,13 +16,13 @@ def next_commands(config: StudyConfig) -> list[str]:
     """Commands for the study's results, each with a comment, in lines that a shell takes."""
     words = " ".join(map(shlex.quote, study_words(config)))
     said = {
-        f"search.report {words}": "one page about this search",
-        f"search.ui {words}": "all trials, in the browser",
-        f"search.promote {words}": "make the winner the model that is served",
-        f"search.predict {words} photos/": "the winner's answers for other images",
+        f"{spelled('report')} {words}": "one page about this search",
+        f"{spelled('ui')} {words}": "all trials, in the browser",
+        f"{spelled('promote')} {words}": "make the winner the model that is served",
+        f"{spelled('predict')} {words} photos/": "the winner's answers for other images",
     }
     width = max(map(len, said))
-    return [f"python -m {command:<{width}}  # {what}" for command, what in said.items()]
+    return [f"{command:<{width}}  # {what}" for command, what in said.items()]
 
 
 def study_words(config: StudyConfig) -> list[str]:
@@ -50,7 +50,7 @@ def disk_lines(config: StudyConfig) -> list[str]:
     parts.append((cache, f"{_in_units(cache)} of caches that all studies share"))
     lines = [f"Disk:   {', '.join(text for _, text in parts)}"]
     if sum(size for size, _ in parts) > _MUCH:
-        lines.append("        python -m search.housekeeping --days 7  # removes old checkpoints and unused caches")
+        lines.append(f"        {spelled('housekeeping')} --days 7  # removes old checkpoints and unused caches")
     return lines
 
 

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from search.processes import temporary_folder
 from search.reporting.importance import Importances, importances
+from search.reporting.layers import Layers, which_layers
 from search.reporting.rows import rows_of, searched_fields
 from search.scheduling import Expected, pareto_front, ranked
 from search.storage import (
@@ -82,6 +83,7 @@ class Summary:
         curves: Scores by step, in the order of trials.
         front: Numbers of the trials on the Pareto front of score and costs, or of score and seconds.
         importances: The fields that mattered, as far as the trials can tell.
+        layers: How many blocks to train, likewise.
         searched: Searched fields, the most important first.
         winner: None until the search has ended once.
         evidence: The winner's answers for the test images; None where they are not kept.
@@ -106,6 +108,7 @@ class Summary:
     curves: list[Curve]
     front: list[int]
     importances: Importances
+    layers: Layers
     searched: list[str]
     winner: Winner | None
     evidence: dict[str, Any] | None
@@ -180,6 +183,7 @@ def summarize(stored: StoredStudy, temporary: Path | None = None) -> Summary:
         ],
         front=[trial.number for trial in front],
         importances=importances(study),
+        layers=which_layers(study),
         searched=searched_fields([stored]),
         winner=Winner.from_dict(winner) if winner is not None else None,
         seconds_spared={t.number: t.user_attrs[SPARED] for t in told if SPARED in t.user_attrs},

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from types import TracebackType
 
 from optuna.trial import FrozenTrial
@@ -40,12 +41,19 @@ _LOG_WIDTH = 160
 _COST_FORMATS: dict[Cost, str] = {"seconds": ".1f", "parameters_trained": ",.0f"}
 
 
+# Heights of a curve that is as high as a line of text, and its most columns.
+_HEIGHTS, _MOST_COLUMNS = "▁▂▃▄▅▆▇█", 16
+
+
 class _TimeLeftColumn(ProgressColumn):
-    """The time that the search will take until its end; of other bars, nothing."""
+    """The time that the search will take until its end, and its end by the clock; of other bars, nothing."""
 
     def render(self, task: Task) -> Text:
-        left = task.fields.get("left")
-        return Text(left.in_words(time.monotonic()) if left is not None else "")
+        left: TimeLeft | None = task.fields.get("left")
+        now = time.monotonic()
+        if left is None or not (words := left.in_words(now)):
+            return Text()
+        return Text(f"{words}, until {clock(left.seconds(now))}")
 
 
 class Terminal:
@@ -80,6 +88,8 @@ class Terminal:
         self._downloads: set[str] = set()
         self._study_bar: TaskID | None = None
         self._left: TimeLeft | None = None
+        # The best score after each trial, with the time on the monotonic clock.
+        self._best: list[tuple[float, float]] = []
 
     def __enter__(self) -> "Terminal":
         self._progress.start()
@@ -149,7 +159,9 @@ class Terminal:
         if event.worker not in self._trial_bars:
             self._trial_bars[event.worker] = self._progress.add_task("", total=1, note="")
         bar, epochs = self._trial_bars[event.worker], event.strategy.epochs
-        self._progress.reset(bar, total=epochs, description=f"trial {event.number}", note=event.label)
+        why = f"preset {event.preset}" if event.preset else (event.predicted or {}).get("reason", "")
+        self._newest[event.worker] += f"  ({why})" if why else ""
+        self._progress.reset(bar, total=epochs, description=f"trial {event.number}", note=self._newest[event.worker])
 
     def _trial_ended(self, event: TrialEnded) -> None:
         """Print the trial's line and advance the bar of trials."""
@@ -167,11 +179,13 @@ class Terminal:
             counts = 0 if event.continues is not None else 1
             self._progress.advance(self._study_bar, counts)
             if event.best is not None:
-                self._progress.update(self._study_bar, note=f"best {self._metric} {event.best:.4f}")
+                self._best += [(time.monotonic(), event.best)]
+                shown = curve(self._best)
+                self._progress.update(self._study_bar, note=f"best {self._metric} {event.best:.4f}  {shown}".rstrip())
             # There is a bar before the trials begin, while images are read.
-            line = self._left.trial_ended(time.monotonic(), counts) if self._left is not None else ""
-            if line and not self._console.is_terminal:
-                self.say(line)
+            left = self._left.trial_ended(time.monotonic(), counts) if self._left is not None else ""
+            if left and not self._console.is_terminal:
+                self.say(left)
 
     def worker_ended(self, worker: int) -> None:
         """Remove the progress bar of a worker that has ended."""
@@ -263,6 +277,29 @@ class Terminal:
             mark = " *" if one.kind == winner.kind else ""
             table.add_row(one.kind + mark, ", ".join(map(str, one.trials)), f"{one.score:.4f}")
         self._console.print(table)
+
+
+def clock(seconds: float) -> str:
+    """The time of day in so many seconds, with the weekday if that is not today."""
+    now = datetime.now().astimezone()
+    end = now + timedelta(seconds=min(seconds, 1e9))
+    return f"{end:%H:%M}" if end.date() == now.date() else f"{end:%a %H:%M}"
+
+
+def curve(scores: Sequence[tuple[float, float]]) -> str:
+    """Scores over time in one line of text; empty where they are all equal.
+
+    Args:
+        scores: Times and scores, in order.
+    """
+    low, high = min(score for _, score in scores), max(score for _, score in scores)
+    (begin, _), (end, _) = scores[0], scores[-1]
+    if not (end > begin and math.isfinite(low) and low < high < math.inf):
+        return ""
+    columns = min(_MOST_COLUMNS, len(scores))
+    moments = [*(begin + (end - begin) * place / (columns - 1) for place in range(columns - 1)), end]
+    last = [[score for time, score in scores if time <= moment][-1] for moment in moments]
+    return "".join(_HEIGHTS[round((score - low) / (high - low) * (len(_HEIGHTS) - 1))] for score in last)
 
 
 def title_of(winner: Winner) -> str:

@@ -42,10 +42,15 @@ class TimeLeft:
 
     def in_words(self, now: float) -> str:
         """``about 12 min left``; empty as long as nothing is known."""
+        seconds = self.seconds(now)
+        return f"about {_in_words(seconds)} left" if seconds < math.inf else ""
+
+    def seconds(self, now: float) -> float:
+        """Seconds until the end; infinity as long as nothing is known."""
         end = self._deadline
         if self._done and self._trials < math.inf:
             end = min(end, self._began + (self._last - self._began) * self._trials / self._done)
-        return f"about {_in_words(max(0.0, end - now))} left" if end < math.inf else ""
+        return max(0.0, end - now)
 
 
 def _in_words(seconds: float) -> str:

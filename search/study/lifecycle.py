@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from search.config import StudyConfig
 from search.executors import Executor, executor_of, run_pool
 from search.processes import drop_left_over, stopped_by_signals
-from search.reporting import Terminal, disk_lines, importances, next_commands, write_note
+from search.reporting import Terminal, disk_lines, importances, next_commands, which_layers, write_note
 from search.scheduling import Ledger, pareto_front, ranked
 from search.storage import EXPECTED, FRONT, MODEL, RUN_ID, taking_turns
 from search.study.loop import run_trials
@@ -120,6 +120,7 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
         _tag_front(open_study, front)
         terminal.front(front, searched)
     terminal.counts(trials)
+    terminal.say(which_layers(open_study.study).paragraph)
     terminal.importances(found)
     terminal.winner(winner)
     write_note(open_study, best, winner)

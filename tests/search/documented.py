@@ -68,9 +68,9 @@ def commands() -> list[tuple[str, str]]:
         outside = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         lines += _SPAN.findall(outside)
         for line in lines:
-            match = re.search(r"python3? -m (search\.\w+[^|;>&)]*)", line)
+            match = re.search(r"(?:python3? -m search\.|\bunfreeze )([a-z]+\b[^|;>&)]*)", line)
             if match is not None:
-                found.append((page.name, match[1].removesuffix('",').strip()))
+                found.append((page.name, f"search.{match[1]}".removesuffix('",').strip()))
     return found
 
 

@@ -13,7 +13,7 @@ What is composed or compiled alone, in ``tests/test_commands_in_docs.py``, and w
 | `search.store` | serves until it is stopped: `tests/faults/test_proxy.py` searches through it |
 | `search.learn` | fits for minutes on tables of thousands of rows: `test_learned_policy.py` has a small table |
 | `search.rank` | is started by other commands alone |
-| `search.reference` | writes the docs' tables: `tests/test_docs.py` compares them |
+| `search.config.reference` | writes the docs' tables: `tests/test_docs.py` compares them |
 | `search.run ... --multirun` | three dots are no command; the row of a sweep is run |
 | `search.promote resnet_cls --rollback` | needs a champion that has replaced another: `test_champion.py` has one |
 | `search.nightly study=resnet_cls,vit_cls` | sends mail: `test_nightly.py` has two studies, and an inbox |

@@ -99,6 +99,9 @@ def test_every_figure_has_its_place_and_the_trials(searched, tmp_path):
     expected = {"depth", "parallel", "history", "pareto", "curves", "confusion", "reliability", "time"}
     assert {name.removeprefix("plot-") for name in page.figures} == expected
     assert "Which fields mattered: cannot be told from" in page.text
+    assert "Which layers? That cannot be told from" in page.text
+    for name in ("depth", "history", "pareto", "curves"):
+        assert page.figures[f"plot-{name}"]["layout"]["yaxis"]["autorangeoptions"] == {"clipmin": 0, "clipmax": 1}
     history = page.figures["plot-history"]["data"][0]
     complete = [trial for trial in searched.trials() if trial.state == TrialState.COMPLETE]
     assert len(history["x"]["bdata"] if "bdata" in history["x"] else history["x"]) >= len(complete)

@@ -13,6 +13,7 @@ import pytest
 from copies import Started
 from lab import family_of, open_to_others
 
+from search.reporting import page_servers
 from search.storage import IDENTITY
 from search.tracking import front_page, page_of
 from search.ui import main
@@ -108,3 +109,12 @@ def test_optuna_is_served_where_a_server_of_ones_own_does_not_answer(lab):
     assert "secret" not in "".join(lines)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
+
+
+def test_a_server_of_pages_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("search", "strategies", "trainers"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    server = page_servers._served("pages", 1, ["-c", "import search.processes, strategies, trainers"], {})
+    server.process.stdin.close()
+    assert server.process.wait(60) == 0, page_servers.last_line(server)

@@ -9,7 +9,7 @@ from sklearn.tree import DecisionTreeRegressor
 
 from benchmarks.importance import EFFECTS, main, named
 from search.reporting import importances
-from search.reporting.importance import _cuts, _explained, _ranks
+from search.reporting.importance import _explained, _ranks, cuts_of
 
 UNIT, SWITCH = FloatDistribution(0, 1), CategoricalDistribution(["sgd", "adamw"])
 
@@ -92,7 +92,7 @@ def test_where_nothing_can_be_told_the_reason_is_said(trials, reason):
 def test_a_tree_explains_what_that_of_scikit_learn_does():
     rng = np.random.default_rng(4)
     columns, scores = rng.integers(0, 12, (3, 80)), rng.random(80)
-    ranks, cuts = _ranks(list(scores)), [_cuts(column.tolist()) for column in columns]
+    ranks, cuts = _ranks(list(scores)), [cuts_of(column.tolist()) for column in columns]
     of_field = np.repeat(np.arange(3), [one.shape[1] for one in cuts])
     found = _explained(ranks[None], np.concatenate(cuts, 1), of_field)[0]
     tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=3).fit(columns.T, ranks)

@@ -67,6 +67,7 @@ def test_the_note_has_the_winner_the_best_and_links_to_their_pages(searched):
     note = parent.data.tags["mlflow.note.content"]
     winner = searched.study.user_attrs["winner"]
     assert f"Winner: trial {winner['trial']}, test accuracy {winner['test_score']:.4f}" in note
+    assert "Which layers? That cannot be told from 3 trials" in note
     assert note.endswith("Which fields mattered: cannot be told from 3 trials (20 complete ones are needed).")
     experiment = parent.info.experiment_id
     page = f"#/experiments/{experiment}/runs"

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from search.reporting import Terminal, print_table
 from search.reporting.importance import Importances
+from search.reporting.terminal import curve
 from search.reporting.time_left import TimeLeft
 from search.storage import DEPTH, OUTCOME, PRESET, REASON, STRATEGY
 from search.tracking import EpochEnded, TrialEnded, TrialStarted
@@ -291,4 +292,27 @@ def test_the_bar_of_trials_shows_the_time_left(study):
         begin(terminal)
         terminal.hear(TrialEnded.of(add(study, value=0.9), "key", 0.9))
         terminal._progress.refresh()
-    assert re.search(r"about \d+ s left", screen.text)
+    assert re.search(r"about \d+ s left, until (\w{3} )?\d\d:\d\d", screen.text)
+
+
+def test_the_best_score_is_a_curve_over_time_and_the_running_trial_says_why_it_was_chosen(study):
+    assert curve([(0.0, 0.5), (10.0, 0.6), (20.0, 0.9)]) == "▁▃█"
+    assert curve([(0.0, 0.5), (90.0, 0.5), (100.0, 0.9)]) == "▁▁█"
+    assert curve([(0.0, 0.9), (10.0, 0.9)]) == curve([(0.0, 0.9)]) == curve([(0.0, 0.1), (1.0, math.inf)]) == ""
+    assert len(curve([(float(k), k / 100) for k in range(100)])) == 16
+    screen = Screen(is_terminal=True)
+    screen.terminal._console.width = 160
+    with screen.terminal as terminal:
+        terminal.study_started(0, 3)
+        started = TrialStarted(
+            0, "key", Strategy(epochs=2), LABEL, "resnet18", "none", "0", depth=4, seed=0, fingerprint="f"
+        )
+        terminal.hear(replace(started, preset="half"))
+        terminal._progress.refresh()
+        terminal.hear(replace(started, number=1, predicted={"reason": "unlike the others"}))
+        terminal._progress.refresh()
+        for score in (0.5, 0.9):
+            terminal.hear(TrialEnded.of(add(study, value=score), "key", score))
+        terminal._progress.refresh()
+    for shown in (f"{LABEL}  (preset half)", f"{LABEL}  (unlike the others)", "best accuracy 0.9000  ▁█"):
+        assert shown in screen.text

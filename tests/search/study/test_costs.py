@@ -69,6 +69,7 @@ def test_the_end_shows_the_front_with_its_costs(done, capsys):
     shown = [(row[0], row[1], row[-1]) for row in rows if row and row[0].isdigit()]
     values = {trial.number: trial.values for trial in done.trials()}
     assert shown == [(str(n), f"{values[n][0]:.4f}", f"{values[n][1]:,.0f}") for n in (0, 3)]
+    assert "Which layers? That cannot be told" in said
     assert "Which fields mattered" in said
 
 
