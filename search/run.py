@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 
 from search.command_line import BAD_INPUT, FAILED, LogFormatter, exit_code, in_words, report_fault, say, set_up_logging
 from search.config import StudyConfig, compose_jobs, for_output, list_spaces, list_studies, load_study, schema_keys
-from search.processes import importing
+from search.processes import importing, process_began
 from strategies import ConfigError, TrialError, UnfreezeError, nearest
 
 _USAGE = """\
@@ -136,7 +137,7 @@ def _set_up_logging(verbose: int) -> None:
         logging.getLogger(package).setLevel(level)
 
 
-def _dispatch(arguments: Sequence[str]) -> int:
+def _dispatch(arguments: Sequence[str], began: float) -> int:
     options, unknown = _parser().parse_known_intermixed_args(arguments)
     if unknown:
         known = ["--help", "--list", "--cfg", "--multirun", "--verbose"]
@@ -159,8 +160,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from search.reporting import print_results
         from search.study import run_study
 
+    # Of several studies, each has the whole time.
+    starts = iter([began])
     with warm_forkserver(is_wanted=any(map(may_start_processes, configs))):
-        worst = run_jobs(configs, run_study)
+        worst = run_jobs(configs, lambda config: run_study(config, next(starts, time.monotonic())))
     if len(configs) > 1:
         print_results(configs)
     return worst
@@ -168,8 +171,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (failure), 2 (bad input), 130 (Ctrl-C) or 143 (SIGTERM)."""
-    words = sys.argv[1:] if arguments is None else arguments
-    return exit_code(lambda: _dispatch(words))
+    if arguments is None:
+        return exit_code(lambda: _dispatch(sys.argv[1:], process_began()))
+    now = time.monotonic()
+    return exit_code(lambda: _dispatch(arguments, now))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ from .training import ALONE as ALONE
 from .training import EpochResult as EpochResult
 from .training import Ranks as Ranks
 from .training import ShortEpochs as ShortEpochs
+from .training import Speed as Speed
 from .training import StateError as StateError
 from .training import Teacher as Teacher
 from .training import Trainer as Trainer
@@ -84,4 +85,6 @@ from .training import break_off as break_off
 from .training import join as join
 from .training import leave as leave
 from .training import load_state as load_state
+from .training import measure_speed as measure_speed
 from .training import save_state as save_state
+from .training import seconds_to_score as seconds_to_score

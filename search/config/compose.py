@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from search.config.limits import at_home, check_references, shortened
 from search.config.schema import build_config, section_names
+from search.config.sections import TIMES
 from search.config.study import StudyConfig
 from search.config.study_files import as_dict, find_study, list_studies, load_space, load_study
 from search.config.task_change import for_task, with_losses_of
@@ -208,12 +209,26 @@ def _changed(values: dict[str, Any], changes: Sequence[Change]) -> tuple[dict[st
     problems = []
     task = next((change.value for change in reversed(changes) if change.key == "task"), values["task"])
     values = for_task(values, task)
+    _drop_other_times(values, changes)
     for change in changes:
         try:
             _apply(values, change, task)
         except ConfigError as error:
             problems.append(str(error))
     return _resolved(values), problems
+
+
+def _drop_other_times(values: dict[str, Any], changes: Sequence[Change]) -> None:
+    """Leave out when a study file ends the search, if a change says that in another way."""
+    given = {change.key for change in changes if change.value is not None}
+    given |= {f"budget.{key}" for change in changes if change.key == "budget" for key in _keys_of(change.value)}
+    budget = values.get("budget")
+    if isinstance(budget, dict) and given & {f"budget.{name}" for name in TIMES}:
+        values["budget"] = {key: value for key, value in budget.items() if key not in TIMES}
+
+
+def _keys_of(value: Any) -> set[str]:
+    return set(map(str, value)) if isinstance(value, Mapping) else set()
 
 
 def _merged(study: Mapping[str, Any]) -> dict[str, Any]:

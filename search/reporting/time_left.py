@@ -36,17 +36,17 @@ class TimeLeft:
         if not left or now - self._said < _LINE_SECONDS:
             return ""
         self._said = now
-        return f"{self._done} trials in {_in_words(now - self._began)}, {left}"
+        return f"{self._done} trials in {duration(now - self._began)}, {left}"
 
     def in_words(self, now: float) -> str:
         """``about 12 min left``; empty as long as nothing is known."""
         end = self._deadline
         if self._done and self._trials < math.inf:
             end = min(end, self._began + (self._last - self._began) * self._trials / self._done)
-        return f"about {_in_words(max(0.0, end - now))} left" if end < math.inf else ""
+        return f"about {duration(max(0.0, end - now))} left" if end < math.inf else ""
 
 
-def _in_words(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``40 s``, ``12 min`` or ``3 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -17,3 +17,4 @@ from .own_studies import told_of_store as told_of_store
 from .places import check_places as check_places
 from .reproduction import read_trial as read_trial
 from .reproduction import reproduce as reproduce
+from .whole_time import with_seconds as with_seconds

@@ -9,4 +9,5 @@ from .pixels import centred as centred
 from .pixels import decode as decode
 from .pixels import placed as placed
 from .sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .split import ResidentSplit as ResidentSplit
 from .split import Split as Split
