@@ -1,7 +1,9 @@
 from .checks import values_of as values_of
+from .compose import as_study as as_study
 from .compose import compose_jobs as compose_jobs
 from .compose import compose_study as compose_study
 from .compose import configure as configure
+from .compose import given_by as given_by
 from .data import DataConfig as DataConfig
 from .defaults import DEFAULT_PRESETS as DEFAULT_PRESETS
 from .escapes import for_output as for_output
@@ -19,6 +21,8 @@ from .schema import build_config as build_config
 from .schema import check_section as check_section
 from .schema import schema_keys as schema_keys
 from .schema import tracking_uri as tracking_uri
+from .sections import TIMES as TIMES
+from .sections import BudgetConfig as BudgetConfig
 from .sections import Cost as Cost
 from .sections import PrunerConfig as PrunerConfig
 from .sections import SamplerConfig as SamplerConfig
@@ -28,5 +32,6 @@ from .study_files import list_spaces as list_spaces
 from .study_files import list_studies as list_studies
 from .study_files import load_space as load_space
 from .study_files import load_study as load_study
+from .study_files import study_folders as study_folders
 from .urls import sqlite_file as sqlite_file
 from .urls import without_password as without_password

@@ -89,6 +89,48 @@ def configure(
     return build_config(*_changed(values, [*given, *words]))
 
 
+def given_by(words: Sequence[str]) -> dict[str, Any]:
+    """The values that words of the command line set, as a study file would hold them, before any check.
+
+    Raises:
+        ConfigError: A word cannot be read, or a key is given twice.
+    """
+    parsed = [_parse(word) for word in words]
+    _refuse_repeated(parsed)
+    values: dict[str, Any] = {}
+    for override in parsed:
+        for change in _changes(override, multirun=False):
+            if change.kind != OverrideType.DEL:
+                _apply(values, change, None)
+    return values
+
+
+def as_study(content: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The content of a study file that composes as ``content`` does with words of the command line.
+
+    Args:
+        content: The content of a study file.
+        words: Overrides; those of Hydra's grammar.
+
+    Raises:
+        ConfigError: One line for each word that cannot be applied.
+    """
+    changes = [change for word in words for change in _changes(_parse(word), multirun=False)]
+    values, found = _changed(_merged(content), changes)
+    if found:
+        raise ConfigError("\n  ".join(found))
+    defaults, sections = _merged({}), section_names()
+    study: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in sections and isinstance(value, dict):
+            usual = defaults[key]
+            own = {name: one for name, one in value.items() if name not in usual or one != usual[name]}
+            study |= {key: own} if own else {}
+        elif key not in defaults or value != defaults[key]:
+            study[key] = value
+    return study
+
+
 def _as_yaml_has_it(value: Any) -> Any:
     """A Python value as a study file would hold it."""
     if isinstance(value, Mapping):

@@ -11,4 +11,5 @@ from .source import parameter_count as parameter_count
 from .weights import Weights as Weights
 from .weights import check_model_name as check_model_name
 from .weights import find_weights as find_weights
+from .weights import is_installed as is_installed
 from .weights import trained_size as trained_size
