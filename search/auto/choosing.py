@@ -83,7 +83,7 @@ def choose_study(words: Sequence[str], began: float, say: Callable[[str], None],
     # What is wrong with them is refused before anything is looked at; the other keys may depend on the task.
     check_section("data", DataConfig, data)
     check_section("budget", BudgetConfig, {**_section(given, "budget"), **budget})
-    named = {key: given[key] for key in ("name", "task") if key in given}
+    named: dict[str, Any] = {key: given[key] for key in ("name", "task") if key in given}
     guess = guess_data(data)
     place: dict[str, Any] = {**data, **guess.data}
     place |= {name: _absolute(place[name]) for name in _PATHS if place.get(name) is not None}

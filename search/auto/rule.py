@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-# Depths are drawn, and frozen blocks are read from the cache: on average a trial takes this share of a full one.
-_SHARE = 0.6
+# Depths are drawn, and frozen blocks are read from the cache: on average a trial takes this share of a full one. With
+# masks and boxes most blocks are trained.
+_SHARE = {False: 0.6, True: 0.9}
 # Full trials that have to fit into the time: of the first model, and of a heavier one, which costs trials.
 _FULL_TRIALS = {"quick": (1, 3), "good": (5, 15), "best": (5, 10)}
-# For so many trials epochs and pixels give way, and for so many images too, which cost the score most. The one strategy
-# of "quick" trains all blocks.
-_LEAST_TRIALS = {"quick": (1 / _SHARE, 1 / _SHARE), "good": (3.0, 1.5), "best": (3.0, 1.5)}
+# For so many full trials epochs and pixels give way, and for so many images too, which cost the score most: the presets
+# come first, and one that is trained enough is worth more than several that are not.
+_LEAST_TRIALS = {"quick": (1.0, 1.0), "good": (1.3, 0.9), "best": (1.3, 0.9)}
 # Updates that a trial should make, and the bounds of its epochs: of labels of whole images, and of masks and boxes.
 _UPDATES, _EPOCHS = {False: 160, True: 300}, {False: (5, 15), True: (2, 15)}
 _FEWEST_EPOCHS = {False: 3, True: 2}
@@ -139,7 +140,7 @@ def choose(facts: Facts, models: Sequence[Measured]) -> Choice:
     tried += [(first.at(size), fewest) for size in _smaller(first.size)]
     for model, count in tried:
         found = _choice(facts, model, count, batch)
-        if found.trials >= _LEAST_TRIALS[facts.effort][0]:
+        if facts.seconds >= _LEAST_TRIALS[facts.effort][0] * found.full_seconds:
             return replace(found, why="the lightest, since the time is short")
     return _on_fewer_images(facts, *tried[-1], batch)
 
@@ -152,14 +153,14 @@ def _smaller(size: int) -> Iterator[int]:
 
 def _choice(facts: Facts, model: Measured, epochs: int, batch: int) -> Choice:
     seconds = epochs * (facts.train * model.train_seconds + facts.val * model.score_seconds)
-    trials = facts.seconds / max(1e-9, seconds * _SHARE)
+    trials = facts.seconds / max(1e-9, seconds * _SHARE[facts.dense])
     return Choice(model, epochs, batch, facts.train, facts.val, seconds, trials, "")
 
 
 def _on_fewer_images(facts: Facts, model: Measured, epochs: int, batch: int) -> Choice:
     """The choice with so many images that a few trials fit into the time."""
     whole = _choice(facts, model, epochs, batch)
-    share = min(1.0, whole.trials / _LEAST_TRIALS[facts.effort][1])
+    share = min(1.0, facts.seconds / (_LEAST_TRIALS[facts.effort][1] * whole.full_seconds))
     least = max(_LEAST_IMAGES, _LEAST_OF_CLASS * facts.classes)
     train = min(facts.train, max(least, int(facts.train * share)))
     val = min(facts.val, max(least // 2, int(facts.val * share)))

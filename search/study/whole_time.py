@@ -16,7 +16,9 @@ from search.winner import scored_images
 from trainers import seconds_to_score
 
 #: Seconds from the last trial to the end of the command, without the scoring of images, where nothing was measured yet.
-FIRST_END = 12.0
+FIRST_END = 8.0
+# Seconds to close the stores and to leave, which nobody can note in them.
+_LEAVING = 1.0
 # Of a time that is too short for everything, the end gets so much at most.
 _MOST_OF_TIME = 0.4
 
@@ -66,7 +68,7 @@ def with_deadline(open_study: OpenStudy, began: float | None) -> tuple[OpenStudy
     if began is None:
         return replace(open_study, deadline=now + seconds), End()
     scoring = _scoring_seconds(open_study)
-    kept = min(_fixed_seconds(open_study) + scoring, _MOST_OF_TIME * seconds)
+    kept = min(_fixed_seconds(open_study) + scoring + _LEAVING, _MOST_OF_TIME * seconds)
     deadline = began + seconds - kept
     clock = datetime.now() + timedelta(seconds=began + seconds - now)
     open_study.watcher.say(
