@@ -1,5 +1,6 @@
 """A study from Python: everything that the commands do."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,9 +74,10 @@ class Study:
             UnfreezeError: The configuration, data or weights cannot be used, or no trial completed.
             KeyboardInterrupt: After the running trial was queued again.
         """
+        began = time.monotonic()
         from search.study import run_study
 
-        run_study(self.config)
+        run_study(self.config, began)
         return self.winner
 
     def trials(self, everything: bool = False) -> "pd.DataFrame":

@@ -3,19 +3,21 @@
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from omegaconf import OmegaConf
 
+from search.auto import asks_for_auto
 from search.command_line import (
     BAD_INPUT,
     FAILED,
     LogFormatter,
     answer_shell,
     exit_code,
-    in_words,
     report_fault,
     say,
     set_up_logging,
@@ -25,21 +27,24 @@ from search.config import (
     compose_jobs,
     for_output,
     for_reading,
+    in_words,
     list_spaces,
     list_studies,
     load_study,
     schema_keys,
     spelled,
 )
-from search.processes import importing
+from search.processes import importing, process_began
 from strategies import ConfigError, TrialError, UnfreezeError, nearest
 
 _USAGE = """\
-usage: python -m search.run study=NAME [key=value ...] [options]
+usage: python -m search.run [study=NAME] [key=value ...] [options]
 
 Search for the best way to fine-tune a pretrained model on your images.
 
-  study=NAME       a study of --list, or a file: study=/path/mine.yaml
+  study=NAME       a study of --list, or a file: study=/path/mine.yaml; auto, the default where data.root is given:
+                   model, image size, epochs and space are chosen for the images, this machine and the time
+  effort=WORD      of study=auto: quick (one good strategy), good, or best (new seeds, soups, larger images)
   key=value        any key below, in Hydra's override grammar
   +key=value       only if the key is not set yet; ++key=value in any case
   ~key             leave the key out: its default holds
@@ -48,10 +53,12 @@ options:
   -h, --help       this text
   --list           the studies that can be chosen by name
   -c, --cfg job    print the composed configuration as YAML and stop
+  --dry-run        say what would be done and how long it would take; only decoded images are written
   -m, --multirun   run every combination of key=a,b and key=range(1,4), one after the other
   -v, --verbose    log more; twice for everything
 
 examples:
+  python -m search.run data.root=/my/images budget.minutes=20
   python -m search.run study=resnet_cls budget.trials=50 data.root=/my/images
   python -m search.run study=resnet_cls strategy.lr.high=0.01 strategy.loss=focal
   python -m search.run study=resnet_cls 'strategy.batch_size={choices: [32, 64]}'
@@ -72,6 +79,7 @@ def _parser() -> _Parser:
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-v", "--verbose", action="count", default=0)
     return parser
@@ -156,12 +164,12 @@ def _set_up_logging(verbose: int) -> None:
         logging.getLogger(package).setLevel(level)
 
 
-def _dispatch(arguments: Sequence[str]) -> int:
+def _dispatch(arguments: Sequence[str], began: float) -> int:
     parser = _parser()
     answer_shell(parser)
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        known = ["--help", "--list", "--cfg", "--multirun", "--verbose"]
+        known = ["--help", "--list", "--cfg", "--dry-run", "--multirun", "--verbose"]
         raise ConfigError(f"{unknown[0]}: unknown option; {nearest(unknown[0], known)}")
     if options.help:
         say(for_reading(help_text()))
@@ -169,29 +177,54 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if options.list:
         say(for_reading(listing()))
         return 0
-    configs = compose_jobs(options.overrides, options.multirun)
+    if is_auto := asks_for_auto(options.overrides, options.multirun):
+        _set_up_logging(options.verbose)
+        # What composes stays the command's output alone.
+        tell = partial(say, file=sys.stderr) if options.cfg else say
+        configs = [_chosen(options.overrides, began, tell, writes=not (options.cfg or options.dry_run))]
+    else:
+        configs = compose_jobs(options.overrides, options.multirun)
     if options.cfg:
         sys.stdout.write(for_output("---\n".join(map(as_yaml, configs))))
         return 0
-    _set_up_logging(options.verbose)
+    if not is_auto:
+        _set_up_logging(options.verbose)
     # Only here: torch, optuna and mlflow take many times longer to import than all of the above.
     with importing():
         from search.executors import may_start_processes
         from search.processes import warm_forkserver
         from search.reporting import print_results
-        from search.study import run_study
+        from search.study import rehearse, run_study
 
-    with warm_forkserver(is_wanted=any(map(may_start_processes, configs))):
-        worst = run_jobs(configs, run_study)
-    if len(configs) > 1:
+    def run(config: StudyConfig) -> None:
+        start = next(starts, time.monotonic())
+        if options.dry_run:
+            rehearse(config, start)
+        else:
+            run_study(config, start)
+
+    # Of several studies, each has the whole time.
+    starts = iter([began])
+    with warm_forkserver(is_wanted=not options.dry_run and any(map(may_start_processes, configs))):
+        worst = run_jobs(configs, run)
+    if len(configs) > 1 and not options.dry_run:
         print_results(configs)
     return worst
 
 
+def _chosen(words: Sequence[str], began: float, tell: Callable[[str], None], writes: bool) -> StudyConfig:
+    """A study that is chosen for the images, the machine and the time."""
+    with importing():
+        from search.auto import choose_study
+    return choose_study(words, began, tell, writes)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (failure), 2 (bad input), 130 (Ctrl-C) or 143 (SIGTERM)."""
-    words = sys.argv[1:] if arguments is None else arguments
-    return exit_code(lambda: _dispatch(words))
+    if arguments is None:
+        return exit_code(lambda: _dispatch(sys.argv[1:], process_began()))
+    now = time.monotonic()
+    return exit_code(lambda: _dispatch(arguments, now))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,22 @@ from .checked_files import load_weights as load_weights
 from .checked_files import save_weights as save_weights
 from .data import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .data import LEAST_SIZE as LEAST_SIZE
+from .data import Guess as Guess
 from .data import ImageData as ImageData
 from .data import Preprocessing as Preprocessing
 from .data import Split as Split
+from .data import Survey as Survey
 from .data import decode as decode
+from .data import guess_data as guess_data
 from .data import open_data as open_data
 from .data import placed as placed
 from .data import short_side_of as short_side_of
+from .data import survey as survey
 from .decoders import SMP_SEGMENTERS as SMP_SEGMENTERS
 from .device import Device as Device
 from .device import choose_device as choose_device
 from .forward import Compiler as Compiler
+from .hub import hub_obstacle as hub_obstacle
 from .memory import Fitting as Fitting
 from .memory import free_memory as free_memory
 from .memory import is_out_of_memory as is_out_of_memory
@@ -30,6 +35,7 @@ from .models import create_classifier as create_classifier
 from .models import dress as dress
 from .models import facts_of_blocks as facts_of_blocks
 from .models import find_weights as find_weights
+from .models import is_installed as is_installed
 from .models import multiply_adds as multiply_adds
 from .models import normaliser as normaliser
 from .models import parameter_count as parameter_count
@@ -79,6 +85,7 @@ from .training import ALONE as ALONE
 from .training import EpochResult as EpochResult
 from .training import Ranks as Ranks
 from .training import ShortEpochs as ShortEpochs
+from .training import Speed as Speed
 from .training import StateError as StateError
 from .training import Teacher as Teacher
 from .training import Trainer as Trainer
@@ -86,4 +93,6 @@ from .training import break_off as break_off
 from .training import join as join
 from .training import leave as leave
 from .training import load_state as load_state
+from .training import measure_speed as measure_speed
 from .training import save_state as save_state
+from .training import seconds_to_score as seconds_to_score

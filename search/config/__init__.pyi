@@ -2,9 +2,11 @@ from .checks import values_of as values_of
 from .completing import keys_to_set as keys_to_set
 from .completing import studies_to_name as studies_to_name
 from .completing import values_to_give as values_to_give
+from .compose import as_study as as_study
 from .compose import compose_jobs as compose_jobs
 from .compose import compose_study as compose_study
 from .compose import configure as configure
+from .compose import given_by as given_by
 from .data import DataConfig as DataConfig
 from .defaults import DEFAULT_PRESETS as DEFAULT_PRESETS
 from .escapes import for_output as for_output
@@ -22,8 +24,11 @@ from .places import TrackingConfig as TrackingConfig
 from .schema import Key as Key
 from .schema import build_config as build_config
 from .schema import check_section as check_section
+from .schema import in_words as in_words
 from .schema import schema_keys as schema_keys
 from .schema import tracking_uri as tracking_uri
+from .sections import TIMES as TIMES
+from .sections import BudgetConfig as BudgetConfig
 from .sections import Cost as Cost
 from .sections import PrunerConfig as PrunerConfig
 from .sections import SamplerConfig as SamplerConfig
@@ -33,6 +38,7 @@ from .study_files import list_spaces as list_spaces
 from .study_files import list_studies as list_studies
 from .study_files import load_space as load_space
 from .study_files import load_study as load_study
+from .study_files import study_folders as study_folders
 from .urls import sqlite_file as sqlite_file
 from .urls import without_password as without_password
 from .wrapping import fitted as fitted

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from search.config.limits import at_home, check_references, shortened
 from search.config.schema import build_config, section_names
+from search.config.sections import TIMES
 from search.config.study import StudyConfig
 from search.config.study_files import as_dict, find_study, list_studies, load_space, load_study
 from search.config.task_change import for_task, with_losses_of
@@ -86,6 +87,48 @@ def configure(
     else:
         values = _read(find_study(str(study)))
     return build_config(*_changed(values, [*given, *words]))
+
+
+def given_by(words: Sequence[str]) -> dict[str, Any]:
+    """The values that words of the command line set, as a study file would hold them, before any check.
+
+    Raises:
+        ConfigError: A word cannot be read, or a key is given twice.
+    """
+    parsed = [_parse(word) for word in words]
+    _refuse_repeated(parsed)
+    values: dict[str, Any] = {}
+    for override in parsed:
+        for change in _changes(override, multirun=False):
+            if change.kind != OverrideType.DEL:
+                _apply(values, change, None)
+    return values
+
+
+def as_study(content: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The content of a study file that composes as ``content`` does with words of the command line.
+
+    Args:
+        content: The content of a study file.
+        words: Overrides; those of Hydra's grammar.
+
+    Raises:
+        ConfigError: One line for each word that cannot be applied.
+    """
+    changes = [change for word in words for change in _changes(_parse(word), multirun=False)]
+    values, found = _changed(_merged(content), changes)
+    if found:
+        raise ConfigError("\n  ".join(found))
+    defaults, sections = _merged({}), section_names()
+    study: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in sections and isinstance(value, dict):
+            usual = defaults[key]
+            own = {name: one for name, one in value.items() if name not in usual or one != usual[name]}
+            study |= {key: own} if own else {}
+        elif key not in defaults or value != defaults[key]:
+            study[key] = value
+    return study
 
 
 def _as_yaml_has_it(value: Any) -> Any:
@@ -208,12 +251,26 @@ def _changed(values: dict[str, Any], changes: Sequence[Change]) -> tuple[dict[st
     problems = []
     task = next((change.value for change in reversed(changes) if change.key == "task"), values["task"])
     values = for_task(values, task)
+    _drop_other_times(values, changes)
     for change in changes:
         try:
             _apply(values, change, task)
         except ConfigError as error:
             problems.append(str(error))
     return _resolved(values), problems
+
+
+def _drop_other_times(values: dict[str, Any], changes: Sequence[Change]) -> None:
+    """Leave out when a study file ends the search, if a change says that in another way."""
+    given = {change.key for change in changes if change.value is not None}
+    given |= {f"budget.{key}" for change in changes if change.key == "budget" for key in _keys_of(change.value)}
+    budget = values.get("budget")
+    if isinstance(budget, dict) and given & {f"budget.{name}" for name in TIMES}:
+        values["budget"] = {key: value for key, value in budget.items() if key not in TIMES}
+
+
+def _keys_of(value: Any) -> set[str]:
+    return set(map(str, value)) if isinstance(value, Mapping) else set()
 
 
 def _merged(study: Mapping[str, Any]) -> dict[str, Any]:

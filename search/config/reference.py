@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from search.config.schema import Key, schema_keys
+from search.config.schema import Key, in_words, schema_keys
 from search.config.study import StudyConfig
 from search.config.study_files import load_space
 from strategies import CHOICES, CONDITIONS, Strategy
@@ -14,17 +14,6 @@ from strategies import CHOICES, CONDITIONS, Strategy
 #: By page, the table between its two markers: that of strategies' fields, or that of all other keys.
 PAGES = {"docs/strategies.md": "fields", "docs/configuration.md": "keys"}
 _COLUMNS = ("key", "default", "accepts", "range in `full`", "what it does", "only if", "source", "when it helps")
-
-
-def in_words(value: Any) -> str:
-    """A default as it would be written on the command line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {in_words(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(in_words, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value) or "''"
 
 
 def fields() -> str:

@@ -249,3 +249,14 @@ def _hint(field: FieldInfo, value: Any) -> str:
         return f"; {hint}" if hint.startswith("did you mean") else ""
     reads_as_number = isinstance(value, int | float) and expected(field).startswith("text")
     return "; put it in quotes inside the YAML value, as '\"2024\"'" if reads_as_number else ""
+
+
+def in_words(value: Any) -> str:
+    """A default as it would be written on the command line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {in_words(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(in_words, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) or "''"

@@ -1,13 +1,17 @@
 """The configuration's sections of the search itself: budget, sampler, pruner, checkpoints, confirm, after."""
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from search.config.section import MANY, Section, problems
 
 Cost = Literal["seconds", "parameters_trained"]
 
+
+#: Keys of the budget that say when a search ends; each replaces the others.
+TIMES = ("minutes", "hours", "until")
 
 # Of Optuna's samplers, those that refuse a study with more than one objective.
 ONE_OBJECTIVE_SAMPLERS = ("cmaes",)
@@ -17,15 +21,20 @@ class BudgetConfig(Section):
     """When the search ends."""
 
     trials: int | None = Field(20, ge=1, le=MANY, description="trials in all, with those of earlier runs")
-    hours: float | None = Field(
+    minutes: float | None = Field(
         None,
         gt=0,
         le=MANY,
-        description="hours of this run, with those of confirm; with trials, whichever limit comes first",
+        description="minutes of this run, from its start to the winner; with trials, whichever limit comes first",
     )
-    finish_trials: bool = Field(
-        True,
-        description="train running trials to their end when the hours are over; false: they resume in the next run",
+    hours: float | None = Field(None, gt=0, le=MANY, description="the same in hours")
+    until: str | None = Field(
+        None, description="the same as a time of day by this machine's clock, such as 07:00; the next one that comes"
+    )
+    finish_trials: bool | None = Field(
+        None,
+        description="train running trials to their end when the time is over; false: they resume in the next run; "
+        "null: true as long as no trial has completed",
     )
     trial_minutes: float | None = Field(
         None, gt=0, le=MANY, description="minutes after which a trial is stopped as failed"
@@ -38,11 +47,34 @@ class BudgetConfig(Section):
         "with sampler.name learned, else no such end",
     )
 
+    @field_validator("until", mode="before")
+    @classmethod
+    def _is_time_of_day(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and 60 <= value < 24 * 60:
+            # YAML 1.1 reads 23:30 without quotes as a number to the base of 60.
+            value = f"{value // 60:02}:{value % 60:02}"
+        if value is None or (isinstance(value, str) and re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", value, re.ASCII)):
+            return value
+        raise problems(f"budget.until: {value!r} is not a time of day such as 07:00 or 23:30")
+
     @model_validator(mode="after")
     def _bounded(self) -> "BudgetConfig":
-        if self.trials is None and self.hours is None:
-            raise problems("budget.trials: null, and budget.hours is null too; give one, or the search never ends")
+        given = [f"budget.{name}: {value}" for name in TIMES if (value := getattr(self, name)) is not None]
+        if len(given) > 1:
+            raise problems(f"{' and '.join(given)} both say when the search ends; give one of them")
+        if self.trials is None and not given:
+            raise problems(
+                "budget.trials: null, and so are budget.minutes, budget.hours and budget.until; give one, or the "
+                "search never ends"
+            )
         return self
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of a run that ``minutes`` or ``hours`` allow; None without them."""
+        if self.minutes is not None:
+            return self.minutes * 60
+        return None if self.hours is None else self.hours * 3600
 
 
 class SamplerConfig(Section):

@@ -6,6 +6,7 @@ from .orders import RankOrders as RankOrders
 from .ownership import is_gone as is_gone
 from .ownership import is_here as is_here
 from .ownership import owner as owner
+from .ownership import process_began as process_began
 from .pipes import end_with_input as end_with_input
 from .pipes import lines_of as lines_of
 from .pipes import run_on_cores as run_on_cores
@@ -20,5 +21,6 @@ from .temporary import drop_left_over as drop_left_over
 from .temporary import temporary_files_in as temporary_files_in
 from .temporary import temporary_folder as temporary_folder
 from .temporary import temporary_place as temporary_place
+from .timeout import TimeIsOverError as TimeIsOverError
 from .timeout import over_the_limit as over_the_limit
 from .timeout import time_limit as time_limit

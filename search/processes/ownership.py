@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def owner() -> str:
     process = psutil.Process()
     facts = {"host": socket.gethostname(), "pid": process.pid, "started": _started(process), "boot": _boot()}
     return json.dumps(facts)
+
+
+def process_began() -> float:
+    """When this process began, on ``time.monotonic``."""
+    return time.monotonic() - (time.time() - psutil.Process().create_time())
 
 
 def _boot() -> str | None:

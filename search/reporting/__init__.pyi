@@ -25,3 +25,4 @@ from .sweep_table import print_results as print_results
 from .terminal import Terminal as Terminal
 from .terminal import print_table as print_table
 from .terminal import widened as widened
+from .time_left import duration as duration

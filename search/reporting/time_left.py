@@ -38,12 +38,12 @@ class TimeLeft:
         if not left or now - self._said < _LINE_SECONDS:
             return ""
         self._said = now
-        return f"{counted(self._done, 'trial')} in {_in_words(now - self._began)}, {left}"
+        return f"{counted(self._done, 'trial')} in {duration(now - self._began)}, {left}"
 
     def in_words(self, now: float) -> str:
         """``about 12 min left``; empty as long as nothing is known."""
         seconds = self.seconds(now)
-        return f"about {_in_words(seconds)} left" if seconds < math.inf else ""
+        return f"about {duration(seconds)} left" if seconds < math.inf else ""
 
     def seconds(self, now: float) -> float:
         """Seconds until the end; infinity as long as nothing is known."""
@@ -53,7 +53,7 @@ class TimeLeft:
         return max(0.0, end - now)
 
 
-def _in_words(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``40 s``, ``12 min`` or ``3 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -32,7 +32,7 @@ class Decision:
 
 CONTINUE = Decision(Step.CONTINUE)
 #: The trial resumes in the next run of the study.
-HOURS_ARE_OVER = Decision(Step.PAUSE, "the hours of the search are over")
+HOURS_ARE_OVER = Decision(Step.PAUSE, "the time of the search is over")
 
 
 def decide(trial: Trial, pruner: PrunerConfig, epoch: float, epochs: int) -> Decision:

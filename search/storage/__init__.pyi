@@ -6,6 +6,7 @@ from .attributes import CHECKPOINT as CHECKPOINT
 from .attributes import CONFIRMATIONS as CONFIRMATIONS
 from .attributes import CONTINUES as CONTINUES
 from .attributes import DEPTH as DEPTH
+from .attributes import END as END
 from .attributes import ENDINGS as ENDINGS
 from .attributes import EXPECTED as EXPECTED
 from .attributes import FEATURES as FEATURES

@@ -64,6 +64,8 @@ WINNER = "winner"
 FRONT = "pareto_front"
 #: Statistics of the images, by which similar studies are found.
 FEATURES = "data_features"
+#: Seconds that the end of the search took without the scoring of images, and the host on which it did.
+END = "end_seconds"
 #: Gain that the learnt policy expects of more seconds of search, as of the last end of the search.
 EXPECTED = "expected_gain"
 #: Number of blocks of each model.

@@ -1,6 +1,8 @@
+from .begun import has_begun as has_begun
 from .cleanup import tidy as tidy
 from .generations import first_name as first_name
 from .generations import generation_of as generation_of
+from .image_size import fitting_size as fitting_size
 from .lifecycle import NoTrialFinishedError as NoTrialFinishedError
 from .lifecycle import run_study as run_study
 from .loop import claim as claim
@@ -15,5 +17,7 @@ from .opening import lock_place as lock_place
 from .opening import prepare as prepare
 from .own_studies import told_of_store as told_of_store
 from .places import check_places as check_places
+from .rehearsal import rehearse as rehearse
 from .reproduction import read_trial as read_trial
 from .reproduction import reproduce as reproduce
+from .whole_time import with_seconds as with_seconds

@@ -25,3 +25,8 @@ def begun(config: StudyConfig) -> Study | None:
         return None
     study = optuna.load_study(study_name=config.name, storage=storage)
     return study if IDENTITY in study.user_attrs else None
+
+
+def has_begun(config: StudyConfig) -> bool:
+    """Whether the store has a study of this name."""
+    return begun(config) is not None

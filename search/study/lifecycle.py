@@ -1,11 +1,10 @@
 """A study from its configuration to its answer: open or resume, run trials until the budget ends, crown the winner."""
 
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
@@ -15,13 +14,14 @@ from search.executors import Executor, executor_of, run_pool
 from search.processes import drop_left_over, stopped_by_signals
 from search.reporting import Terminal, disk_lines, importances, next_commands, which_layers, write_note
 from search.scheduling import Ledger, pareto_front, ranked
-from search.storage import EXPECTED, FRONT, MODEL, RUN_ID, taking_turns
+from search.storage import EXPECTED, FRONT, MODEL, RUN_ID, WINNER, taking_turns
 from search.study.loop import run_trials
 from search.study.opening import lock_place, prepare
 from search.study.places import check_places
 from search.study.planning import MIN_IMPROVEMENT
 from search.study.presets import _queue_presets
 from search.study.probe_sweep import sweep_probes
+from search.study.whole_time import End, note_end, with_deadline, with_seconds
 from search.trials import OpenStudy, is_whole, queue_lost, reconcile_runs, recover_trials, try_again
 from search.winner import VERDICT, confirm, crown, describe_verdict, propose
 from strategies import Fixed, TrialError
@@ -34,8 +34,13 @@ class NoTrialFinishedError(TrialError):
     """The budget ended and no trial had completed."""
 
 
-def run_study(config: StudyConfig) -> None:
+def run_study(config: StudyConfig, began: float | None = None) -> None:
     """Run or resume a study until its budget is spent, then print the ranking and log the winner as a model.
+
+    Args:
+        config: The study's configuration.
+        began: When the command began, on ``time.monotonic``: the budget's time then holds for all that the command
+            does. None where that time is the search's alone, as in nights.
 
     Raises:
         UnfreezeError: Something in the configuration, data or weights is wrong; nothing was trained then.
@@ -46,6 +51,7 @@ def run_study(config: StudyConfig) -> None:
         KeyboardInterrupt: After the running trial was queued again.
     """
     check_places(config)
+    config = with_seconds(config, time.monotonic() if began is None else began)
     with (
         stopped_by_signals(),
         executor_of(config) as executor,
@@ -53,6 +59,7 @@ def run_study(config: StudyConfig) -> None:
     ):
         open_study = prepare(config, terminal)
         try:
+            open_study, end = with_deadline(open_study, began)
             with taking_turns(lock_place(config), "begin", terminal.say):
                 for place in (open_study.temporary, Path(tempfile.gettempdir())):
                     drop_left_over(place)
@@ -61,12 +68,10 @@ def run_study(config: StudyConfig) -> None:
                 queue_lost(open_study)
                 sweep_probes(open_study)
                 _queue_presets(open_study)
-            hours = config.budget.hours
-            open_study = replace(open_study, deadline=math.inf if hours is None else time.monotonic() + hours * 3600)
             _run_trials(open_study, terminal, executor)
             # One at a time: two processes that end together must not crown two winners.
             with taking_turns(lock_place(config), "finish", terminal.say), open_study.tracker.reader.needed():
-                _finish(open_study, terminal)
+                _finish(open_study, terminal, end)
         except Exception:
             open_study.tracker.try_to_finish(open_study.parent_run, "failed")
             raise
@@ -86,7 +91,7 @@ def _run_trials(open_study: OpenStudy, terminal: Terminal, executor: Executor | 
         run_pool(open_study, executor, terminal, ledger)
 
 
-def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
+def _finish(open_study: OpenStudy, terminal: Terminal, end: End) -> None:
     # A model is logged to the winner's run, which has to have ended before.
     if open_study.tracker.deliver():
         reconcile_runs(open_study)
@@ -101,6 +106,7 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
     if open_study.config.after.wise_ft or open_study.config.after.soups:
         terminal.say("Scoring mixtures of the best weights on validation")
     confirmed = confirm(open_study, best) if open_study.config.confirm.seeds else []
+    began, earlier = time.monotonic(), open_study.study.user_attrs.get(WINNER)
     trial = _first_whole(open_study, [trial for trial, _ in confirmed] or best)
     try:
         winner = crown(open_study, trial, [one for _, one in confirmed])
@@ -132,6 +138,8 @@ def _finish(open_study: OpenStudy, terminal: Terminal) -> None:
         terminal.say(describe_verdict(verdict))
     open_study.tracker.finish(open_study.parent_run, "complete")
     open_study.tracker.flush()
+    if open_study.study.user_attrs.get(WINNER) != earlier:
+        note_end(open_study, end, time.monotonic() - began)
     terminal.next_steps(disk_lines(open_study.config), next_commands(open_study.config))
 
 

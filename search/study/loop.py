@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial
 
 from search.processes import stop_if_asked
 from search.scheduling import Ledger, is_mine, no_more_expected, trains_beside
-from search.storage import TurnLostError, held_all_along
+from search.storage import TurnLostError, held_all_along, outcome_of
 from search.trials import (
     Asked,
     OpenStudy,
@@ -60,7 +61,7 @@ def _run_trials(
     most, is_waiting = open_study.config.budget.trials, False
     while may_continue():
         searching = replace(open_study, deadline=search_deadline(open_study, ledger.ranked))
-        if time.monotonic() >= searching.deadline:
+        if searching.is_late and _may_end(open_study, ledger):
             break
         # Raises the interrupt again if a library swallowed it, which would cost a whole trial.
         stop_if_asked()
@@ -92,9 +93,23 @@ def _run_trials(
             run_probes(open_study, ledger, opened)
         else:
             ((asked, sampled),) = opened.items()
-            run_trial(searching, ledger, asked, sampled)
+            told = run_trial(searching, ledger, asked, sampled)
             drop_paused(open_study, ledger)
+            if _was_cut(searching, told):
+                # It is the next in the queue, and would be cut again.
+                break
     return False
+
+
+def _may_end(open_study: OpenStudy, ledger: Ledger) -> bool:
+    """Whether a search whose time is over may end: the first trial is an answer, unless trials are to be cut."""
+    return open_study.config.budget.finish_trials is False or bool(ledger.told)
+
+
+def _was_cut(searching: OpenStudy, told: FrozenTrial) -> bool:
+    """Whether a trial was stopped since the time of the search is over, or none of its epochs fits any more."""
+    took = 0.0 if told.duration is None else told.duration.total_seconds()
+    return outcome_of(told) == "killed" and searching.is_out_of_time(took)
 
 
 def _is_exhausted(open_study: OpenStudy, ledger: Ledger) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from search.processes import TimeIsOverError, time_limit
 from search.storage import SWEEP
 from search.trials import OpenStudy
 from strategies import (
@@ -42,6 +43,8 @@ _RATES = FloatRange(1e-4, 0.1, log=True)
 _DECAYS = FloatRange(1e-6, 0.1, log=True)
 # The features of all images are in memory at once.
 _MAX_FEATURE_BYTES = 4 * 2**30
+# Share of the time that is left.
+_MOST_OF_TIME = 0.4
 # Not the best probe's rate: deeper training wants a lower one.
 _PASSED_ON = tuple(name for name in _TRIED if name not in ("batch_size", "epochs"))
 
@@ -62,7 +65,7 @@ def sweep_probes(open_study: OpenStudy) -> None:
 
     There is no sweep if the study has trials already, or no presets that the sweep could seed.
     """
-    asked = open_study.config.probe_sweep if open_study.config.presets else 0
+    asked = open_study.config.probe_sweep if open_study.config.presets and not open_study.is_late else 0
     if asked == 0 or SWEEP in open_study.study.user_attrs or open_study.study.get_trials(deepcopy=False):
         return
     source = open_study.first_source
@@ -101,10 +104,13 @@ def sweep_probes(open_study: OpenStudy) -> None:
 
 def _swept(open_study: OpenStudy, source: ModelSource, strategies: Sequence[Strategy]) -> list[ProbeResult]:
     """The results of the probes; none where there is too little memory for them, since trials may need less."""
-    materials = open_study.materials
+    materials, now = open_study.materials, time.monotonic()
     parts = probe_parts(source, materials.data, strategies, open_study.config.seed, materials.device, materials.reuse)
     try:
-        return sweep(parts, len(strategies), open_study.watcher.reading)
+        with time_limit(None, now + _MOST_OF_TIME * (open_study.deadline - now)):
+            return sweep(parts, len(strategies), open_study.watcher.reading)
+    except TimeIsOverError:
+        open_study.watcher.say("Probes  none: they would take too much of the time")
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -81,12 +81,12 @@ def kill_asked(open_study: OpenStudy, asked: Asked) -> None:
 
 
 def _put_back(open_study: OpenStudy, ledger: Ledger, asked: Asked) -> FrozenTrial:
-    """Tell Optuna that a trial was killed, and queue it again, since the hours are over; its snapshot is on disk."""
+    """Tell Optuna that a trial was killed, and queue it again, since the time is over; its snapshot is on disk."""
     kill_asked(open_study, asked)
     refresh(open_study, ledger)
     told = open_study.study.get_trials(deepcopy=False)[asked.trial.number]
     open_study.announce(TrialEnded.of(told, asked.run, _best_score(ledger), will_retry=True))
-    open_study.watcher.say(f"The hours are over: trial {told.number} resumes in the next run")
+    open_study.watcher.say(f"The time is over: trial {told.number} resumes in the next run")
     return told
 
 

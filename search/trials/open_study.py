@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from optuna import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from search.config import StudyConfig
 from search.processes import RankGroup, temporary_place
@@ -57,7 +57,7 @@ class OpenStudy:
     rank_group: RankGroup
     #: Asks the learnt policy; None where another sampler chooses.
     planner: Planner | None = None
-    #: When, on ``time.monotonic``, the hours are over.
+    #: When, on ``time.monotonic``, training has to end.
     deadline: float = math.inf
 
     def announce(self, event: Event) -> None:
@@ -71,9 +71,27 @@ class OpenStudy:
         return self.config.metric in TASKS[self.config.task].lower_is_better
 
     @property
-    def is_out_of_time(self) -> bool:
-        """Whether the hours are over and running trials are to stop; never with ``budget.finish_trials``."""
-        return not self.config.budget.finish_trials and time.monotonic() >= self.deadline
+    def cut_at(self) -> float:
+        """When, on ``time.monotonic``, a running trial has to stop; infinity where it is trained to its end.
+
+        It is trained to its end with ``budget.finish_trials``; and where that is not given, as long as no trial has
+        completed, since the search would end without an answer.
+        """
+        finishes = self.config.budget.finish_trials
+        if self.deadline == math.inf or finishes:
+            return math.inf
+        if finishes is None and not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            return math.inf
+        return self.deadline
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self.deadline
+
+    def is_out_of_time(self, needed: float = 0.0) -> bool:
+        """Whether a running trial has to stop within so many seconds."""
+        return time.monotonic() + needed >= self.deadline and time.monotonic() + needed >= self.cut_at
 
     @property
     def paused(self) -> Path:

@@ -27,7 +27,7 @@ def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> 
     """
     if isinstance(sampled, Exception):
         raise sampled
-    with time_limit(open_study.config.budget.trial_minutes):
+    with time_limit(open_study.config.budget.trial_minutes, open_study.cut_at):
         while True:
             try:
                 return _train(open_study, asked, sampled)
@@ -57,7 +57,8 @@ def _follow(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trai
             # On the device: the best epoch's weights are copied to the CPU once, when the trial has ended.
             record.add(result, partial(trainer.weights, stay=True), trainer.look, compiled, trainer.micro_batches)
             decision = record.decide()
-            if decision is CONTINUE and open_study.is_out_of_time and not record.is_over:
+            # The next result would come too late: what is trained until now is kept for the next run.
+            if decision is CONTINUE and not record.is_over and open_study.is_out_of_time(result.seconds):
                 decision = HOURS_ARE_OVER
                 snapshots.write()
             elif decision is CONTINUE:

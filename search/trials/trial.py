@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from optuna.trial import FrozenTrial
 
-from search.processes import RankLostError
+from search.processes import RankLostError, TimeIsOverError
 from search.scheduling import CONTINUE, HOURS_ARE_OVER, Heartbeat, Ledger
 from search.storage import ATTEMPT, CHECKPOINT, OUT_OF_MEMORY
 from search.tracking import NoRoomError, TrialTrained, log_pictures
@@ -57,6 +57,8 @@ def attempt(open_study: OpenStudy, ledger: Ledger, asked: Asked, training: Calla
         return _keep(open_study, ledger, asked, training())
     except NoRoomError:
         raise
+    except TimeIsOverError:
+        ended = Ended("killed", is_next_time=True)
     except Exception as error:  # any error is the reason for this trial's failure
         leave_onednn_if_broken(error)
         ended = _ended_by(open_study, asked, error)

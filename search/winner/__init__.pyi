@@ -16,6 +16,7 @@ from .exporting import export_model as export_model
 from .exporting import push as push
 from .means import bounds_of as bounds_of
 from .means import mean_interval as mean_interval
+from .mixtures import scored_images as scored_images
 from .model_loading import find_model as find_model
 from .model_loading import load as load
 from .predicting import answers_of as answers_of

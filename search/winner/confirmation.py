@@ -7,7 +7,7 @@ from statistics import mean
 
 from optuna.trial import FrozenTrial
 
-from search.processes import stop_if_asked, time_limit
+from search.processes import TimeIsOverError, stop_if_asked, time_limit
 from search.scheduling import HOURS_ARE_OVER, Decision
 from search.storage import CONFIRMATIONS, DEPTH, FINGERPRINT, MODEL, SEED, STRATEGY, score_of
 from search.tracking import WriteError, log_plan
@@ -22,16 +22,16 @@ _FIRST_SEED = 100_000
 
 
 def search_deadline(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> float:
-    """When, on ``time.monotonic``, the search has to end so that the best can be confirmed within the hours.
+    """When, on ``time.monotonic``, the search has to end so that the best can be confirmed within the time.
 
-    Training a trial again is expected to take as long as the trial took; confirmation gets half of the hours at most.
+    Training a trial again is expected to take as long as the trial took; confirmation gets half of the time at most.
 
     Args:
         open_study: The study.
         best: Its completed trials so far, best first.
     """
-    hours = open_study.config.budget.hours
-    if not open_study.config.confirm.seeds or hours is None:
+    seconds = open_study.config.budget.seconds
+    if not open_study.config.confirm.seeds or seconds is None:
         return open_study.deadline
     stored = _stored_scores(open_study)
     needed = 0.0
@@ -39,14 +39,14 @@ def search_deadline(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> float
         assert trial.duration is not None, "only completed trials are confirmed"
         missing = set(map(str, _seeds(open_study))) - stored.get(str(trial.number), {}).keys()
         needed += len(missing) * trial.duration.total_seconds()
-    return open_study.deadline - min(needed, hours * 3600 / 2)
+    return open_study.deadline - min(needed, seconds / 2)
 
 
 def confirm(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, Confirmed]]:
     """Train the best strategies with the study's number of new seeds, and rank them by their mean score.
 
-    All strategies get the same seeds. Where the hours end before all are trained (``budget.finish_trials=false``), only
-    seeds count with which every strategy was trained. Scores of an earlier end of the study are used again.
+    All strategies get the same seeds. Where the time ends before all are trained (``budget.finish_trials``), only seeds
+    count with which every strategy was trained. Scores of an earlier end of the study are used again.
 
     Args:
         open_study: The study.
@@ -67,7 +67,7 @@ def confirm(open_study: OpenStudy, best: Sequence[FrozenTrial]) -> list[tuple[Fr
             of_seed = _scores_with(open_study, contenders, seed)
             if of_seed is None:
                 done = f"{len(scores)} of {len(seeds)} new seeds"
-                open_study.watcher.say(f"The hours are over: the best were trained with {done}")
+                open_study.watcher.say(f"The time is over: the best were trained with {done}")
                 break
             scores.append(of_seed)
     finally:
@@ -103,7 +103,7 @@ def _stored_scores(open_study: OpenStudy) -> dict[str, dict[str, float | None]]:
 
 
 def _scores_with(open_study: OpenStudy, contenders: Sequence[FrozenTrial], seed: int) -> list[float | None] | None:
-    """The scores of all contenders with a seed, None for a failed one; None in all where the hours end before."""
+    """The scores of all contenders with a seed, None for a failed one; None in all where the time ends before."""
     scores: list[float | None] = []
     for trial in contenders:
         score = _score(open_study, trial, seed)
@@ -114,12 +114,12 @@ def _scores_with(open_study: OpenStudy, contenders: Sequence[FrozenTrial], seed:
 
 
 def _score(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> float | Decision | None:
-    """The best epoch's score of a strategy with a seed; None if training failed; a decision if the hours are over."""
+    """The best epoch's score of a strategy with a seed; None if training failed; a decision if the time is over."""
     stored = _stored_scores(open_study)
     of_trial = stored.setdefault(str(trial.number), {})
     if str(seed) in of_trial:
         return of_trial[str(seed)]
-    if open_study.is_out_of_time:
+    if open_study.is_out_of_time():
         return HOURS_ARE_OVER
     run, score = _train(open_study, trial, seed)
     if not isinstance(score, Decision):
@@ -146,7 +146,7 @@ def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> tuple[str, f
     open_study.tracker.log(run, params=facts)
     score: float | Decision | None = None
     try:
-        with time_limit(open_study.config.budget.trial_minutes):
+        with time_limit(open_study.config.budget.trial_minutes, open_study.cut_at):
             score = _best_score(open_study, run, Sampled(source, strategy, seed, trial.user_attrs[FINGERPRINT]))
         if isinstance(score, Decision):
             # The next end of the study trains this seed again.
@@ -154,6 +154,9 @@ def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> tuple[str, f
         else:
             open_study.tracker.log(run, metrics={"score": score})
             open_study.tracker.flush()
+    except TimeIsOverError:
+        open_study.tracker.try_to_finish(run, "killed")
+        score = HOURS_ARE_OVER
     except (KeyboardInterrupt, SystemExit, WriteError):
         # The strategy is not at fault: the next end of the study trains it again.
         open_study.tracker.try_to_finish(run, "killed")
@@ -170,7 +173,7 @@ def _train(open_study: OpenStudy, trial: FrozenTrial, seed: int) -> tuple[str, f
 
 
 def _best_score(open_study: OpenStudy, run: str, sampled: Sampled) -> float | Decision:
-    """Train to the end and return the best epoch's score, as in any trial; or that the hours are over."""
+    """Train to the end and return the best epoch's score, as in any trial; or that the time is over."""
     scores: list[float] = []
     source, strategy, seed = sampled.source, sampled.strategy, sampled.seed
     with open_study.rank_group.training(source.name, strategy, seed) as ranks:
@@ -181,7 +184,7 @@ def _best_score(open_study: OpenStudy, run: str, sampled: Sampled) -> float | De
             open_study.tracker.log(run, step=result.step, metrics=result.metrics)
             if result.ends_epoch:
                 scores.append(result.metrics[f"val_{open_study.config.metric}"])
-            if open_study.is_out_of_time and result.epoch < trainer.strategy.epochs:
+            if result.epoch < trainer.strategy.epochs and open_study.is_out_of_time(result.seconds):
                 return HOURS_ARE_OVER
     if any(map(math.isnan, scores)):
         raise TrialError(f"validation {open_study.config.metric} is not a number")

@@ -142,6 +142,13 @@ def make_judge(open_study: OpenStudy, trial: FrozenTrial, weights: State) -> Jud
     )
 
 
+def scored_images(open_study: OpenStudy) -> int:
+    """How many images the end of a search scores, at most: those of test and, for each candidate, of validation."""
+    after, data = open_study.config.after, open_study.materials.data
+    candidates = 1 + after.wise_ft * len(_ALPHAS) + after.soups * (1 + open_study.config.checkpoints.keep)
+    return len(data.test) + candidates * len(data.val)
+
+
 def soup_trials(open_study: OpenStudy) -> list[FrozenTrial]:
     """The trials whose checkpoints are kept, from best to worst."""
     best = ranked(open_study.study)[: open_study.config.checkpoints.keep]

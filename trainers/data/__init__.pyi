@@ -1,5 +1,9 @@
 from .cache import PixelCache as PixelCache
+from .extent import Survey as Survey
 from .extent import short_side_of as short_side_of
+from .extent import survey as survey
+from .guess import Guess as Guess
+from .guess import guess_data as guess_data
 from .opening import LEAST_SIZE as LEAST_SIZE
 from .opening import ImageData as ImageData
 from .opening import open_data as open_data
@@ -9,4 +13,5 @@ from .pixels import centred as centred
 from .pixels import decode as decode
 from .pixels import placed as placed
 from .sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .split import ResidentSplit as ResidentSplit
 from .split import Split as Split

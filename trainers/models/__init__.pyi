@@ -10,6 +10,7 @@ from .source import ModelSource as ModelSource
 from .source import parameter_count as parameter_count
 from .weights import Weights as Weights
 from .weights import find_weights as find_weights
+from .weights import is_installed as is_installed
 from .weights import trained_size as trained_size
 from .zoo import check_model_name as check_model_name
 from .zoo import create_classifier as create_classifier

@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-import importlib
+import importlib.util
 import logging
 import pickle
 import re
@@ -118,6 +118,14 @@ def find_weights(
         single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
         return Weights(source, digest(single), single, tuple(refused))
     raise WeightsError(f"model.weights: none available for {model_name}: " + "; ".join(refused))
+
+
+def is_installed(preference: str) -> bool:
+    """Whether weights of the form ``package:...`` or ``embedded`` are on this machine."""
+    if preference == "embedded":
+        return any(_EMBEDDED.glob("*.safetensors"))
+    package = _PACKAGES.get(preference.partition(":")[2])
+    return package is not None and importlib.util.find_spec(package.module) is not None
 
 
 def digest(state_dict: Mapping[str, Tensor]) -> str:

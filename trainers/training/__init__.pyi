@@ -10,6 +10,9 @@ from .ranks import break_off as break_off
 from .ranks import join as join
 from .ranks import leave as leave
 from .result import EpochResult as EpochResult
+from .speed import Speed as Speed
+from .speed import measure_speed as measure_speed
+from .speed import seconds_to_score as seconds_to_score
 from .start import start_from_a_probe as start_from_a_probe
 from .state_files import StateError as StateError
 from .state_files import load_state as load_state

@@ -135,6 +135,10 @@ def test_a_section_given_whole_is_merged_and_leaving_a_key_out_gives_its_default
     assert compose_study([mine, "budget={hours: 3}"]).budget.trials == 7
     assert compose_study([mine, "~budget.trials"]).budget.trials == 20
     assert compose_study([mine, "~budget"]).budget.hours is None
+    for words, seconds in ((["budget.minutes=3"], 180), (["budget={minutes: 4}"], 240), (["budget.until=23:30"], None)):
+        budget = compose_study([mine, *words]).budget
+        assert (budget.trials, budget.hours, budget.seconds) == (7, None, seconds)
+    assert compose_study([study("budget: {until: 23:30}\n")]).budget.until == "23:30"
     assert compose_study([mine, "budget.trials=null"]).budget.trials is None
 
 

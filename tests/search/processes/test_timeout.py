@@ -8,7 +8,7 @@ import time
 import pytest
 from lab import SMALL, finish
 
-from search.processes import time_limit
+from search.processes import TimeIsOverError, time_limit
 from search.processes.timeout import TrialTimeoutError
 from search.storage import REASON
 
@@ -25,6 +25,13 @@ def test_what_waits_for_ever_is_ended(wait):
     with pytest.raises(TrialTimeoutError, match=r"longer than budget\.trial_minutes: 0\.002"), time_limit(0.002):
         wait()
     assert time.monotonic() - began < 30
+
+
+def test_whichever_comes_first_ends_what_waits():
+    with pytest.raises(TimeIsOverError), time_limit(1.0, time.monotonic() + 0.05):
+        time.sleep(60)
+    with pytest.raises(TrialTimeoutError), time_limit(0.001, time.monotonic() + 60):
+        time.sleep(60)
 
 
 def test_an_error_of_a_library_that_was_interrupted_is_told_as_the_timeout():

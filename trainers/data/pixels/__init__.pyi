@@ -3,6 +3,7 @@ from .decoding import HEIC_SUFFIXES as HEIC_SUFFIXES
 from .decoding import Pixels as Pixels
 from .decoding import Preprocessing as Preprocessing
 from .decoding import bad_images_refused as bad_images_refused
+from .decoding import channels_of as channels_of
 from .decoding import decode as decode
 from .decoding import placed as placed
 from .decoding import read_file as read_file

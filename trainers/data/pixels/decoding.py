@@ -211,6 +211,19 @@ def upright_size(content: Encoded) -> tuple[int, int]:
         return image.size[::-1] if _orientation(image) in _TURNED else image.size
 
 
+def channels_of(content: Encoded) -> int:
+    """Channels of an image: 1 of grey, 3 of a picture in colours, else the number of its bands.
+
+    Raises:
+        DataError: The content is not an image; the message is the bare reason.
+    """
+    with bad_images_refused():
+        image = _read(content)
+        if isinstance(image, Raster) and not image.mode:
+            return int(image.values.shape[2])
+        return 1 if image.mode.startswith(("1", "L", "I", "F")) else 3
+
+
 @contextmanager
 def bad_images_refused() -> Iterator[None]:
     """A context that turns every error on a damaged image into a DataError whose message is the bare reason.
