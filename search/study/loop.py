@@ -9,7 +9,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from search.processes import stop_if_asked
 from search.scheduling import Ledger, is_mine, no_more_expected, trains_beside
-from search.storage import TurnLostError, held_all_along
+from search.storage import PAUSED, TurnLostError, held_all_along
 from search.trials import (
     Asked,
     OpenStudy,
@@ -60,7 +60,7 @@ def _run_trials(
     most, is_waiting = open_study.config.budget.trials, False
     while may_continue():
         searching = replace(open_study, deadline=search_deadline(open_study, ledger.ranked))
-        if time.monotonic() >= searching.deadline:
+        if time.monotonic() >= searching.deadline and not _lacks_a_winner(open_study, ledger):
             break
         # Raises the interrupt again if a library swallowed it, which would cost a whole trial.
         stop_if_asked()
@@ -95,6 +95,15 @@ def _run_trials(
             run_trial(searching, ledger, asked, sampled)
             drop_paused(open_study, ledger)
     return False
+
+
+def _lacks_a_winner(open_study: OpenStudy, ledger: Ledger) -> bool:
+    """Whether the hours have ended with paused trials alone, of which the best is trained to its end all the same."""
+    if not (open_study.pauses_by_plan and open_study.config.budget.finish_trials):
+        return False
+    refresh(open_study, ledger)
+    is_paused = any(PAUSED in trial.user_attrs for trial in ledger.told)
+    return is_paused and not ledger.ranked and not ledger.running
 
 
 def _is_exhausted(open_study: OpenStudy, ledger: Ledger) -> bool:

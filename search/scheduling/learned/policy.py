@@ -89,6 +89,9 @@ class LearnedPolicy:
         switch = np.where(goes_on, 0.0, task.switch_seconds)
         cost = outlook.steps * outlook.epoch_seconds[:, None] + switch[:, None]
         gain = _improvement(outlook.mean, outlook.deviation, self._aim(outlook))
+        # Local penalization (Gonzalez et al., Batch Bayesian Optimization via Local Penalization, AISTATS 2016): what a
+        # running trial is about to tell is not asked again.
+        gain = gain * (1 - outlook.crowded[:, None])
         worth = np.where(outlook.live[:, None], np.log(gain + 1e-12) - np.log(cost + 1e-9), -np.inf)
         place, ahead = divmod(int(worth.argmax()), worth.shape[1])
         return self._choice(outlook, place, ahead, exploring, float(switch[place]), len(candidates))
