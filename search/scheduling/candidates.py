@@ -17,9 +17,9 @@ T = TypeVar("T")
 _KEPT, _STEP = 0.8, 0.15
 # Random candidates are drawn in blocks. A choice sees some, and the next choice all of these but the first: to draw a
 # candidate and to tell the policy of it takes some 0.3 ms.
-_NEW, _BLOCKS = 24, 4
+_NEW, _BLOCKS = 16, 6
 # So many are drawn around the best.
-_AROUND = 24
+_AROUND = 16
 
 
 class Draws:
@@ -108,7 +108,7 @@ class CandidatePool:
         self._blocks: dict[int, list[Drawn]] = {}
 
     def random(self, begun: int) -> list[Drawn]:
-        """Candidates from anywhere in the spaces, of which a quarter is new after each strategy that begins.
+        """Candidates from anywhere in the spaces, of which a sixth is new after each strategy that begins.
 
         Args:
             begun: How many strategies have begun.

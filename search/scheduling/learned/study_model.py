@@ -137,12 +137,13 @@ class StudyModel:
         places = _looked_at(seen)
         running = [one.candidate for one in seen if one.state == State.RUNNING]
         everyone = [*candidates, *(seen[place].candidate for place in places), *running]
-        self._look_up(task, everyone)
-        trials = self._trials(seen, places, scale)
-        everything, new, old = self._strategies(everyone), len(candidates), len(candidates) + len(places)
+        new, old = len(candidates), len(candidates) + len(places)
+        of = self._look_up(task, everyone)
+        trials = self._trials(seen, places, of[new:old], scale)
+        everything = self._strategies(everyone, of)
         asked, known, beside = (_part(everything, slice(*ends)) for ends in ((0, new), (new, old), (old, None)))
-        begun = self._of_candidates(candidates, asked, known, trials, alone)
-        each = self._epoch_seconds(candidates, seen, places, asked, known)
+        begun = self._of_candidates(of[:new], asked, known, trials, alone)
+        each = self._epoch_seconds(candidates, seen, places, of, asked, known)
         chosen = [seen[place] for place in places]
         tops = [max(one.scores) for one in seen if one.scores]
         best = float(scale.of([max(tops)])[0]) if tops else -np.inf
@@ -180,11 +181,14 @@ class StudyModel:
             self._gains.clear()
             self._rises.clear()
 
-    def _look_up(self, task: TaskFeatures, candidates: Sequence[Candidate]) -> None:
-        """Ask the prior about the candidates that it has not been asked about."""
+    def _look_up(self, task: TaskFeatures, candidates: Sequence[Candidate]) -> list[_Of]:
+        """What the prior says of candidates; it is asked about those that it has not been asked about."""
         missing = [one for one in dict.fromkeys(candidates) if one not in self._candidates]
-        if not missing:
-            return
+        if missing:
+            self._ask(task, missing)
+        return [self._candidates[one] for one in candidates]
+
+    def _ask(self, task: TaskFeatures, missing: Sequence[Candidate]) -> None:
         vectors = np.array([encode(one, task) for one in missing], np.float64).reshape(-1, len(NAMES))
         scores, deviations = self._prior.new_scores(vectors, [one.epochs for one in missing])
         scores = scores + self._corrections(missing, vectors, scores[:, -1])[:, None]
@@ -233,14 +237,14 @@ class StudyModel:
         rises = self._prior.rises(vectors, curves, epochs, np.maximum(left, 1).tolist())
         return np.array([curve.max() for curve in curves]) + np.where(left > 0, rises, 0.0)
 
-    def _trials(self, seen: Sequence[Seen], places: list[int], scale: Scale) -> _Trials:
+    def _trials(self, seen: Sequence[Seen], places: list[int], of: Sequence[_Of], scale: Scale) -> _Trials:
         """Predictions of the trials that are looked at. Gains are scaled to how curves of this study have risen."""
         values = [scale.of(seen[place].scores or (scale.lowest,)) for place in places]
         over = np.array([seen[place].state in (State.FINISHED, State.FAILED) for place in places], np.bool_)
         keys = [(seen[place].candidate, seen[place].scores or (scale.lowest,)) for place in places]
         missing = [place for place, key in enumerate(keys) if not over[place] and key not in self._gains]
         if missing:
-            vectors = np.array([self._candidates[keys[place][0]].vector for place in missing])
+            vectors = np.array([of[place].vector for place in missing])
             epochs = [max(keys[place][0].epochs, len(values[place]) + 1) for place in missing]
             found = self._prior.gains(vectors, [values[place] for place in missing], epochs)
             for row, place in enumerate(missing):
@@ -271,8 +275,7 @@ class StudyModel:
         predicted, got = (sum(self._rises[key][of] for key in keys) for of in (0, 1))
         return (got + _CURVES_OF_PRIOR) / (predicted + _CURVES_OF_PRIOR)
 
-    def _strategies(self, everything: Sequence[Candidate]) -> Strategies:
-        of = [self._candidates[one] for one in everything]
+    def _strategies(self, everything: Sequence[Candidate], of: Sequence[_Of]) -> Strategies:
         further = max((len(one.own) for one in everything), default=0)
         own = np.array([[*one.own, *[0.5] * (further - len(one.own))] for one in everything], np.float64)
         vectors = np.array([one.vector for one in of], np.float64).reshape(-1, len(NAMES))
@@ -281,15 +284,15 @@ class StudyModel:
         return Strategies(points, own, _numbered([one.model.name for one in everything]), scores)
 
     def _of_candidates(
-        self, candidates: Sequence[Candidate], asked: Strategies, known: Strategies, trials: _Trials, alone: bool
+        self, of: Sequence[_Of], asked: Strategies, known: Strategies, trials: _Trials, alone: bool
     ) -> tuple[Floats, Floats]:
         """Best scores of candidates after each number of epochs, with deviations, each (candidates, horizons)."""
         prior = self._prior
         width = len(ahead(0, 1))
-        if not candidates:
+        if not of:
             return np.zeros((0, width)), np.zeros((0, width))
-        scores = np.array([self._candidates[one].scores for one in candidates])
-        own = np.array([self._candidates[one].deviations for one in candidates])
+        scores = np.array([one.scores for one in of])
+        own = np.array([one.deviations for one in of])
         finals = trials.best + trials.gains[:, -1]
         flat = float(np.concatenate([asked.scores, known.scores]).mean())
         of_asked = np.full(len(asked.scores), flat) if alone else asked.scores
@@ -313,15 +316,16 @@ class StudyModel:
         candidates: Sequence[Candidate],
         seen: Sequence[Seen],
         places: Sequence[int],
+        of: Sequence[_Of],
         asked: Strategies,
         known: Strategies,
     ) -> Floats:
         """Seconds of an epoch of each candidate and of each trial that is looked at."""
-        predicted = np.array([self._candidates[one].epoch for one in candidates], np.float64)
+        predicted = np.array([one.epoch for one in of[: len(candidates)]], np.float64)
         trained = [place for place, index in enumerate(places) if seen[index].seconds]
-        of = [seen[places[place]] for place in trained]
-        got = np.array([np.log(max(1e-6, float(np.median(one.seconds)))) for one in of], np.float64)
-        said = np.array([self._candidates[one.candidate].epoch for one in of], np.float64)
+        seconds = [seen[places[place]].seconds for place in trained]
+        got = np.array([np.log(max(1e-6, float(np.median(one)))) for one in seconds], np.float64)
+        said = np.array([of[len(candidates) + place].epoch for place in trained], np.float64)
         rows = np.array(trained, np.int64)
         new = np.exp(predicted + seconds_given(_part(known, rows), asked, got - said)) if len(candidates) else predicted
         told = [one.epoch_seconds for one in candidates]

@@ -145,6 +145,17 @@ def test_less_is_expected_of_little_time_and_of_a_score_near_the_best_possible()
     assert policy.expected_gain(TASK, [high], [], 1e9) == 0
 
 
+def test_while_all_scores_are_guesses_a_trial_is_trained_on_to_its_end():
+    guesses = [paused((0.1, 0.11)), paused((0.1, 0.1, 0.11)), paused((0.09,))]
+    for count in (1, 2, 3):
+        told = LearnedPolicy().choose(TASK, guesses[:count], drawn(20))
+        assert told.resumed == min(count - 1, 1)
+    # One that has ended no better leaves the choice to the next.
+    ended = [replace(one, state=State.FINISHED) for one in guesses]
+    assert LearnedPolicy().choose(TASK, ended, drawn(20)).new is not None
+    assert LearnedPolicy().choose(TASK, [paused((0.3,)), *guesses], drawn(20)).resumed != 2
+
+
 def test_workers_do_not_begin_with_nearly_the_same():
     candidates = [candidate(lr, seconds=1.0) for lr in (2e-3, 2.1e-3, 2e-4)]
     alone = LearnedPolicy().choose(TASK, [], candidates)

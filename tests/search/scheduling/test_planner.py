@@ -142,11 +142,11 @@ def test_a_choice_draws_few_strategies_and_reads_no_trial_twice(monkeypatch):
     calls.clear()
     # Each of these takes some 0.15 ms; a choice may take 50 ms.
     assert busy.next(trials, lambda _: False, float("inf")) is not None
-    assert calls["sample"] <= 48
-    assert calls["candidate_of"] <= 49
+    assert calls["sample"] <= 32
+    assert calls["candidate_of"] <= 33
     calls.clear()
     busy.goes_on([*trials[:-1], trial(399, [0.1], TrialState.RUNNING)], 399, lambda _: False, float("inf"))
-    assert calls["sample"] <= 24
+    assert calls["sample"] <= 16
 
 
 def test_a_preset_that_is_queued_has_a_prediction_too():
