@@ -26,7 +26,7 @@ from strategies import Strategy, parse_space, project
 
 SIDES = ("plain", "null", "presets", "recipe", "ours")
 #: Data sets beside the scale's own, which is called ``clothes``. Each class of ``photographs`` is a part of one of
-#: scikit-learn's photographs, with few images to learn from: there shallow strategies win.
+#: scikit-learn's photographs, with few images to learn from, for which shallow strategies are meant.
 COMPOSED: dict[str, dict[str, Any]] = {
     "photographs": {"image_size": 64, "limit_train": 480},
     "digits_on_photographs": {"image_size": 64, "limit_train": 1600},

@@ -217,11 +217,11 @@ class Planner:
         return gain < self._aims.min_improvement
 
     def _horizon(self, strands: Sequence[Strand]) -> float:
-        """Computed seconds that the search has taken, or of a few trials where that is more."""
-        whole = [one.candidate.epochs * one.epoch_seconds for one in strands]
-        return max(
-            sum(len(one.scores) * one.epoch_seconds for one in strands), _LEAST * median(whole) if whole else 0.0
-        )
+        """Computed seconds that the search has taken, with its beginnings of trials, or of a few trials if more."""
+        switch = self._task.switch_seconds
+        whole = [one.candidate.epochs * one.epoch_seconds + switch for one in strands]
+        spent = sum(len(one.scores) * one.epoch_seconds + switch for one in strands)
+        return max(spent, _LEAST * median(whole)) if whole else 0.0
 
     def _is_late(self, strands: Sequence[Strand], strand: Strand, seconds_left: float) -> bool:
         """Whether a trial that is not continued now may not end before the hours are over."""

@@ -21,6 +21,8 @@ _STEP = 0.5
 _NORMAL_90 = 1.645
 # Scores of less than this share of the way from guessing to a perfect model are taken for guesses.
 _GUESS = 0.05
+# Of so many trials that have come equally far, one goes on in steps that explore.
+_REDUCTION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,10 @@ class LearnedPolicy:
         # Local penalization (Gonzalez et al., Batch Bayesian Optimization via Local Penalization, AISTATS 2016): what a
         # running trial is about to tell is not asked again.
         gain = gain * (1 - outlook.crowded[:, None])
-        worth = np.where(_worth_asking(outlook)[:, None], np.log(gain + 1e-12) - np.log(cost + 1e-9), -np.inf)
+        options = _worth_asking(outlook)
+        if exploring and (due := _due(outlook, seen)) is not None:
+            options = np.arange(len(options)) == due
+        worth = np.where(options[:, None], np.log(gain + 1e-12) - np.log(cost + 1e-9), -np.inf)
         place, ahead = divmod(int(worth.argmax()), worth.shape[1])
         return self._choice(outlook, place, ahead, exploring, float(switch[place]), len(candidates))
 
@@ -200,6 +205,21 @@ def _worth_asking(outlook: Outlook) -> NDArray[np.bool_]:
     if outlook.best > guess or not furthest.any():
         return outlook.live
     return np.asarray(furthest == furthest.max(), np.bool_)
+
+
+def _due(outlook: Outlook, seen: Sequence[Seen]) -> int | None:
+    """The option of a paused trial that goes on by its score alone; None if there is none.
+
+    By asynchronous successive halving (Li et al., MLSys 2020): the best of those that wait after as many epochs, most
+    epochs first, unless a third of all that came so far have gone on already.
+    """
+    waiting = np.flatnonzero(outlook.live & (outlook.trials >= 0))
+    for epochs in sorted(set(outlook.done[waiting].tolist()), reverse=True):
+        reached, further = (outlook.done >= epochs).sum(), (outlook.done > epochs).sum()
+        if further < reached // _REDUCTION:
+            rows = [int(row) for row in waiting if outlook.done[row] == epochs]
+            return max(rows, key=lambda row: (max(seen[outlook.trials[row]].scores), -row))
+    return None
 
 
 def _reason(outlook: Outlook, place: int, candidates: int) -> str:

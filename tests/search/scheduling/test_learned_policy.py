@@ -156,6 +156,19 @@ def test_while_all_scores_are_guesses_a_trial_is_trained_on_to_its_end():
     assert LearnedPolicy().choose(TASK, [paused((0.3,)), *guesses], drawn(20)).resumed != 2
 
 
+def test_of_trials_that_were_screened_a_third_goes_on_whatever_their_curves_promise():
+    # By the prior, curves that fall promise nothing.
+    falling = [paused((0.5 - 0.02 * k, 0.4 - 0.02 * k), lr=10.0**-k) for k in range(1, 7)]
+    told = [LearnedPolicy(seed=seed).choose(TASK, falling, drawn(40)) for seed in range(24)]
+    exploring = [one for one in told if one.reason == "exploring"]
+    assert exploring
+    assert {one.resumed for one in exploring} == {0}
+    # Two of six have gone on.
+    further = [replace(one, scores=(*one.scores, 0.3), state=State.FINISHED) for one in falling[:2]]
+    told = [LearnedPolicy(seed=seed).choose(TASK, [*further, *falling[2:]], drawn(40)) for seed in range(24)]
+    assert {one.resumed for one in told if one.reason == "exploring"} == {None}
+
+
 def test_workers_do_not_begin_with_nearly_the_same():
     candidates = [candidate(lr, seconds=1.0) for lr in (2e-3, 2.1e-3, 2e-4)]
     alone = LearnedPolicy().choose(TASK, [], candidates)

@@ -16,12 +16,12 @@ SPACE = parse_space({"depth": {"low": 0.0, "high": 1.0}, "lr": {"low": 1e-5, "hi
 WORK = Work(1000, 500, 1e10)
 
 
-def planner(space=SPACE, presets: dict | None = None, **aims) -> Planner:
+def planner(space=SPACE, presets: dict | None = None, work: Work = WORK, **aims) -> Planner:
     facts = ModelFacts(ModelFeatures("resnet18", 11e6, 1.8e9), (1e8,) * 10, space)
     given = {name: ("resnet18", params) for name, params in (presets or {}).items()}
-    task = TaskFeatures(images=1000, classes=10, image_size=64)
+    task = TaskFeatures(images=1000, classes=10, image_size=64, switch_seconds=0.5)
     settings = {"trials": 10, "min_improvement": 1e-9, "seed": 0} | aims
-    return Planner(LearnedPolicy(seed=0), task, {"resnet18": facts}, WORK, lambda: given, Aims(**settings))
+    return Planner(LearnedPolicy(seed=0), task, {"resnet18": facts}, work, lambda: given, Aims(**settings))
 
 
 def trial(number: int, scores: list[float], state=TrialState.COMPLETE, lr: float = 1e-3, **attrs):
@@ -160,6 +160,11 @@ def test_a_trial_pauses_where_others_promise_more():
     assert not planner(trials=3).goes_on(trials, 2, lambda _: True, float("inf"))
     # Without anything else to train it goes on.
     assert planner(trials=3).goes_on(trials, 2, lambda _: False, float("inf"))
+
+
+def test_a_search_of_epochs_that_are_shorter_than_a_trials_beginning_is_not_over_at_once():
+    trials = [trial(number, [0.11] * 10, lr=10.0 ** -(number + 1)) for number in range(4)]
+    assert planner(work=Work(10, 10, 1e13)).next(trials, lambda _: False, float("inf")) is not None
 
 
 def test_more_search_is_expected_to_bring_something():
