@@ -218,7 +218,7 @@ def _due(outlook: Outlook, seen: Sequence[Seen]) -> int | None:
         reached, further = (outlook.done >= epochs).sum(), (outlook.done > epochs).sum()
         if further < reached // _REDUCTION:
             rows = [int(row) for row in waiting if outlook.done[row] == epochs]
-            return max(rows, key=lambda row: (max(seen[outlook.trials[row]].scores), -row))
+            return max(rows, key=lambda row: (max(seen[int(outlook.trials[row])].scores), -row))
     return None
 
 
