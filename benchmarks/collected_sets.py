@@ -4,7 +4,7 @@ Digits and clothes are used as they are. The others are composed: crops of sciki
 is the part of the photograph that they show, and digits or clothes laid on such crops.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Data:
 
     def open(self, folder: Path) -> ImageData:
         """Read the images; what is composed is written below ``folder`` once."""
-        place = SETS[self.name] or {"source": "folder", "root": str(_composed(self.name, folder / "sets" / self.name))}
+        place = SETS[self.name] or {"source": "folder", "root": str(composed(self.name, folder / "sets" / self.name))}
         limits = {"limit_train": self.images, "limit_val": _VAL, "limit_test": 1000}
         config = DataConfig(**place, **limits, image_size=self.image_size, cache=str(folder / "cache"))
         return open_data(task="classification", in_chans=3, **config.model_dump())
@@ -68,12 +68,18 @@ def available() -> list[str]:
     return [name for name in SETS if FASHION.is_dir() or not name.startswith("clothes")]
 
 
-def _composed(name: str, root: Path) -> Path:
-    """Write a composed set, unless it is there: ``root/<split>/<class>/<number>.png``."""
+def composed(name: str, root: Path, counts: Mapping[str, int] = COUNTS) -> Path:
+    """Write a composed set, unless it is there: ``root/<split>/<class>/<number>.png``.
+
+    Args:
+        name: A key of :data:`SETS` without a place.
+        root: The folder.
+        counts: Images of each split.
+    """
     done = root / "whole"
     if not done.exists():
         rng = np.random.default_rng(list(SETS).index(name))
-        for split, count in COUNTS.items():
+        for split, count in counts.items():
             for number, (label, pixels) in enumerate(_pictures(name, split, count, rng)):
                 file = root / split / label / f"{number}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)

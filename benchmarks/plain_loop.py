@@ -42,6 +42,7 @@ FIELDS = (
     "label_smoothing",
     "batch_norm",
     "batch_size",
+    "clip_grad",
     "epochs",
     "warmup_epochs",
 )
@@ -64,7 +65,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What all trials of a process share; ``template`` is the pretrained model on the CPU.
+    """What all trials of a process share; ``template`` is the pretrained model on the CPU, ``test`` is not read yet.
 
     ``features`` holds the classifier's inputs of training and validation images once a linear probe was trained.
     """
@@ -73,16 +74,18 @@ class Lesson:
     num_classes: int
     train: Images
     val: Images
+    test: Split
     device: torch.device
     features: list[Images] = field(default_factory=list)
 
 
-def run(config: StudyConfig, processes: int = 1) -> None:
+def run(config: StudyConfig, processes: int = 1, is_tested: bool = False) -> None:
     """Try the presets as they are, then what TPE proposes, until ``budget.trials`` trials are done.
 
     Args:
         config: The study.
         processes: How many processes share the trials, each with its share of the cores.
+        is_tested: Whether the winner is scored on the test images.
 
     Raises:
         RuntimeError: Another process failed.
@@ -91,12 +94,13 @@ def run(config: StudyConfig, processes: int = 1) -> None:
     context = multiprocessing.get_context("fork")
     left, stores_exist = context.Value("i", config.budget.trials), context.Event()
 
-    def work(number: int) -> None:
+    def work(number: int) -> Lesson:
         if processes > 1:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
         lesson = prepare(config)
         stores_exist.wait()
         search(config, lesson, left, number)
+        return lesson
 
     others = [context.Process(target=work, args=(number,)) for number in range(1, processes)]
     for other in others:
@@ -104,7 +108,7 @@ def run(config: StudyConfig, processes: int = 1) -> None:
     try:
         make_stores(config)
         stores_exist.set()
-        work(0)
+        lesson = work(0)
     except BaseException:
         for other in others:
             other.kill()
@@ -115,6 +119,26 @@ def run(config: StudyConfig, processes: int = 1) -> None:
         raise RuntimeError("a process of the plain loop failed")
     study = optuna.load_study(study_name=config.name, storage=config.store.url)
     print(f"best validation accuracy {study.best_value:.4f}: {study.best_params}")
+    if is_tested:
+        kept = [torch.load(file, weights_only=True) for file in Path(config.tracking.artifacts).glob("best *.pt")]
+        note_winner(config, lesson, max(kept, key=lambda one: one["accuracy"])["state"])
+
+
+def note_winner(config: StudyConfig, lesson: Lesson, state: dict[str, Tensor]) -> None:
+    """Score the winner on the test images, and note that with the study."""
+    score = accuracy_with(lesson, state, in_memory(lesson.test, lesson.device))
+    study = optuna.load_study(study_name=config.name, storage=config.store.url)
+    study.set_user_attr("winner", {"test_score": score})
+
+
+def accuracy_with(lesson: Lesson, state: dict[str, Tensor], images: Images) -> float:
+    """Share of the images that the model with these weights classifies rightly."""
+    model = deepcopy(lesson.template)
+    model.reset_classifier(lesson.num_classes)
+    model.load_state_dict(state)
+    model.to(lesson.device, memory_format=torch.channels_last).eval()
+    show = shower(model.pretrained_cfg, lesson.device)
+    return accuracy_of(lambda pixels: model(show(pixels)), images, 256)
 
 
 def make_stores(config: StudyConfig) -> None:
@@ -150,7 +174,7 @@ def search(config: StudyConfig, lesson: Lesson, left: Any, number: int) -> None:
         pruner=_PRUNERS[config.pruner.name],
     )
     best_weights = Path(config.tracking.artifacts) / f"best {number}.pt"
-    best_of_all = 0.0
+    best_of_all = -1.0
 
     def objective(trial: optuna.Trial) -> float:
         nonlocal best_of_all
@@ -163,7 +187,7 @@ def search(config: StudyConfig, lesson: Lesson, left: Any, number: int) -> None:
                 best = max(best, accuracy)
                 if accuracy > best_of_all:
                     # Without the winner's weights a search would be of no use.
-                    torch.save(model.state_dict(), best_weights)
+                    torch.save({"accuracy": accuracy, "state": model.state_dict()}, best_weights)
                     best_of_all = accuracy
                 trial.report(accuracy, epoch)
                 if epoch < strategy.epochs and trial.should_prune():
@@ -193,7 +217,7 @@ def prepare(config: StudyConfig) -> Lesson:
     state, own = find_weights(name, config.model.weights).state_dict or {}, model.state_dict()
     model.load_state_dict({k: v for k, v in state.items() if k in own and own[k].shape == v.shape}, strict=False)
     train, val = (in_memory(split, device) for split in (data.train, data.val))
-    return Lesson(model, len(data.classes), train, val, device)
+    return Lesson(model, len(data.classes), train, val, data.test, device)
 
 
 def in_memory(split: Split, device: torch.device) -> Images:
@@ -254,6 +278,8 @@ def fine_tune(lesson: Lesson, strategy: Strategy, seed: int) -> Iterator[tuple[n
             loss = F.cross_entropy(logits, train.targets[rows], label_smoothing=smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            if strategy.clip_grad:
+                nn.utils.clip_grad_norm_(model.parameters(), strategy.clip_grad)
             optimizer.step()
             schedule.step()
             total += loss.detach()
@@ -348,8 +374,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a study file; of its keys the loop knows what this module uses")
     parser.add_argument("--processes", type=int, default=1, help="that share the trials and the cores")
+    parser.add_argument("--test", action="store_true", help="score the winner on the test images")
     options = parser.parse_args()
-    run(compose_study([f"study={options.study}"]), options.processes)
+    run(compose_study([f"study={options.study}"]), options.processes, options.test)
 
 
 if __name__ == "__main__":

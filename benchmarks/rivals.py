@@ -5,7 +5,8 @@ it stood, for the price of its further epochs only.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import TPESampler
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from benchmarks.replay import Curves, Fit, Start, Step, Task
 from search.config import PrunerConfig, SamplerConfig
 from search.scheduling import make_pruner
+from search.storage import StudyOfTrials
 
 # Of so many at a rung one goes on to the next, which is as many times as far, in ASHA and Hyperband.
 REDUCTION = 3
@@ -141,31 +143,38 @@ class Tpe(Planned):
     def plan(self) -> Iterator[tuple[int, int]]:
         """The strategies that TPE proposes, to their ends, or until the pruner stops them; then the stopped ones."""
         space, codes = _space(self.task.fields)
-        startup = SamplerConfig().startup_trials
-        sampler = _AmongCandidates(startup, int(self.rng.integers(2**31)))
+        sampler = _AmongCandidates(SamplerConfig().startup_trials, int(self.rng.integers(2**31)))
         pruner = make_pruner(PrunerConfig(name="median" if self.pruned else "none"))
-        study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+        trials: list[FrozenTrial] = []
+        # Trials in a list: a storage would copy each of them many times, which takes longer than TPE's own work.
+        study = StudyOfTrials(optuna.create_study(direction="maximize"), trials)
         left = list(self.unseen())
         while left:
-            sampler.candidates = {name: code[left].astype(float) for name, code in codes.items()}
-            if len(study.get_trials(deepcopy=False)) < startup:
-                study.enqueue_trial({name: int(code[left[0]]) for name, code in codes.items()})
-            trial = study.ask(space)
-            place = next(at for at in left if all(codes[name][at] == value for name, value in trial.params.items()))
-            left.remove(place)
-            yield from self._trained(study, trial, place)
+            sampler.candidates = dict(zip(space, codes[left].T.astype(float), strict=True))
+            params = sampler.sample_relative(study, create_trial(state=TrialState.RUNNING), space)
+            # The first are random.
+            chosen = (codes[left] == [params[name] for name in space]).all(1).argmax() if params else 0
+            place = left.pop(int(chosen))
+            of_place = dict(zip(space, codes[place].tolist(), strict=True))
+            trial = create_trial(state=TrialState.RUNNING, params=of_place, distributions=space)
+            yield from self._trained(trial, place, partial(pruner.prune, study))
+            trial.number = len(trials)
+            trials.append(trial)
         yield from self.paused()
 
-    def _trained(self, study: optuna.Study, trial: optuna.Trial, place: int) -> Iterator[tuple[int, int]]:
+    def _trained(
+        self, trial: FrozenTrial, place: int, is_stopped: Callable[[FrozenTrial], bool]
+    ) -> Iterator[tuple[int, int]]:
+        """Train a strategy, and note in its trial how it ended."""
         if not self.pruned:
             yield place, self.task.epochs
-        while self.pruned and not self.ended[place]:
+        stops = False
+        while self.pruned and not self.ended[place] and not stops:
             yield place, int(self.epochs[place]) + 1
-            trial.report(self.last[place], int(self.epochs[place]))
-            if not self.ended[place] and trial.should_prune():
-                study.tell(trial, state=TrialState.PRUNED)
-                return
-        study.tell(trial, float(self.best[place]))
+            trial.intermediate_values[int(self.epochs[place])] = float(self.last[place])
+            stops = not self.ended[place] and is_stopped(trial)
+        trial.state = TrialState.PRUNED if stops else TrialState.COMPLETE
+        trial.value = float(self.last[place] if stops else self.best[place])
 
 
 class TpeMedian(Tpe):
@@ -183,7 +192,8 @@ class _AmongCandidates(TPESampler):
     """
 
     def __init__(self, startup: int, seed: int) -> None:
-        super().__init__(n_startup_trials=startup, multivariate=True, seed=seed)
+        # Without the liar, which marks what other processes train: there are none.
+        super().__init__(n_startup_trials=startup, multivariate=True, constant_liar=False, seed=seed)
         self.candidates: dict[str, NDArray[np.float64]] = {}
         # Private to Optuna 5; there is no public way to give TPE its candidates.
         self._parzen_estimator_cls = self._estimator
@@ -194,18 +204,22 @@ class _AmongCandidates(TPESampler):
         return estimator
 
 
-def _space(fields: pd.DataFrame) -> tuple[dict[str, BaseDistribution], dict[str, NDArray[np.int64]]]:
-    """The fields that differ among strategies, as distributions of whole numbers, and each strategy's numbers."""
+def _space(fields: pd.DataFrame) -> tuple[dict[str, BaseDistribution], NDArray[np.int64]]:
+    """The fields that differ among strategies, as distributions of whole numbers, and each strategy's numbers.
+
+    Returns:
+        The distributions by field, and (strategies, fields) whole numbers.
+    """
     space: dict[str, BaseDistribution] = {}
-    codes = {}
+    codes = []
     for name in fields.columns:
         values, unique = pd.factorize(fields[name], sort=True, use_na_sentinel=False)
         if len(unique) < 2:
             continue
         is_number = pd.api.types.is_numeric_dtype(fields[name])
         space[name] = IntDistribution(0, len(unique) - 1) if is_number else CategoricalDistribution(range(len(unique)))
-        codes[name] = values
-    return space, codes
+        codes.append(values)
+    return space, np.array(codes, np.int64).reshape(len(codes), len(fields)).T
 
 
 def _rungs(last: int) -> list[int]:

@@ -28,7 +28,7 @@ def learn(tables: Sequence[Path], store: str | None, metric: str, out: Path) -> 
         out: The file to write.
 
     Raises:
-        ConfigError: A table cannot be read, there are too few data sets, or the file cannot be written.
+        ConfigError: A table or the store cannot be read, there are too few data sets, or the file cannot be written.
     """
     check_output("--out", out)
     # Only here: they take seconds to import.
@@ -41,9 +41,10 @@ def learn(tables: Sequence[Path], store: str | None, metric: str, out: Path) -> 
     names = ", ".join(one.name for one in curves)
     if store is not None:
         with importing():
-            from search.storage import open_storage
+            from search.storage import OPTUNA_TABLE, absolute_sqlite, check_begun, open_storage
             from search.study import told_of_store
-        told = told_of_store(open_storage(store), metric)
+        check_begun("--store", store, OPTUNA_TABLE)
+        told = told_of_store(open_storage(absolute_sqlite(store)), metric)
         curves += [as_curves(f"study {place}", study) for place, study in enumerate(told, 1)]
         names += f", {len(told)} studies"
     try:

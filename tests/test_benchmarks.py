@@ -27,6 +27,7 @@ from benchmarks import (
     search_speed,
     searches,
     sharing,
+    time_to_best,
     trainer_speed,
 )
 from search import StudyConfig, compose_study
@@ -75,7 +76,7 @@ def warm(monkeypatch: pytest.MonkeyPatch, empty_mlflow: Path) -> None:
         return folder
 
     monkeypatch.setattr(searches, "subprocess", SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT))
-    for benchmark in (dense_speed, executors, search_speed):
+    for benchmark in (dense_speed, executors, search_speed, time_to_best):
         monkeypatch.setattr(benchmark, "fresh", fresh)
 
 
@@ -154,13 +155,25 @@ def space_of(case: str) -> dict[str, Any]:
 def test_search_speed_runs_both_sides_on_one_list_of_strategies_and_until_ours_is_as_good(tmp_path: Path):
     search_speed.main(["--quick", "--json", str(tmp_path / "result.json")])
     cases = json.loads((tmp_path / "result.json").read_text())["cases"]
-    assert list(cases) == list(search_speed.QUICK_CASES)
+    race = cases.pop("time_to_best")
+    assert list(cases) == ["shallow"]
     assert cases["shallow"]["plain_best"] == pytest.approx(cases["shallow"]["ours_best"], abs=0.04)
     for case in cases.values():
         assert all(run["seconds"] > 0 for side in search_speed.SIDES for run in case[side])
-    race = cases["time_to_best"]
-    assert all(run["first_best"] is not None for run in race["plain"])
-    assert race["ratio_is"] == ("at most" if race["ours"][0]["first_best"] is None else "exact")
+    runs = {run["side"]: run for run in race["runs"]}
+    assert list(runs) == list(time_to_best.SIDES)
+    assert all(0 < run["test"] <= 1 and run["best"] > 0 for run in runs.values())
+    assert runs["plain"]["first_best"] is not None
+    found = race["summary"]["clothes"]
+    assert found["plain"]["hindsight"] == 1
+    assert found["ours"]["missed"] == (runs["ours"]["first_best"] is None)
+    assert (found["ours"]["whole"] > 0) == (runs["ours"]["first_best"] is not None)
+    # Nothing is run twice, and other searches are not mixed in.
+    quick = ["--quick", "--cases", "time_to_best", "--json", str(tmp_path / "result.json")]
+    search_speed.main(quick)
+    assert json.loads((tmp_path / "result.json").read_text())["cases"]["time_to_best"] == race
+    with pytest.raises(SystemExit, match="another size or sampler"):
+        search_speed.main([*quick, "--sampler", "tpe"])
 
 
 def test_pruners_that_look_early_stop_those_that_start_slowly():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as fields_of
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from search.scheduling.learned import (
 )
 
 _FEATURES = frozenset(field.name for field in fields_of(StrategyFeatures))
+# Fields that are names, and numbers that are above 0; all others are numbers.
+_NAMES, _POSITIVE = ("optimizer", "schedule", "augmentation"), ("lr", "batch_size")
 # Candidates a choice; a third are drawn around the best trials.
 _CANDIDATES, _BEST = 128, 3
 _STATES = {
@@ -89,6 +92,16 @@ class LearnedSampler(BaseSampler):
         self._search_space = None if search_space is None else dict(search_space)
         self._seed, self._policy = seed, LearnedPolicy(prior, seed)
         self._intersection = IntersectionSearchSpace()
+        # Threads of one study (``n_jobs``) share the policy.
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, for a copy in another process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """A copy with a lock of its own."""
+        self.__dict__.update(state, _lock=Lock())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters that the policy chooses: all of the given space, or those that all completed trials have."""
@@ -115,7 +128,8 @@ class LearnedSampler(BaseSampler):
         best = [known[place].params for place in ranked[:_BEST]]
         rng = np.random.default_rng([self._seed, trial.number])
         drawn = [_drawn(search_space, rng, nth_of_best(best, place) or {}) for place in range(_CANDIDATES)]
-        choice = self._policy.choose(self._task, seen, [self._candidate(params, search_space) for params in drawn])
+        with self._lock:
+            choice = self._policy.choose(self._task, seen, [self._candidate(params, search_space) for params in drawn])
         assert choice.new is not None, "no trial is paused"
         return drawn[choice.new]
 
@@ -127,21 +141,26 @@ class LearnedSampler(BaseSampler):
         return RandomSampler(seed=int(seed)).sample_independent(study, trial, param_name, param_distribution)
 
     def _candidate(self, params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> Candidate:
-        told = {self._parameters.get(name, name): value for name, value in params.items()}
-        features = StrategyFeatures(**{name: value for name, value in told.items() if name in _FEATURES})
+        told: dict[str, Any] = {}
         own: list[float] = []
         for name, distribution in space.items():
-            if self._parameters.get(name, name) not in _FEATURES:
+            field = self._parameters.get(name, name)
+            if _is_told(field, distribution):
+                told[field] = params[name]
+            else:
                 own += _scaled(distribution, params[name])
-        return Candidate(features, self._model, self._epochs, own=tuple(own))
+        return Candidate(StrategyFeatures(**told), self._model, self._epochs, own=tuple(own))
 
     def _seen(self, trial: FrozenTrial, space: Mapping[str, BaseDistribution], sign: int) -> Seen:
         """A trial with its scores by epoch; one that reported none has its final value alone."""
         scores = [sign * trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
         if not scores and trial.state == TrialState.COMPLETE and trial.value is not None:
             scores = [sign * trial.value]
+        known = tuple(score for score in scores if math.isfinite(score))
+        # A trial whose scores are no numbers has diverged.
+        state = State.FAILED if scores and not known else _STATES[trial.state]
         # Without measured seconds, which would make each search choose other trials; the prior predicts them.
-        return Seen(self._candidate(trial.params, space), tuple(scores), (), _STATES[trial.state])
+        return Seen(self._candidate(trial.params, space), known, (), state)
 
 
 def _drawn(space: Mapping[str, BaseDistribution], rng: np.random.Generator, near: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +175,18 @@ def _drawn(space: Mapping[str, BaseDistribution], rng: np.random.Generator, near
             case IntDistribution(low=low, high=high, log=log, step=step):
                 draws.suggest_int(name, low, high, log=log, step=step)
     return draws.params
+
+
+def _is_told(field: str, distribution: BaseDistribution) -> bool:
+    """Whether a parameter is a field that the policy knows, and all its values are such as that field has."""
+    if field not in _FEATURES:
+        return False
+    values: Sequence[Any] = (getattr(distribution, "low", None),)
+    if isinstance(distribution, CategoricalDistribution):
+        values = distribution.choices
+    if field in _NAMES:
+        return all(isinstance(value, str) for value in values)
+    return all(isinstance(value, int | float) and (value > 0 or field not in _POSITIVE) for value in values)
 
 
 def _scaled(distribution: BaseDistribution, value: Any) -> Sequence[float]:

@@ -10,7 +10,7 @@ from search.scheduling.candidates import Draws
 from search.scheduling.learned import Candidate, Seen, State
 from search.scheduling.rungs import joined
 from search.scheduling.strategy_features import ModelFacts, Work, candidate_of, own_fields
-from search.storage import CONTINUES, LOSSES, MODEL, PAUSED, STRATEGY, outcome_of
+from search.storage import CONTINUES, FINGERPRINT, LOSSES, MODEL, PAUSED, STRATEGY, outcome_of
 from strategies import ConfigError, Strategy, sample
 
 
@@ -65,24 +65,29 @@ class Strands:
         self._models, self._work, self._reports_per_epoch, self._amp = models, work, reports_per_epoch, amp
         self._spaces = {name: facts.space for name, facts in models.items()}
         self._told: dict[int, Candidate] = {}
+        #: What the policy is told of the strategies that have begun.
+        self.tried: set[Candidate] = set()
+        #: How many had begun or were queued at the last call of :meth:`of`, with those that could not be drawn.
+        self.begun = 0
 
     def of(self, trials: Sequence[FrozenTrial]) -> list[Strand]:
-        """All strategies that have begun, in the order in which they began.
+        """All strategies that have begun and could be drawn, in the order in which they began.
 
         Args:
             trials: All trials of the study, by number.
         """
         found = []
-        for first, (last, reports) in sorted(joined(trials).items()):
-            if last.state == TrialState.WAITING:
+        all_of_them = joined(trials)
+        self.begun = len(all_of_them)
+        for first, (last, reports) in sorted(all_of_them.items()):
+            # A paused strategy that is queued to resume counts as running.
+            if last.state == TrialState.WAITING and not reports:
                 continue
-            if first not in self._told:
-                strategy = self._strategy_of(last)
-                if strategy is None:
-                    continue
-                self._told[first] = self.candidate(strategy, self.model_of(last))
+            candidate = self._told.get(first) or self._of_trial(first, last)
+            if candidate is None:
+                continue
             whole = sorted(step for step in reports if step % self._reports_per_epoch == 0)
-            found.append(Strand(last, self._told[first], tuple(reports[step] for step in whole)))
+            found.append(Strand(last, candidate, tuple(reports[step] for step in whole)))
         return found
 
     def candidate(self, strategy: Strategy, model: str) -> Candidate:
@@ -96,13 +101,24 @@ class Strands:
         name = trial.params.get(MODEL, first)
         return name if name in self._models else first
 
+    def _of_trial(self, first: int, trial: FrozenTrial) -> Candidate | None:
+        """What the policy is told of a trial's strategy; None where that is not drawn yet, or could not be drawn."""
+        strategy = self._strategy_of(trial)
+        if strategy is None:
+            return None
+        told = self.candidate(strategy, self.model_of(trial))
+        self.tried.add(told)
+        if STRATEGY in trial.user_attrs:
+            self._told[first] = told
+        return told
+
     def _strategy_of(self, trial: FrozenTrial) -> Strategy | None:
-        """The strategy of a trial, also where the attribute is not written yet; None where it never was drawn."""
         try:
             if STRATEGY in trial.user_attrs:
                 return Strategy.from_dict(trial.user_attrs[STRATEGY])
+            # The attribute may be on its way to the store.
             draws = Draws(np.random.default_rng(0), trial.params, exact=True)
-            return sample(self._spaces[self.model_of(trial)], draws)
+            return sample(self._spaces[self.model_of(trial)], draws) if FINGERPRINT in trial.user_attrs else None
         except ConfigError:
             return None
 

@@ -14,13 +14,11 @@ from search.scheduling import Ledger
 from search.storage import IDENTITY, reachable
 from search.study.begun import storage_of
 from search.study.materials import open_models
+from search.study.planning import is_planned
 from search.study.similar import features_of, strategies_of_similar
 from search.winner import rescore
 from strategies import moved_into
 from trainers import ImageData, choose_device, open_data
-
-# Strategies of other studies that a new study begins with.
-_WARM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +100,13 @@ def _is_of(study: Study, data: ImageData) -> bool:
 
 
 def _warmed(config: StudyConfig, storage: BaseStorage, data: ImageData) -> StudyConfig:
-    """The configuration, with the best strategies of studies of similar images before its presets."""
-    found = strategies_of_similar(storage, config.name or "", features_of(data), _WARM)
+    """The configuration, with the best strategies of studies of similar images before its presets.
+
+    Where the learnt policy plans the study, it has these strategies among its candidates anyway.
+    """
+    if is_planned(config):
+        return config
+    found = strategies_of_similar(storage, config.name or "", features_of(data))
     space = config.space()
     moved = {name: moved_into(preset, space) for name, preset in found.items()}
     return config.model_copy(update={"presets": {**moved, **config.presets}})

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search.config import HousekeepingConfig, StudyConfig
 from search.scheduling import Ledger, ranked
-from search.storage import WINNER, open_one, open_stored, score_of
+from search.storage import PAUSED, WINNER, open_one, open_stored, score_of
 from search.study.cleanup import tidy
 from search.study.generations import first_name
 from search.study.lifecycle import NoTrialFinishedError, run_study
@@ -87,7 +87,7 @@ def search_night(config: StudyConfig, hours: float, night: Night) -> Night:
         nothing_yet = error
     stored = open_one(config.store.url, config.tracking.uri, str(config.name))
     # A trial may be longer than a night.
-    if nothing_yet is not None and not stored.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+    if nothing_yet is not None and not any(map(_goes_on, stored.study.get_trials(deepcopy=False))):
         raise nothing_yet
     removed: list[str] = []
     if config.housekeeping != HousekeepingConfig():
@@ -105,6 +105,11 @@ def search_night(config: StudyConfig, hours: float, night: Night) -> Night:
         verdict=last_verdict(stored.study) if config.champion.promote else None,
         removed=len(removed),
     )
+
+
+def _goes_on(trial: FrozenTrial) -> bool:
+    """Whether a trial may end in a later night."""
+    return trial.state == TrialState.WAITING or PAUSED in trial.user_attrs
 
 
 def as_markdown(nights: Sequence[Night], seconds: float) -> str:

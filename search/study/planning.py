@@ -1,6 +1,6 @@
 """The planner of a study: what the learnt policy is told of its images, models and space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from search.config import StudyConfig
@@ -8,6 +8,7 @@ from search.scheduling import Aims, LearnedPolicy, Planner, Work
 from search.storage import FEATURES, MODEL_FACTS, storage_of
 from search.study.own_studies import CPU_SPEED, model_facts, own_studies, task_of
 from search.study.presets import preset_params
+from search.study.similar import similar_params
 from search.trials import OpenStudy
 from strategies import Fixed
 from trainers import ModelSource, multiply_adds, parameter_count
@@ -33,10 +34,15 @@ def unknown_to_policy(config: StudyConfig) -> str:
     return ""
 
 
+def is_planned(config: StudyConfig) -> bool:
+    """Whether the learnt policy plans a study."""
+    return config.sampler.name == "learned" and not unknown_to_policy(config)
+
+
 def planner_of(open_study: OpenStudy) -> Planner | None:
     """The planner of a study; None where Optuna's sampler chooses alone."""
     config = open_study.config
-    if config.sampler.name != "learned" or unknown_to_policy(config):
+    if not is_planned(config):
         return None
     materials, attrs = open_study.materials, open_study.study.user_attrs
     task = task_of(attrs[FEATURES], _SWITCH_SECONDS)
@@ -53,9 +59,10 @@ def planner_of(open_study: OpenStudy) -> Planner | None:
         amp=materials.device.precision != "fp32",
     )
 
-    def presets() -> Sequence[tuple[str, Mapping[str, Any]]]:
+    def presets() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
         # Not before they are needed: the sweep of linear probes, which seeds them, comes after the study is opened.
-        return [(open_study.first_source.name, params) for params in preset_params(open_study).values()]
+        found = {**preset_params(open_study), **similar_params(open_study)}
+        return {name: (open_study.first_source.name, params) for name, params in found.items()}
 
     work = Work(len(materials.data.train), len(materials.data.val), speed)
     earlier = own_studies(storage_of(open_study.study), open_study.study.study_name, config.metric, speed)

@@ -5,7 +5,7 @@ from typing import Any
 
 from search.config import DEFAULT_PRESETS, StudyConfig
 from search.scheduling import each_from_the_last, frozen_in_front
-from search.storage import MODEL, OWN_VALUES, PRESET, SWEEP, queued_params
+from search.storage import MODEL, OWN_VALUES, PREDICTED, PRESET, SWEEP, queued_params
 from search.study.begun import begun
 from search.study.probe_sweep import BEST_PROBE, seeded_presets
 from search.trials import OpenStudy
@@ -52,8 +52,8 @@ def _queue_presets(open_study: OpenStudy) -> None:
 
     With several models, presets are for the first. A preset comes after those whose cached features it can start from.
     The order is the same without a cache, so that the same trials run with and without. Where the learnt policy plans
-    the study, presets that no study file gives are candidates among others, and only the best probe is queued. That
-    probe keeps its own values. A preset of another depth than the only one of the space is left out.
+    the study, the default presets are candidates among others, and only further presets and the best probe are queued.
+    That probe keeps its own values. A preset of another depth than the only one of the space is left out.
     """
     source = open_study.first_source
     space, num_blocks = open_study.spaces[source.name], source.num_blocks
@@ -61,11 +61,9 @@ def _queue_presets(open_study: OpenStudy) -> None:
     # Read from the trials: a note beside them would be wrong after a kill between the two.
     trials = open_study.study.get_trials(deepcopy=False)
     queued = {one.user_attrs[PRESET]: queued_params(one) for one in reversed(trials) if PRESET in one.user_attrs}
-    are_given = open_study.planner is None or "presets" in open_study.config.model_fields_set
+    first = _tried_first(open_study)
     fitting = _fitting(open_study)
-    presets = {
-        name: model | params for name, params in preset_params(open_study).items() if are_given or name == BEST_PROBE
-    }
+    presets = {name: model | params for name, params in preset_params(open_study).items() if name in first}
     frozen = {name: frozen_in_front(params, space, num_blocks) for name, params in presets.items()}
     # A sweep of probes caches the outputs of all blocks.
     stored = {num_blocks} if SWEEP in open_study.study.user_attrs else ()
@@ -73,7 +71,7 @@ def _queue_presets(open_study: OpenStudy) -> None:
         params = presets[name]
         if name not in queued and params not in queued.values():
             queued[name] = params
-            attrs: dict[str, Any] = {PRESET: name}
+            attrs: dict[str, Any] = {PRESET: name, **_predicted(open_study, name, params)}
             if name == BEST_PROBE:
                 attrs |= _own_values(fitting[name], space)
             else:
@@ -81,10 +79,26 @@ def _queue_presets(open_study: OpenStudy) -> None:
                     open_study.watcher.say(f"Preset  {name}: {change}")
             open_study.study.enqueue_trial(params, user_attrs=attrs)
     useless = _of_another_depth(seeded_presets(open_study), space, num_blocks)
-    new = [name for name in useless if name not in queued]
-    if new and not trials and are_given:
+    new = [name for name in useless if name not in queued and name in first]
+    if new and not trials:
         depth = useless[new[0]]
         open_study.watcher.say(f"Preset  {', '.join(new)}: left out, as strategy.depth is {depth!r}")
+
+
+def _tried_first(open_study: OpenStudy) -> set[str]:
+    """Names of the presets that are queued."""
+    presets = open_study.config.presets
+    if open_study.planner is None:
+        return {BEST_PROBE, *presets}
+    return {BEST_PROBE, *(name for name, preset in presets.items() if preset != DEFAULT_PRESETS.get(name))}
+
+
+def _predicted(open_study: OpenStudy, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The attribute of a preset's trial that says what the learnt policy predicts, and why the trial is the first."""
+    if open_study.planner is None:
+        return {}
+    reason = "best linear probe" if name == BEST_PROBE else "tried first"
+    return {PREDICTED: open_study.planner.foreseen(open_study.first_source.name, params, reason)}
 
 
 def _own_values(preset: Mapping[str, Any], space: Space) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from optuna import Study
 from optuna.storages import BaseStorage
 
 from search.scheduling import ranked
-from search.storage import BLOCKS, DEPTH, FEATURES, IDENTITY, MODEL, STRATEGY
-from strategies import Strategy
+from search.storage import BLOCKS, DEPTH, FEATURES, IDENTITY, MODEL, STRATEGY, storage_of
+from search.trials import OpenStudy
+from strategies import Strategy, project
 from trainers import ImageData
 
 # Images that features are computed from.
@@ -19,6 +20,8 @@ _SEEN = 256
 # The largest distance at which strategies are taken over: ten times the images, or half the classes and another look.
 _FAR = 3.0
 _MOST_STUDIES = 3
+# Strategies of other studies that a new study begins with.
+_WARM = 4
 
 
 def features_of(data: ImageData) -> dict[str, Any]:
@@ -60,8 +63,16 @@ def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     return float(logs + 4 * looks)
 
 
+def similar_params(open_study: OpenStudy) -> dict[str, dict[str, Any]]:
+    """The best strategies of earlier studies of similar images, moved into the first model's space, as parameters."""
+    study, source = open_study.study, open_study.first_source
+    space = open_study.spaces[source.name]
+    found = strategies_of_similar(storage_of(study), study.study_name, study.user_attrs[FEATURES])
+    return {name: project(Strategy.from_dict(one), space, source.num_blocks) for name, one in found.items()}
+
+
 def strategies_of_similar(
-    storage: BaseStorage, name: str, features: Mapping[str, Any], count: int
+    storage: BaseStorage, name: str, features: Mapping[str, Any], count: int = _WARM
 ) -> dict[str, dict[str, Any]]:
     """The best strategies of earlier studies of the most similar images, as presets by study and rank.
 

@@ -17,7 +17,7 @@ from search.scheduling import (
     queue_again,
     queued_in_turn,
 )
-from search.storage import CONTINUES, PAUSED, PREDICTED, RETRY_OF, SEED
+from search.storage import CONTINUES, PAUSED, PREDICTED, PRESET, RETRY_OF, SEED
 from search.trials.open_study import OpenStudy
 from search.trials.record import Asked, Record, Sampled
 from search.trials.snapshots import write_state
@@ -86,7 +86,9 @@ def plan(open_study: OpenStudy, ledger: Ledger) -> bool:
     found = open_study.planner.next(trials, open_study.can_resume, open_study.deadline - time.monotonic())
     if found is None:
         return False
-    attrs = {PREDICTED: dict(found.predicted)}
+    attrs: dict[str, Any] = {PREDICTED: dict(found.predicted)}
+    if found.preset:
+        attrs[PRESET] = found.preset
     if found.resumes is not None:
         queue_again(open_study.study, found.resumes, {CONTINUES: found.resumes.number, **attrs})
     else:

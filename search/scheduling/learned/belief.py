@@ -114,23 +114,30 @@ def seconds_given(seen: Strategies, asked: Strategies, residuals: Floats) -> Flo
     return _regress(covariance(seen, seen), covariance(seen, asked), np.ones(len(asked.models)), residuals, noise).mean
 
 
-def scores_of_other_studies(
-    seen: Strategies, nearness: Floats, asked: Strategies, residuals: Floats, noise: float
-) -> Floats:
-    """By how much earlier studies of the user say that the prior is wrong of strategies, (asked,) in spreads.
+def _of_other_studies(one: Strategies, other: Strategies) -> Floats:
+    return _OF_OTHER_STUDIES * (one.same_model(other) * 0.3 + one.alike(other) + _ORDER * one.order(other))
+
+
+def weights_of_other_studies(seen: Strategies, nearness: Floats, residuals: Floats, noise: float) -> Floats:
+    """How much each trial of the user's earlier studies weighs in :func:`scores_of_other_studies`, (seen,).
 
     Args:
         seen: Strategies of the earlier studies' trials.
         nearness: (seen,) how alike each trial's data and this study's are, 0 to 1.
-        asked: Strategies of this study.
         residuals: (seen,) by how much the trials' final scores differ from the prior's, in spreads.
         noise: Variance of a final score, in spreads.
     """
-
-    def covariance(one: Strategies, other: Strategies) -> Floats:
-        return _OF_OTHER_STUDIES * (one.same_model(other) * 0.3 + one.alike(other) + _ORDER * one.order(other))
-
     # Another data set is as a more noisy look at this one.
     noises = noise / np.maximum(nearness, 1e-3)
-    variance = np.ones(len(asked.models))
-    return _regress(covariance(seen, seen), covariance(seen, asked), variance, residuals, noises).mean
+    return np.asarray(np.linalg.solve(_of_other_studies(seen, seen) + np.diag(noises), residuals), np.float64)
+
+
+def scores_of_other_studies(seen: Strategies, weights: Floats, asked: Strategies) -> Floats:
+    """By how much earlier studies of the user say that the prior is wrong of strategies, (asked,) in spreads.
+
+    Args:
+        seen: Strategies of the earlier studies' trials.
+        weights: (seen,) from :func:`weights_of_other_studies`.
+        asked: Strategies of this study.
+    """
+    return np.asarray(_of_other_studies(seen, asked).T @ weights, np.float64)

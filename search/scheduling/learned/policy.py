@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search.scheduling.learned.curves import Floats
 from search.scheduling.learned.features import Candidate, Seen, TaskFeatures
@@ -18,6 +19,10 @@ _AIM, _ABOVE = 0.94, 0.5
 # A trial is asked about again after half as many epochs as it has had.
 _STEP = 0.5
 _NORMAL_90 = 1.645
+# Scores of less than this share of the way from guessing to a perfect model are taken for guesses.
+_GUESS = 0.05
+# Of so many trials that have come equally far, one goes on in steps that explore.
+_REDUCTION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,13 @@ class LearnedPolicy:
         switch = np.where(goes_on, 0.0, task.switch_seconds)
         cost = outlook.steps * outlook.epoch_seconds[:, None] + switch[:, None]
         gain = _improvement(outlook.mean, outlook.deviation, self._aim(outlook))
-        worth = np.where(outlook.live[:, None], np.log(gain + 1e-12) - np.log(cost + 1e-9), -np.inf)
+        # Local penalization (Gonzalez et al., Batch Bayesian Optimization via Local Penalization, AISTATS 2016): what a
+        # running trial is about to tell is not asked again.
+        gain = gain * (1 - outlook.crowded[:, None])
+        options = _worth_asking(outlook)
+        if exploring and (due := _due(outlook, seen)) is not None:
+            options = np.arange(len(options)) == due
+        worth = np.where(options[:, None], np.log(gain + 1e-12) - np.log(cost + 1e-9), -np.inf)
         place, ahead = divmod(int(worth.argmax()), worth.shape[1])
         return self._choice(outlook, place, ahead, exploring, float(switch[place]), len(candidates))
 
@@ -182,6 +193,33 @@ def _improvement(mean: Floats, deviation: Floats, level: float) -> Floats:
     standard = (mean - level) / deviation
     density = np.exp(-0.5 * standard**2) / math.sqrt(2 * math.pi)
     return deviation * (standard * _below(standard) + density)
+
+
+def _worth_asking(outlook: Outlook) -> NDArray[np.bool_]:
+    """The options that can be chosen: while no score is better than guessing, the trial that is furthest, if one waits.
+
+    Such scores say nothing of strategies, and trials that pause after them would leave a search without any answer.
+    """
+    furthest = np.where(outlook.live & (outlook.trials >= 0), outlook.done, 0)
+    guess = outlook.scale.of([outlook.scale.lowest + _GUESS * (outlook.scale.highest - outlook.scale.lowest)])[0]
+    if outlook.best > guess or not furthest.any():
+        return outlook.live
+    return np.asarray(furthest == furthest.max(), np.bool_)
+
+
+def _due(outlook: Outlook, seen: Sequence[Seen]) -> int | None:
+    """The option of a paused trial that goes on by its score alone; None if there is none.
+
+    By asynchronous successive halving (Li et al., MLSys 2020): the best of those that wait after as many epochs, most
+    epochs first, unless a third of all that came so far have gone on already.
+    """
+    waiting = np.flatnonzero(outlook.live & (outlook.trials >= 0))
+    for epochs in sorted(set(outlook.done[waiting].tolist()), reverse=True):
+        reached, further = (outlook.done >= epochs).sum(), (outlook.done > epochs).sum()
+        if further < reached // _REDUCTION:
+            rows = [int(row) for row in waiting if outlook.done[row] == epochs]
+            return max(rows, key=lambda row: (max(seen[int(outlook.trials[row])].scores), -row))
+    return None
 
 
 def _reason(outlook: Outlook, place: int, candidates: int) -> str:

@@ -1,6 +1,6 @@
 """Predictions of a study's paused trials and candidates: the prior, corrected by what the study itself has seen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from search.scheduling.learned.belief import (
     scores_given,
     scores_of_other_studies,
     seconds_given,
+    weights_of_other_studies,
 )
 from search.scheduling.learned.curves import Floats, Scale, ahead
 from search.scheduling.learned.encoding import NAMES, encode
@@ -56,6 +57,7 @@ class Outlook:
         deviation: (options, horizons) float, its standard deviation.
         epoch_seconds: (options,) float, seconds of an epoch.
         rising: (options,) bool, whether a trial's last epoch was its best.
+        crowded: (options,) float, how alike a candidate and a running trial are, 0 to 1; 0 for trials.
         best: The best score so far, on the study's scale.
         scale: The study's scale.
     """
@@ -68,6 +70,7 @@ class Outlook:
     deviation: Floats
     epoch_seconds: Floats
     rising: NDArray[np.bool_]
+    crowded: Floats
     best: float
     scale: Scale
 
@@ -80,6 +83,15 @@ class _Of:
     scores: Floats
     deviations: Floats
     epoch: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What earlier studies say: their strategies, each model's number, and the weight of each strategy."""
+
+    strategies: Strategies
+    models: Mapping[str, float]
+    weights: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,7 @@ class StudyModel:
     def __init__(self, prior: Prior, earlier: Sequence[EarlierStudy] = ()) -> None:
         self._prior, self._earlier = prior, list(earlier)
         self._task: TaskFeatures | None = None
+        self._told: _Earlier | None = None
         self._candidates: dict[Candidate, _Of] = {}
         self._gains: dict[tuple[Candidate, tuple[float, ...]], tuple[Floats, Floats]] = {}
         self._rises: dict[tuple[Candidate, tuple[float, ...]], tuple[float, float]] = {}
@@ -122,15 +135,19 @@ class StudyModel:
         self._begin(task)
         scale = _scale_of(task, seen)
         places = _looked_at(seen)
-        self._look_up(task, [*candidates, *(seen[place].candidate for place in places)])
-        trials = self._trials(seen, places, scale)
-        everything = self._strategies(candidates, [seen[place].candidate for place in places])
-        asked, known = _part(everything, slice(0, len(candidates))), _part(everything, slice(len(candidates), None))
-        new = self._of_candidates(candidates, asked, known, trials, alone)
-        each = self._epoch_seconds(candidates, seen, places, asked, known)
+        running = [one.candidate for one in seen if one.state == State.RUNNING]
+        everyone = [*candidates, *(seen[place].candidate for place in places), *running]
+        new, old = len(candidates), len(candidates) + len(places)
+        of = self._look_up(task, everyone)
+        trials = self._trials(seen, places, of[new:old], scale)
+        everything = self._strategies(everyone, of)
+        asked, known, beside = (_part(everything, slice(*ends)) for ends in ((0, new), (new, old), (old, None)))
+        begun = self._of_candidates(of[:new], asked, known, trials, alone)
+        each = self._epoch_seconds(candidates, seen, places, of, asked, known)
         chosen = [seen[place] for place in places]
-        best = max((float(scale.of(one.scores).max()) for one in seen if one.scores), default=-np.inf)
-        old = (trials.best[:, None] + trials.gains, trials.deviations)
+        tops = [max(one.scores) for one in seen if one.scores]
+        best = float(scale.of([max(tops)])[0]) if tops else -np.inf
+        crowded = asked.alike(beside).max(1, initial=0.0)
         return Outlook(
             trials=np.array([*[-1] * len(candidates), *places], np.int64),
             live=np.array([*[True] * len(candidates), *(one.state == State.PAUSED for one in chosen)], np.bool_),
@@ -142,77 +159,92 @@ class StudyModel:
                 ],
                 np.int64,
             ),
-            mean=np.concatenate([new[0], old[0]]),
-            deviation=np.concatenate([new[1], old[1]]),
+            mean=np.concatenate([begun[0], trials.best[:, None] + trials.gains]),
+            deviation=np.concatenate([begun[1], trials.deviations]),
             epoch_seconds=each,
             rising=np.array(
                 [*[False] * len(candidates), *(one.scores[-1:] == (max(one.scores, default=0),) for one in chosen)],
                 np.bool_,
             ),
+            crowded=np.concatenate([crowded, np.zeros(len(places))]),
             best=best,
             scale=scale,
         )
 
     def _begin(self, task: TaskFeatures) -> None:
         """Forget what was computed for another task, or for too many strategies."""
+        if task != self._task:
+            self._told = self._of_earlier(task)
         if task != self._task or len(self._candidates) > _MOST_KEPT or len(self._gains) > _MOST_KEPT:
             self._task = task
             self._candidates.clear()
             self._gains.clear()
             self._rises.clear()
 
-    def _look_up(self, task: TaskFeatures, candidates: Sequence[Candidate]) -> None:
-        """Ask the prior about the candidates that it has not been asked about."""
+    def _look_up(self, task: TaskFeatures, candidates: Sequence[Candidate]) -> list[_Of]:
+        """What the prior says of candidates; it is asked about those that it has not been asked about."""
         missing = [one for one in dict.fromkeys(candidates) if one not in self._candidates]
-        if not missing:
-            return
+        if missing:
+            self._ask(task, missing)
+        return [self._candidates[one] for one in candidates]
+
+    def _ask(self, task: TaskFeatures, missing: Sequence[Candidate]) -> None:
         vectors = np.array([encode(one, task) for one in missing], np.float64).reshape(-1, len(NAMES))
         scores, deviations = self._prior.new_scores(vectors, [one.epochs for one in missing])
-        if self._earlier:
-            scores = scores + self._corrections(task, missing, vectors, scores[:, -1])[:, None]
+        scores = scores + self._corrections(missing, vectors, scores[:, -1])[:, None]
         epochs = self._prior.epoch_seconds(vectors, task.images)
         for place, one in enumerate(missing):
             self._candidates[one] = _Of(vectors[place], scores[place], deviations[place], float(epochs[place]))
 
-    def _corrections(
-        self, task: TaskFeatures, candidates: Sequence[Candidate], vectors: Floats, scores: Floats
-    ) -> Floats:
+    def _corrections(self, candidates: Sequence[Candidate], vectors: Floats, scores: Floats) -> Floats:
         """By how much earlier studies say that the prior is wrong of candidates, in spreads."""
-        names = [one.model.name for one in candidates]
-        of_vectors, models, expected, residuals, nearness = [], [], [], [], []
+        told = self._told
+        if told is None:
+            return np.zeros(len(candidates))
+        points, own = self._prior.alike(vectors, np.zeros((len(candidates), 0)))
+        numbers = [told.models.get(one.model.name, -1.0) for one in candidates]
+        asked = Strategies(points, own, np.array(numbers, np.float64), scores)
+        return scores_of_other_studies(told.strategies, told.weights, asked)
+
+    def _of_earlier(self, task: TaskFeatures) -> _Earlier | None:
+        """What the earlier studies say, computed once for each task; None where they say nothing."""
+        parts = []
         for study in self._earlier:
             scale = _scale_of(study.task, study.seen)
             ended = [one for one in study.seen if one.scores and one.state == State.FINISHED]
             ended = sorted(ended, key=lambda one: -max(one.scores))[:_OF_EARLIER]
-            if len(ended) < 2:
-                continue
-            theirs = np.array([encode(one.candidate, study.task) for one in ended], np.float64)
-            finals = np.array([float(scale.of(one.scores).max()) for one in ended])
-            said = self._prior.new_scores(theirs, [one.candidate.epochs for one in ended])[0][:, -1]
-            got = finals / self._prior.spread
-            of_vectors.append(theirs)
-            expected.append(said)
-            residuals.append((got - got.mean()) - (said - said.mean()))
-            models += [one.candidate.model.name for one in ended]
-            nearness += [_nearness(task, study.task)] * len(ended)
-        if not of_vectors:
-            return np.zeros(len(candidates))
-        seen_vectors = np.concatenate(of_vectors)
-        points, own = self._prior.alike(
-            np.concatenate([seen_vectors, vectors]), np.zeros((len(models) + len(names), 0))
-        )
-        of_all = Strategies(points, own, _numbered([*models, *names]), np.concatenate([*expected, scores]))
-        seen, asked = _part(of_all, slice(0, len(models))), _part(of_all, slice(len(models), None))
-        return scores_of_other_studies(seen, np.array(nearness), asked, np.concatenate(residuals), _OF_ONE**2)
+            if len(ended) > 1:
+                vectors = np.array([encode(one.candidate, study.task) for one in ended], np.float64)
+                said = self._prior.new_scores(vectors, [one.candidate.epochs for one in ended])[0][:, -1]
+                got = self._finals(vectors, ended, scale) / self._prior.spread
+                names = [one.candidate.model.name for one in ended]
+                nearness = np.full(len(ended), _nearness(task, study.task))
+                parts.append((vectors, said, (got - got.mean()) - (said - said.mean()), nearness, names))
+        if not parts:
+            return None
+        vectors, said, residuals, nearness = (np.concatenate([part[of] for part in parts]) for of in range(4))
+        names = [name for part in parts for name in part[4]]
+        points, own = self._prior.alike(vectors, np.zeros((len(names), 0)))
+        strategies = Strategies(points, own, _numbered(names), said)
+        weights = weights_of_other_studies(strategies, nearness, residuals, _OF_ONE**2)
+        return _Earlier(strategies, dict(zip(names, strategies.models.tolist(), strict=True)), weights)
 
-    def _trials(self, seen: Sequence[Seen], places: list[int], scale: Scale) -> _Trials:
+    def _finals(self, vectors: Floats, ended: Sequence[Seen], scale: Scale) -> Floats:
+        """Final scores of trials; of those that were stopped before their end, as predicted."""
+        curves = [scale.of(one.scores) for one in ended]
+        left = np.array([one.candidate.epochs - len(one.scores) for one in ended])
+        epochs = [max(one.candidate.epochs, len(one.scores) + 1) for one in ended]
+        rises = self._prior.rises(vectors, curves, epochs, np.maximum(left, 1).tolist())
+        return np.array([curve.max() for curve in curves]) + np.where(left > 0, rises, 0.0)
+
+    def _trials(self, seen: Sequence[Seen], places: list[int], of: Sequence[_Of], scale: Scale) -> _Trials:
         """Predictions of the trials that are looked at. Gains are scaled to how curves of this study have risen."""
         values = [scale.of(seen[place].scores or (scale.lowest,)) for place in places]
         over = np.array([seen[place].state in (State.FINISHED, State.FAILED) for place in places], np.bool_)
         keys = [(seen[place].candidate, seen[place].scores or (scale.lowest,)) for place in places]
         missing = [place for place, key in enumerate(keys) if not over[place] and key not in self._gains]
         if missing:
-            vectors = np.array([self._candidates[keys[place][0]].vector for place in missing])
+            vectors = np.array([of[place].vector for place in missing])
             epochs = [max(keys[place][0].epochs, len(values[place]) + 1) for place in missing]
             found = self._prior.gains(vectors, [values[place] for place in missing], epochs)
             for row, place in enumerate(missing):
@@ -243,9 +275,7 @@ class StudyModel:
         predicted, got = (sum(self._rises[key][of] for key in keys) for of in (0, 1))
         return (got + _CURVES_OF_PRIOR) / (predicted + _CURVES_OF_PRIOR)
 
-    def _strategies(self, candidates: Sequence[Candidate], trained: Sequence[Candidate]) -> Strategies:
-        everything = [*candidates, *trained]
-        of = [self._candidates[one] for one in everything]
+    def _strategies(self, everything: Sequence[Candidate], of: Sequence[_Of]) -> Strategies:
         further = max((len(one.own) for one in everything), default=0)
         own = np.array([[*one.own, *[0.5] * (further - len(one.own))] for one in everything], np.float64)
         vectors = np.array([one.vector for one in of], np.float64).reshape(-1, len(NAMES))
@@ -254,15 +284,15 @@ class StudyModel:
         return Strategies(points, own, _numbered([one.model.name for one in everything]), scores)
 
     def _of_candidates(
-        self, candidates: Sequence[Candidate], asked: Strategies, known: Strategies, trials: _Trials, alone: bool
+        self, of: Sequence[_Of], asked: Strategies, known: Strategies, trials: _Trials, alone: bool
     ) -> tuple[Floats, Floats]:
         """Best scores of candidates after each number of epochs, with deviations, each (candidates, horizons)."""
         prior = self._prior
         width = len(ahead(0, 1))
-        if not candidates:
+        if not of:
             return np.zeros((0, width)), np.zeros((0, width))
-        scores = np.array([self._candidates[one].scores for one in candidates])
-        own = np.array([self._candidates[one].deviations for one in candidates])
+        scores = np.array([one.scores for one in of])
+        own = np.array([one.deviations for one in of])
         finals = trials.best + trials.gains[:, -1]
         flat = float(np.concatenate([asked.scores, known.scores]).mean())
         of_asked = np.full(len(asked.scores), flat) if alone else asked.scores
@@ -286,15 +316,16 @@ class StudyModel:
         candidates: Sequence[Candidate],
         seen: Sequence[Seen],
         places: Sequence[int],
+        of: Sequence[_Of],
         asked: Strategies,
         known: Strategies,
     ) -> Floats:
         """Seconds of an epoch of each candidate and of each trial that is looked at."""
-        predicted = np.array([self._candidates[one].epoch for one in candidates], np.float64)
+        predicted = np.array([one.epoch for one in of[: len(candidates)]], np.float64)
         trained = [place for place, index in enumerate(places) if seen[index].seconds]
-        of = [seen[places[place]] for place in trained]
-        got = np.array([np.log(max(1e-6, float(np.median(one.seconds)))) for one in of], np.float64)
-        said = np.array([self._candidates[one.candidate].epoch for one in of], np.float64)
+        seconds = [seen[places[place]].seconds for place in trained]
+        got = np.array([np.log(max(1e-6, float(np.median(one)))) for one in seconds], np.float64)
+        said = np.array([of[len(candidates) + place].epoch for place in trained], np.float64)
         rows = np.array(trained, np.int64)
         new = np.exp(predicted + seconds_given(_part(known, rows), asked, got - said)) if len(candidates) else predicted
         told = [one.epoch_seconds for one in candidates]

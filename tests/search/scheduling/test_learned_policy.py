@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from time import perf_counter
 
 import numpy as np
 import pytest
@@ -18,10 +17,13 @@ from search.scheduling.learned import (
     State,
     StrategyFeatures,
     TaskFeatures,
+    belief,
     shipped_prior,
+    study_model,
 )
-from search.scheduling.learned.encoding import encode_all
+from search.scheduling.learned.encoding import encode, encode_all
 from search.scheduling.learned.prior import SHIPPED
+from search.scheduling.learned.trees import Trees
 
 TASK = TaskFeatures(images=2000, classes=10, image_size=64)
 MODEL = ModelFeatures("resnet18", 11.7e6, 1.8e9, 0.7)
@@ -143,15 +145,70 @@ def test_less_is_expected_of_little_time_and_of_a_score_near_the_best_possible()
     assert policy.expected_gain(TASK, [high], [], 1e9) == 0
 
 
-def test_three_thousand_trials_are_no_reason_to_wait():
+def test_while_all_scores_are_guesses_a_trial_is_trained_on_to_its_end():
+    guesses = [paused((0.1, 0.11)), paused((0.1, 0.1, 0.11)), paused((0.09,))]
+    for count in (1, 2, 3):
+        told = LearnedPolicy().choose(TASK, guesses[:count], drawn(20))
+        assert told.resumed == min(count - 1, 1)
+    # One that has ended no better leaves the choice to the next.
+    ended = [replace(one, state=State.FINISHED) for one in guesses]
+    assert LearnedPolicy().choose(TASK, ended, drawn(20)).new is not None
+    assert LearnedPolicy().choose(TASK, [paused((0.3,)), *guesses], drawn(20)).resumed != 2
+
+
+def test_of_trials_that_were_screened_a_third_goes_on_whatever_their_curves_promise():
+    # By the prior, curves that fall promise nothing.
+    falling = [paused((0.5 - 0.02 * k, 0.4 - 0.02 * k), lr=10.0**-k) for k in range(1, 7)]
+    told = [LearnedPolicy(seed=seed).choose(TASK, falling, drawn(40)) for seed in range(24)]
+    exploring = [one for one in told if one.reason == "exploring"]
+    assert exploring
+    assert {one.resumed for one in exploring} == {0}
+    # Two of six have gone on.
+    further = [replace(one, scores=(*one.scores, 0.3), state=State.FINISHED) for one in falling[:2]]
+    told = [LearnedPolicy(seed=seed).choose(TASK, [*further, *falling[2:]], drawn(40)) for seed in range(24)]
+    assert {one.resumed for one in told if one.reason == "exploring"} == {None}
+
+
+def test_workers_do_not_begin_with_nearly_the_same():
+    candidates = [candidate(lr, seconds=1.0) for lr in (2e-3, 2.1e-3, 2e-4)]
+    alone = LearnedPolicy().choose(TASK, [], candidates)
+    assert alone.new in (0, 1)
+    running = Seen(candidates[0], (), (), State.RUNNING)
+    assert LearnedPolicy().choose(TASK, [running], candidates).new == 2
+
+
+def test_three_thousand_trials_are_hardly_more_work_than_two_hundred(monkeypatch):
     rng = np.random.default_rng(0)
     seen = [Seen(one, tuple(np.sort(rng.random(5)).tolist()), (1.0,) * 5, State.PAUSED) for one in drawn(3000)]
-    policy, candidates = LearnedPolicy(), drawn(128, 1)
-    policy.choose(TASK, seen, candidates)
-    began = perf_counter()
-    policy.choose(TASK, seen, drawn(128, 2))
-    # A fifth of this is usual; the machine may be busy.
-    assert perf_counter() - began < 3.0
+    rows, compared = [], []
+    predict, regress = Trees.predict, belief._regress
+    monkeypatch.setattr(Trees, "predict", lambda self, of: rows.append(len(of)) or predict(self, of))
+    monkeypatch.setattr(belief, "_regress", lambda known, *rest: compared.append(len(known)) or regress(known, *rest))
+    policy = LearnedPolicy()
+    work = []
+    for count in (200, 3000):
+        policy.choose(TASK, seen[:count], drawn(128, count))
+        rows.clear()
+        compared.clear()
+        policy.choose(TASK, seen[:count], drawn(128, count + 1))
+        work.append(sum(rows))
+        assert max(compared) <= 180
+    # The prior is asked about the new candidates alone, and the study's own model sees its best and latest trials.
+    assert work[1] == work[0]
+
+
+def test_an_earlier_study_is_read_once_and_its_stopped_trials_count_as_predicted(monkeypatch):
+    candidates = [candidate(lr, seconds=1.0) for lr in (3e-4, 1e-2)]
+    whole = [Seen(candidate(lr), (0.5,) * 20, (1.0,) * 20, State.FINISHED) for lr in (1e-2, 8e-3, 2e-2, 2e-4, 4e-4)]
+    # Stopped after an epoch, at less than the others came to.
+    stopped = [Seen(candidate(lr), (0.4,), (1.0,), State.FINISHED) for lr in (3e-4, 3.2e-4, 2.8e-4)]
+    encoded = []
+    monkeypatch.setattr(study_model, "encode", lambda *of: encoded.append(of) or encode(*of))
+    policy = LearnedPolicy(earlier=[EarlierStudy(TASK, [*whole, *stopped])])
+    assert policy.choose(TASK, [], candidates).new == 0
+    before = len(encoded)
+    policy.choose(TASK, [], drawn(5))
+    assert (before, len(encoded)) == (10, 15)
 
 
 def test_the_shipped_numbers_are_small_and_say_what_they_were_fitted_on():

@@ -1,6 +1,8 @@
 """The learnt policy in an Optuna study of anyone's."""
 
 import math
+import pickle
+from itertools import pairwise
 
 import optuna
 import pytest
@@ -60,3 +62,33 @@ def test_what_it_cannot_do_is_said():
     study.enqueue_trial({"lr": 1e-3})
     with pytest.raises(ValueError, match="one objective only"):
         study.optimize(lambda trial: (trial.suggest_float("lr", 1e-4, 1e-2), 1.0), n_trials=2)
+
+
+def test_asked_for_several_trials_at_once_it_gives_different_ones_and_threads_may_share_it():
+    space = {"learning_rate": FloatDistribution(1e-5, 1e-1, log=True)}
+    sampler = pickle.loads(pickle.dumps(LearnedSampler(TASK, parameters={"learning_rate": "lr"}, search_space=space)))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    asked = [study.ask(space) for _ in range(4)]
+    logs = sorted(math.log10(trial.params["learning_rate"]) for trial in asked)
+    assert min(b - a for a, b in pairwise(logs)) > 0.02
+    for trial in asked:
+        study.tell(trial, 0.5)
+    study.optimize(objective, n_trials=6, n_jobs=3)
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == 10
+
+
+def test_parameters_and_scores_that_are_not_such_as_it_knows_do_no_harm():
+    study = optuna.create_study(direction="maximize", sampler=LearnedSampler(TASK, epochs=2))
+
+    def diverging(trial: optuna.Trial) -> float:
+        # Names of fields that the policy knows, for something else.
+        trial.suggest_categorical("lr", ["low", "high"])
+        trial.suggest_float("optimizer", 0.0, 1.0)
+        trial.suggest_int("batch_size", 0, 3)
+        trial.report(math.nan if trial.number % 2 else 0.5, 1)
+        if trial.number == 3:
+            raise optuna.TrialPruned
+        return -math.inf if trial.number == 2 else 0.5
+
+    study.optimize(diverging, n_trials=7)
+    assert len(study.trials) == 7

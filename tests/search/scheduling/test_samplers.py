@@ -1,11 +1,13 @@
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
 
 from search.config import PrunerConfig, SamplerConfig
 from search.config.sections import ONE_OBJECTIVE_SAMPLERS
-from search.scheduling import make_pruner, make_sampler
+from search.scheduling import StudySampler, make_pruner, make_sampler
 from search.scheduling.samplers import PRUNERS, SAMPLERS
-from search.storage import outcome_of
+from search.storage import PREDICTED, outcome_of
 
 NAMES = (*SAMPLERS, "qmc")
 
@@ -121,3 +123,14 @@ def test_every_pruner_watches(mixed, name):
     (added,) = mixed.trials()[before:]
     assert outcome_of(added) in (("complete",) if name == "none" else ("complete", "pruned"))
     assert len(added.intermediate_values) == (2 if outcome_of(added) == "complete" else 1)
+
+
+def test_a_trial_that_the_learnt_policy_has_queued_is_not_sampled_again():
+    study = optuna.create_study(sampler=StudySampler(SamplerConfig(name="learned", startup_trials=2), 0))
+    for lr in (1e-3, 1e-2, 1e-4):
+        study.add_trial(create_trial(value=lr, params={"lr": lr}, distributions={"lr": FloatDistribution(1e-5, 1.0)}))
+    study.enqueue_trial({"lr": 0.5}, user_attrs={PREDICTED: {}})
+    planned = study.ask()
+    assert planned.relative_params == {}
+    assert planned.suggest_float("lr", 1e-5, 1.0) == 0.5
+    assert study.ask().relative_params != {}
