@@ -190,6 +190,9 @@ def together(words: Sequence[str], others: Sequence[str]) -> list[str] | None:
     keys, new = [key_of(word) for word in words], [key_of(word) for word in added]
     if any(a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.") for a in keys for b in new):
         return None
+    # Weights are those of one model, and a teacher knows the classes of its own images.
+    if any(both <= {*keys, *new} for both in ({"model.name", "model.weights"}, {"teacher", "data.root"})):
+        return None
     try:
         compose_study(tiny([*words, *added]))
     except ConfigError:
