@@ -170,13 +170,17 @@ def search(config: StudyConfig, lesson: Lesson, left: Any, number: int) -> None:
                     raise optuna.TrialPruned
         return best
 
-    def take() -> bool:
+    def take() -> optuna.Trial | None:
+        # In turn: of two processes that ask SQLite at once, Optuna may give both the same queued trial.
         with left.get_lock():
             left.value -= 1
-            return bool(left.value >= 0)
+            return study.ask() if left.value >= 0 else None
 
-    while take():
-        study.optimize(objective, n_trials=1)
+    while (trial := take()) is not None:
+        try:
+            study.tell(trial, objective(trial))
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
 
 def prepare(config: StudyConfig) -> Lesson:

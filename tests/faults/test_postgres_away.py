@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy
 from filelock import Timeout
 from lab import SMALL, Lab
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from search.storage import OWNER, WINNER, held_all_along, open_storage, retrying
+from search.storage import OWNER, RETRY_OF, WINNER, held_all_along, open_storage, outcome_of, retrying
 from search.storage.postgres import AdvisoryLock, SteadyStorage, with_driver
 from search.trials.record import Record
 from search.winner import crowning
@@ -67,12 +67,15 @@ def watch(lab: Lab, process, condition: Callable[[list[FrozenTrial]], bool]) -> 
 
 def check_whole(lab: Lab, count: int) -> None:
     """So many trials that count, told once each, and nothing that was left over but what was given back."""
-    outcomes = lab.outcomes()
-    assert sorted(o for o in outcomes if o != "killed") == ["complete"] * count, outcomes
-    told = [trial for trial, outcome in zip(lab.trials(), outcomes, strict=True) if outcome == "complete"]
-    assert len({trial.params["lr"] for trial in told}) == count
+    # A process that loses the lock gives its trial back; where another has taken the last one of the budget meanwhile,
+    # the trial stays queued for a larger budget.
+    waiting = [trial for trial in lab.trials() if trial.state == TrialState.WAITING]
+    assert all(RETRY_OF in trial.user_attrs for trial in waiting), waiting
+    trials = [trial for trial in lab.trials() if trial not in waiting]
+    assert {outcome_of(trial) for trial in trials} <= {"complete", "killed"}, lab.outcomes()
+    told = [trial for trial in trials if outcome_of(trial) == "complete"]
+    assert len({trial.params["lr"] for trial in told}) == len(told) == count, lab.outcomes()
     assert all(trial.intermediate_values for trial in told)
-    assert not [trial for trial in lab.trials() if not trial.state.is_finished()]
     runs = lab.runs()
     assert [runs[trial.number].info.status for trial in told] == ["FINISHED"] * count
 
