@@ -26,6 +26,9 @@ _OF_OUTCOME = {"complete": BLUE, "pruned": ORANGE, "failed": VERMILION, "killed"
 # More than these could not be told apart.
 _MOST_CURVES, _MOST_AXES, _MOST_CLASSES, _MOST_NUMBERS = 30, 8, 60, 20
 
+# Of more whole numbers plotly's own ticks are whole too.
+_FEW_TICKS = 8
+
 # Scores of trials have a tail below; intervals of fewer hold the true mean in 91 to 93% of cases.
 _LEAST_OF_DEPTH = 6
 
@@ -69,7 +72,7 @@ def by_depth(summary: Summary) -> go.Figure | None:
         name="mean, 95% interval over trials",
         hovertemplate="depth %{x}<br>mean %{y:.4f}<extra></extra>",
     )
-    return figure
+    return _with_whole_ticks(figure, depths)
 
 
 def of_importances(summary: Summary) -> go.Figure | None:
@@ -180,7 +183,7 @@ def history(summary: Summary) -> go.Figure | None:
             marker={"color": ORANGE, "symbol": "x", "size": 7},
             name="pruned, its last score",
         )
-    return figure
+    return _with_whole_ticks(figure, [row["trial"] for row in complete] + [curve.trial for curve in stopped])
 
 
 def against_seconds(summary: Summary) -> go.Figure | None:
@@ -228,7 +231,7 @@ def learning_curves(summary: Summary) -> go.Figure | None:
         _add_curve(figure, curve, {"color": GREY, "width": 1}, opacity=0.5, showlegend=False)
     for curve, color in zip(best, _COLORS, strict=False):
         _add_curve(figure, curve, {"color": color, "width": 2}, name=f"trial {curve.trial}")
-    return figure
+    return _with_whole_ticks(figure, [step for curve in by_number.values() for step in curve.steps])
 
 
 def _add_curve(figure: go.Figure, curve: Curve, line: Mapping[str, Any], **how: Any) -> None:
@@ -389,7 +392,7 @@ def _figure(x: str, y: str) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         xaxis_title=x,
-        yaxis_title=y,
+        yaxis_title=_words(y),
         margin={"t": 20, "b": 50, "l": 60, "r": 20},
         height=360,
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
@@ -406,6 +409,15 @@ def _of_scores(x: str, summary: Summary) -> go.Figure:
     figure = _figure(x, f"validation {summary.metric}")
     low, high = (end if math.isfinite(end) else None for end in bounds_of(summary.metric, summary.is_lower_better))
     figure.update_yaxes(autorangeoptions={"clipmin": low, "clipmax": high})
+    return figure
+
+
+def _with_whole_ticks(figure: go.Figure, values: Sequence[int]) -> go.Figure:
+    """The figure with ticks of its first axis at whole numbers; of few values plotly's own lie between them."""
+    if max(values) - min(values) <= _FEW_TICKS:
+        figure.update_xaxes(dtick=1)
+    if len(set(values)) == 1:
+        figure.update_xaxes(range=[values[0] - 0.5, values[0] + 0.5])
     return figure
 
 

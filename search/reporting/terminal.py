@@ -170,10 +170,10 @@ class Terminal:
         preset = f"preset {event.preset}" if event.preset and not event.reason else ""
         note = ", ".join(filter(None, (resumed, event.chosen, event.reason, preset)))
         label = self._labels.pop(event.number, "")
-        line = Text.assemble(
+        row = Text.assemble(
             f"trial {event.number:>3}  ", (f"{event.outcome:<8}", ENDINGS[event.outcome].style), f"  {score:<16}  "
         )
-        self._print(line.append(f"{event.seconds:6.1f} s  {label}" + (f"  ({note})" if note else "")))
+        self._print(row.append(f"{event.seconds:6.1f} s  {label}" + (f"  ({note})" if note else "")))
         if self._study_bar is not None:
             # A trial that resumes another is not counted again: the paused one was.
             counts = 0 if event.continues is not None else 1

@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.report import main
 from search.reporting import build, rows_of, summarize
-from search.reporting.figures import by_depth
+from search.reporting.figures import by_depth, history
 from search.storage import DEPTH, SPARED, STRATEGY, StoredStudy, open_stored
 from strategies import Strategy
 
@@ -204,3 +204,11 @@ def test_pictures_of_masks_have_a_legend_of_the_colours_of_classes(searched):
         ("#808080", "(not counted)"),
     ]
     assert 'class="legend"' not in build(plain)
+
+
+def test_ticks_of_few_trials_are_whole_numbers_and_metrics_are_words(searched):
+    summary = summarize(open_stored([str(searched.file)])[0])
+    assert history(summary).layout.xaxis.dtick == 1
+    assert history(replace(summary, metric="mean_iou")).layout.yaxis.title.text == "validation mean iou"
+    alone = history(replace(summary, rows=summary.complete[:1], curves=[])).layout.xaxis.range
+    assert alone[1] - alone[0] == 1
