@@ -23,6 +23,7 @@ __all__ = [
     "conv_forward",
     "disable_onednn",
     "is_dynamo_error",
+    "load_own_tensors",
     "options_of_mode",
     "set_conv_forward",
     "skipped_graphs",
@@ -39,6 +40,11 @@ def conv_forward(conv: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor |
     """The convolution of a Conv2d, which pads as its ``padding_mode`` says; torch has no public function that does."""
     outputs: Tensor = nn.Conv2d._conv_forward(conv, inputs, weight, bias)
     return outputs
+
+
+#: How a module takes its own tensors from a state dict. torch has no public name for it, and a class of torchvision
+#: overrides it.
+load_own_tensors = nn.Module._load_from_state_dict
 
 
 def set_conv_forward(conv: nn.Conv2d, forward: Callable[[nn.Conv2d, Tensor, Tensor, Tensor | None], Tensor]) -> None:

@@ -70,7 +70,7 @@ def commands() -> list[tuple[str, str]]:
         for line in lines:
             match = re.search(r"(?:python3? -m search\.|\bunfreeze )([a-z]+\b[^|;>&)]*)", line)
             if match is not None:
-                found.append((page.name, f"search.{match[1]}".removesuffix('",').strip()))
+                found.append((page.name, " ".join(f"search.{match[1]}".removesuffix('",').split())))
     return found
 
 

@@ -75,7 +75,7 @@ def test_help_and_next_steps_call_commands_as_the_user_did(capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("usage: unfreeze compare")
     assert main(["run", "--help"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("usage: unfreeze run study=NAME")
+    assert said.startswith("usage: unfreeze run [study=NAME]")
     assert "python -m" not in said
     from search import compose_study
 

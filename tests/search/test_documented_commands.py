@@ -12,6 +12,13 @@ What is composed or compiled alone, in ``tests/test_commands_in_docs.py``, and w
 | `search.ui` | serves until it is stopped: `tests/search/test_ui.py` asks its servers |
 | `search.store` | serves until it is stopped: `tests/faults/test_proxy.py` searches through it |
 | `search.learn` | fits for minutes on tables of thousands of rows: `test_learned_policy.py` has a small table |
+| `search.doctor` | its exit code tells of the machine: `test_doctor.py` |
+| `search.completion` | is for shells: `test_commands.py` |
+| `search.models NAME` | is the form of the commands that are run |
+| `search.models module:/my/net.py` | the file is the page's: `test_models.py` writes it |
+| `search.run study=resnet_cls model.name=module:/my/net.py` | as the row above |
+| `search.run study=resnet_cls 'model.name=[resnet18, torchvision:resnet50]'` | takes long: `test_models.py` |
+| `search.run data.root=/my/images budget.minutes=20` | chooses a study, and has its time: `auto/test_choosing.py` |
 | `search.rank` | is started by other commands alone |
 | `search.config.reference` | writes the docs' tables: `tests/test_docs.py` compares them |
 | `search.run ... --multirun` | three dots are no command; the row of a sweep is run |
@@ -30,6 +37,12 @@ What is composed or compiled alone, in ``tests/test_commands_in_docs.py``, and w
 | `search.run study=frcnn_det` | its images are the user's: `test_coco.py` reads such, `test_dense_studies.py` trains |
 | `model.name=convnext_tiny` | has its weights on the hub, and takes minutes on this CPU |
 | `model.name=[resnet18, convnext_tiny]` | as the row above: `test_model_choice.py` has two models |
+| `model.name=torchvision:resnet50` | takes long: `test_models.py` has a smaller one |
+| `model.name=transformers:google/vit-base-patch16-224` | needs the hub: `test_zoos.py` has a folder |
+| `model.name=module:/path/file.py` | the file is the user's: `test_models.py` has one |
+| `model.name=[resnet18, torchvision:resnet50]` | as above |
+| `model.weights=torchvision:IMAGENET1K_V2` | needs a download: `test_zoos.py` has such a file |
+| `data.root=/my/images budget.minutes=20` | as the command above |
 | `model.weights=hub` | needs the hub |
 | `model.weights=[hub, embedded]` | needs the hub; without one the README's search, which `.ci/run` runs, has it |
 | `model.weights=package:efficientnet-lite0` | is of another model than the row's study: the study quickstart has both |
@@ -45,6 +58,7 @@ What is composed or compiled alone, in ``tests/test_commands_in_docs.py``, and w
 | `tracking.uri=http://...` | needs a server, as above |
 | `docs/dense.md` | needs a model of masks: `test_dense_studies.py` asks one in the same way |
 | `docs/champion.md` | needs Airflow |
+| `docs/models.md` | is a file of the user's: `test_models.py` runs it |
 """
 
 import re
@@ -72,6 +86,7 @@ pytestmark = pytest.mark.slow
 NOT_RUN = dict(re.findall(r"^\| `(.+?)` \| (.+) \|$", __doc__, re.MULTILINE))
 TINY = {"device": "cpu", "threads": "1", "probe_sweep": "0", "strategy.epochs": "1"}
 TINY |= {f"data.limit_{split}": "48" for split in ("train", "val", "test")}
+TIMES = ("budget.trials", "budget.minutes", "budget.hours", "budget.until")
 MODEL = {"model.name": "test_resnet", "model.weights": "none"}
 # Rows with which the study's own model is trained.
 OF_RESNET18 = ("model.weights=embedded", "model.weights=/")
@@ -94,7 +109,7 @@ def key_of(word: str) -> str:
 
 def tiny(words: Sequence[str], trials: int = 1) -> list[str]:
     """The words of a search, with budgets as small as they can be."""
-    kept = [word for word in words if key_of(word) not in ("budget.trials", "budget.hours")]
+    kept = [word for word in words if key_of(word) not in TIMES]
     given = {key_of(word) for word in kept}
     is_smallest = "study=unet_seg" not in kept and not any(word.startswith(OF_RESNET18) for word in kept)
     own = TINY | (MODEL if is_smallest else {})
@@ -162,7 +177,8 @@ def test_the_commands_for_a_study_that_was_searched_do_what_they_say(there, plac
     for command in dict.fromkeys(command for _, command in commands()):
         module, *words = shlex.split(filled(command, places))
         is_search = module == "search.run" and not {"--help", "--list"} & {*words}
-        if is_left_out(command) or is_search:
+        # A command's name alone is spoken of, not called.
+        if is_left_out(command) or is_search or not words:
             continue
         words = [OF_TUTORIAL.get(word, word) for word in words if not word.startswith("https://")]
         if module == "search.nightly":
@@ -174,7 +190,7 @@ def test_the_commands_for_a_study_that_was_searched_do_what_they_say(there, plac
         if "--out" in words:
             assert Path(words[words.index("--out") + 1]).exists(), command
     assert Path("resnet_cls-report.html").is_file()
-    names = {"run", "report", "promote", "predict", "compare", "export", "housekeeping", "rerun", "nightly"}
+    names = {"run", "report", "promote", "predict", "compare", "export", "housekeeping", "rerun", "nightly", "models"}
     assert {module for module, _ in run} == {f"search.{name}" for name in names}
 
 
@@ -183,7 +199,7 @@ def searches(places: dict[str, str]) -> list[list[str]]:
     found = []
     for command in dict.fromkeys(command for _, command in commands()):
         module, *words = shlex.split(filled(command, places))
-        if module == "search.run" and not is_left_out(command) and not {"--help", "--list"} & {*words}:
+        if module == "search.run" and words and not is_left_out(command) and not {"--help", "--list"} & {*words}:
             found.append(words)
     for words in rows():
         if not is_left_out(" ".join(words)) and "--multirun" not in words:

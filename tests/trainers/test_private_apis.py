@@ -27,10 +27,18 @@ FUNCTIONS = {
     "torch.backends.mkldnn.set_flags": ("_enabled", "_fp32_precision"),
     "torch._inductor.list_mode_options": ("mode",),
     "torch.nn.Conv2d._conv_forward": ("self", "input", "weight", "bias"),
+    "torch.nn.Module._load_from_state_dict": (
+        *("self", "state_dict", "prefix", "local_metadata", "strict"),
+        *("missing_keys", "unexpected_keys", "error_msgs"),
+    ),
 }
 
 #: Those that are called by position.
-BY_POSITION = ("torch.nn.modules._functions.SyncBatchNorm.forward", "torch.nn.Conv2d._conv_forward")
+BY_POSITION = (
+    "torch.nn.modules._functions.SyncBatchNorm.forward",
+    "torch.nn.Conv2d._conv_forward",
+    "torch.nn.Module._load_from_state_dict",
+)
 
 #: By name of a private class or setting: the class that it is of.
 VALUES = {

@@ -17,6 +17,7 @@ from strategies import ConfigError, WeightsError, first_line, nearest
 from trainers.hub import HubError, Progress, obstacle_at
 from trainers.models.adopted import Adopted, AdoptingZoo, adopt, take_channels
 from trainers.models.zoo import Facts, Listed, Shape
+from trainers.private_apis import load_own_tensors
 
 # Arguments of some families, by the module that defines them. Auxiliary heads are for training from scratch. With
 # transform_input a model would take images as if normalised for other networks, and normalise them anew.
@@ -35,7 +36,7 @@ _OLD_NAMES = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weig
 
 class _Methods(Adopted):
     # MNASNet's own method refuses a file that does not say in which version of torchvision it was written.
-    _load_from_state_dict = nn.Module._load_from_state_dict
+    _load_from_state_dict = load_own_tensors
 
 
 class TorchvisionZoo(AdoptingZoo):
