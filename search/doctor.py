@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 from packaging.requirements import Requirement
 
-from search.command_line import FAILED, exit_code, read_words, set_up_logging
+from search.command_line import FAILED, HelpFormatter, exit_code, read_words, set_up_logging
 from search.config import DataConfig, TrackingConfig, spelled, without_password
 from search.processes import importing
 from strategies import ConfigError, first_line
@@ -40,6 +40,7 @@ _EXTRAS = {
     "packages": "more ImageNet weights without a hub",
     "postgres": "PostgreSQL",
     "ray": "clusters",
+    "transformers": "classifiers of Hugging Face's Transformers",
 }
 # Seconds until a store counts as away, and the free bytes below which a search fails or may fail.
 _PATIENCE, _FULL, _TIGHT = 10.0, 2**30, 10 * 2**30
@@ -326,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=spelled("doctor"),
         description="Check what of this machine and this installation works.",
         epilog=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="STUDY or key=value", help="a study, or where the stores are")
     options = read_words(parser, arguments)

@@ -15,6 +15,7 @@ from search.reporting.depth_effects import Comparison, DepthEffects
 from search.reporting.importance import LEAST_TRIALS, Absent, cuts_of, importances
 from search.storage import BLOCKS, CONFIRMATIONS, CONTINUES, DEPTH, IDENTITY, MODEL, outcome_of, score_of
 from search.winner import bounds_of
+from strategies import counted
 
 _TITLE = "Which layers?"
 # Fields and trials that a sentence names at most.
@@ -169,10 +170,7 @@ def _searched(trials: Sequence[FrozenTrial]) -> list[str]:
 @lru_cache(maxsize=8)
 def _answer(about: _Study, trials: Sequence[_Trial]) -> Layers:
     if len(trials) < LEAST_TRIALS:
-        of = f" of {about.model}" if about.model else ""
-        return Layers(
-            (f"That cannot be told from {len(trials)} trials{of} ({LEAST_TRIALS} complete ones are needed).",)
-        )
+        return _of_too_few(len(trials), about.model)
     if len({trial.score for trial in trials}) == 1:
         return Layers((f"That cannot be told: all {len(trials)} trials have the same score.",))
     drawn = [dict(trial.fields) for trial in trials]
@@ -190,7 +188,7 @@ def _answer(about: _Study, trials: Sequence[_Trial]) -> Layers:
     if about.model:
         sentences[0] = f"{sentences[0][:-1]} ({about.model})."
     if about.stopped and told:
-        sentences.append(f"{_counted(about.stopped, 'trial')} that were stopped early do not count.")
+        sentences.append(f"{counted(about.stopped, 'trial')} that were stopped early do not count.")
     tied, on_tie = _on_tie(about, trials, effects)
     return Layers((*sentences, on_tie), tuple(told), tied)
 
@@ -335,7 +333,3 @@ def _reach(count: int, freedom: int) -> float:
     largest = ndtri(rng.uniform(size=draws) ** (1 / max(1, count - 1)))
     errors = (largest - rng.standard_normal(draws)) / np.sqrt(rng.chisquare(freedom, draws) / freedom)
     return float(np.quantile(errors, 0.95))
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' if count != 1 else ''}"

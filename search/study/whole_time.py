@@ -1,6 +1,5 @@
 """The time of a search as a whole: when training has to end, so that the winner and the report come in time."""
 
-import math
 import socket
 import time
 from collections.abc import Mapping
@@ -105,4 +104,4 @@ def _scoring_seconds(open_study: OpenStudy) -> float:
     """Seconds to score all images that the end scores, with the slowest of the models."""
     materials = open_study.materials
     each = [seconds_to_score(source, materials.data, materials.device) for source in materials.sources.values()]
-    return max(each, default=math.nan) * scored_images(open_study)
+    return max(each) * scored_images(open_study)

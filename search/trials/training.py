@@ -16,6 +16,9 @@ from search.trials.snapshots import Snapshots, UnfitSnapshotError, resume
 from strategies import Plan, Strategy
 from trainers import Trainer
 
+# An epoch that begins so few seconds before the end of the search's time begins after a snapshot.
+_RISKY_SECONDS = 2.0
+
 
 def train(open_study: OpenStudy, asked: Asked, sampled: Sampled | Exception) -> Trained:
     """Train a trial by itself to its end, or until it is paused or stopped.
@@ -60,6 +63,9 @@ def _follow(open_study: OpenStudy, asked: Asked, sampled: Sampled, trainer: Trai
             # The next result would come too late: what is trained until now is kept for the next run.
             if decision is CONTINUE and not record.is_over and open_study.is_out_of_time(result.seconds):
                 decision = HOURS_ARE_OVER
+                snapshots.write()
+            elif decision is CONTINUE and open_study.is_out_of_time(max(_RISKY_SECONDS, 3 * result.seconds)):
+                # The next epoch may take longer than this one, and be cut in its middle.
                 snapshots.write()
             elif decision is CONTINUE:
                 snapshots.write_if_due()

@@ -90,7 +90,7 @@ def test_a_night_ends_on_time_within_a_trial_which_the_next_one_goes_on_with(new
     long = {"depth": 1.0, "lr": 1e-3, "epochs": 400, "batch_size": 8}
     lab = new_lab(strategy=long)
     summary = tmp_path / "night.md"
-    assert night(lab, "budget.trials=1", "budget.hours=0.0012", "--summary", str(summary)) == 0
+    assert night(lab, "budget.trials=1", "budget.hours=0.001", "--summary", str(summary)) == 0
     # What was put back and waits for the next night counts there.
     assert "- Trials: 0 new, 0 in all" in summary.read_text()
     assert lab.outcomes() == ["killed", None]
@@ -98,7 +98,7 @@ def test_a_night_ends_on_time_within_a_trial_which_the_next_one_goes_on_with(new
     assert 0 < done < 400
     assert lab.statuses() == ["KILLED"]
     # It counts no attempt, and goes on after the epoch with which the first night ended.
-    assert night(lab, "budget.trials=1", "budget.hours=0.0006") == 0
+    assert night(lab, "budget.trials=1", "budget.hours=0.0015") == 0
     first, second, waiting = lab.trials()
     assert len(second.intermediate_values) > done
     assert list(second.intermediate_values.values())[:done] == list(first.intermediate_values.values())
