@@ -60,6 +60,12 @@ def help_text() -> str:
     )
 
 
+def show_help() -> int:
+    """Print the commands."""
+    say(help_text())
+    return 0
+
+
 def completion(words: Sequence[str]) -> int:
     """Print the code that makes a shell complete ``unfreeze``."""
     parser = argparse.ArgumentParser(
@@ -120,8 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(help_text(), sys.stderr)
         return BAD_INPUT
     if words[0] in ("-h", "--help", "help"):
-        say(help_text())
-        return 0
+        return exit_code(show_help)
     if words[0] not in COMMANDS:
         return _refuse(words[0], words)
     return _run(words[0], words[1:])

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from optuna.trial import FrozenTrial
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -375,14 +376,19 @@ def print_table(
         for name, cells in columns.items()
     }
     # Spaces let a narrow terminal break headings and names in two lines.
-    widths = {name: max(map(len, " ".join(cells).split())) for name, cells in texts.items()}
+    widths = {name: max(map(cell_len, " ".join(cells).split())) for name, cells in texts.items()}
     left_out: list[str] = []
     for name in reversed([name for name in columns if name in spare]):
         if console.is_terminal and _width_of(widths) > console.width:
             left_out.insert(0, name)
             del widths[name]
-    for name, width in widths.items():
-        table.add_column(escape(texts[name][0]), justify="right", min_width=width)
+    # What room is left keeps headings in one line, from the first column on. rich alone would make columns of least
+    # widths wider than the terminal.
+    room = max(0, console.width - _width_of(widths))
+    for name, least in widths.items():
+        width = min(max(map(cell_len, texts[name])), least + room)
+        room -= width - least
+        table.add_column(escape(texts[name][0]), justify="right", width=width)
     for row in zip(*(texts[name][1:] for name in widths), strict=True):
         table.add_row(*map(escape, row))
     before = console.width

@@ -213,6 +213,17 @@ def test_a_table_that_is_wider_than_the_terminal_has_every_word_in_whole():
     assert console.width == 30
 
 
+def test_headings_of_several_words_take_the_room_that_there_is():
+    columns = {"rank": ["1"], "layer_decay": ["0.5"], "weight_decay": ["6.15e-05"], "batch_norm": ["train"]}
+    for width in range(33, 60):
+        console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        print_table(console, "Wide", columns, spare=("batch_norm",))
+        text = console.file.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert "6.15e-05" in text
+    assert "layer decay   weight decay   batch norm" in text
+
+
 def test_a_terminal_that_is_too_narrow_for_a_table_gets_its_first_fields_and_the_names_of_the_others():
     fields = [f"field_{place}" for place in range(9)]
     columns = {"rank": ["1"], **{name: ["12345678"] for name in fields}, "seconds": ["1.0"]}
