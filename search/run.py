@@ -180,7 +180,7 @@ def _dispatch(arguments: Sequence[str], began: float) -> int:
     if is_auto := asks_for_auto(options.overrides, options.multirun):
         _set_up_logging(options.verbose)
         # What composes stays the command's output alone.
-        tell = partial(say, file=sys.stderr) if options.cfg else say
+        tell = partial(say, file=sys.stderr) if options.cfg else _say_for_reading
         configs = [_chosen(options.overrides, began, tell, writes=not (options.cfg or options.dry_run))]
     else:
         configs = compose_jobs(options.overrides, options.multirun)
@@ -210,6 +210,10 @@ def _dispatch(arguments: Sequence[str], began: float) -> int:
     if len(configs) > 1 and not options.dry_run:
         print_results(configs)
     return worst
+
+
+def _say_for_reading(line: str) -> None:
+    say(for_reading(line))
 
 
 def _chosen(words: Sequence[str], began: float, tell: Callable[[str], None], writes: bool) -> StudyConfig:
