@@ -61,7 +61,7 @@ def _run_trials(
     most, is_waiting = open_study.config.budget.trials, False
     while may_continue():
         searching = replace(open_study, deadline=search_deadline(open_study, ledger.ranked))
-        if searching.is_late and _may_end(open_study, ledger) and not _lacks_a_winner(open_study, ledger):
+        if searching.is_late and _may_end(open_study, ledger):
             break
         # Raises the interrupt again if a library swallowed it, which would cost a whole trial.
         stop_if_asked()
@@ -102,23 +102,23 @@ def _run_trials(
 
 
 def _may_end(open_study: OpenStudy, ledger: Ledger) -> bool:
-    """Whether a search whose time is over may end: the first trial is an answer, unless trials are to be cut."""
-    return open_study.config.budget.finish_trials is False or bool(ledger.told)
+    """Whether a search whose time is over may end: it has an answer, or trials are to be cut all the same.
+
+    Of paused trials alone, the best is trained to its end first.
+    """
+    if open_study.config.budget.finish_trials is False:
+        return True
+    if not (ledger.told and open_study.pauses_by_plan):
+        return bool(ledger.told)
+    refresh(open_study, ledger)
+    is_paused = any(PAUSED in trial.user_attrs for trial in ledger.told)
+    return not is_paused or bool(ledger.ranked or ledger.running)
 
 
 def _was_cut(searching: OpenStudy, told: FrozenTrial) -> bool:
     """Whether a trial was stopped since the time of the search is over, or none of its epochs fits any more."""
     took = 0.0 if told.duration is None else told.duration.total_seconds()
     return outcome_of(told) == "killed" and searching.is_out_of_time(took)
-
-
-def _lacks_a_winner(open_study: OpenStudy, ledger: Ledger) -> bool:
-    """Whether the hours have ended with paused trials alone, of which the best is trained to its end all the same."""
-    if not (open_study.pauses_by_plan and open_study.config.budget.finish_trials is not False):
-        return False
-    refresh(open_study, ledger)
-    is_paused = any(PAUSED in trial.user_attrs for trial in ledger.told)
-    return is_paused and not ledger.ranked and not ledger.running
 
 
 def _is_exhausted(open_study: OpenStudy, ledger: Ledger) -> bool:

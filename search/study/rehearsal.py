@@ -75,7 +75,7 @@ def _estimates(config: StudyConfig, materials: Materials, source: ModelSource) -
     """Measure a strategy that trains no block, one that trains half of them, and one that trains all."""
     space = config.space()
     fixed = {name: entry.value for name, entry in space.items() if isinstance(entry, Fixed) and not entry.when}
-    batch, epochs = max(values_of(space, "batch_size")), max(values_of(space, "epochs"))
+    batch, epochs = _largest(space)
     shares, found = _shares(source), []
     batches = _GPU_BATCHES if materials.device.torch.type == "cuda" else 1
     for depth in dict.fromkeys((0, source.num_blocks // 2, source.num_blocks)):
@@ -85,6 +85,11 @@ def _estimates(config: StudyConfig, materials: Materials, source: ModelSource) -
         seconds = trial_seconds(speed, epochs, len(materials.data.train), len(materials.data.val), frozen)
         found.append(Estimate(source.name, speed, seconds))
     return found
+
+
+def _largest(space: Mapping[str, Entry]) -> tuple[int, int]:
+    """The largest batch and the most epochs of a space."""
+    return max(values_of(space, "batch_size")), max(values_of(space, "epochs"))
 
 
 def _shares(source: ModelSource) -> Sequence[float]:
@@ -119,7 +124,7 @@ def _disk_lines(materials: Materials) -> list[str]:
 
 
 def _title(space: Mapping[str, Entry]) -> str:
-    batch, epochs = max(values_of(space, "batch_size")), max(values_of(space, "epochs"))
+    batch, epochs = _largest(space)
     return f"Measured with batches of {batch}; seconds of a trial of {epochs} epochs"
 
 
